@@ -1,0 +1,62 @@
+# The two commands: `make reproduce` for the results table, `make test` for the tests. `make help` lists the rest.
+PROFILE ?= quick
+PORT ?= 5000
+PYTHON ?= $(firstword $(foreach python,python3.12 python3.11 python3,$(if $(shell $(python) -c 'import sys; print(int((3, 11) <= sys.version_info[:2] < (3, 13)) or "")' 2>/dev/null),$(python))))
+PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
+BIN := .venv/bin
+READY := .venv/ready
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+# Threads that wait asleep: spinning ones slow a training on a shared machine twentyfold, and sleeping costs little.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help setup reproduce test lint verify gate ui figures ship lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## install everything into .venv, exactly as locked (repairs an interrupted one)
+
+# The stamp is written last, so whatever interrupts the installation, the next `make` starts it over.
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or 3.12 is needed and none is on the PATH; install one or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@rm -f $(READY)
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smoke|quick|full)
+	@test -e $(PIPELINE) || { echo "make: no profile '$(PROFILE)'; there are: quick $(notdir $(wildcard profiles/*))"; exit 1; }
+	@$(BIN)/dvc repro $(if $(FORCE),--force --no-run-cache) $(PIPELINE)
+	@$(BIN)/python stages/report.py --profile $(PROFILE) --print
+
+test: $(READY) ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## check style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src
+
+verify: ## run the pipeline afresh and hold its table against the committed one, row by row (PROFILE=...)
+	@$(MAKE) --no-print-directory reproduce FORCE=1
+	@$(BIN)/python tools/verify.py --profile $(PROFILE)
+
+gate: $(READY) ## check that dvc.lock matches parameters and code, and the README its metrics
+	@$(BIN)/python tools/gate.py
+
+ui: $(READY) ## open MLflow on 127.0.0.1 with the runs' comparison (PORT=5000)
+	@$(BIN)/python -m d4lens.track --port $(PORT)
+
+figures: $(READY) ## draw the README's picture anew
+	@$(BIN)/python tools/figures.py
+
+ship: $(READY) ## put the trained d4lenspinn into the package (PROFILE=...)
+	@$(BIN)/python tools/ship.py --profile $(PROFILE)
+
+lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
+	@$(BIN)/python tools/lock.py
+
+clean: ## remove data, runs and tracking, keep the environment, the cache and what git tracks
+	rm -rf data runs mlflow.db mlartifacts

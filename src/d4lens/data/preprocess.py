@@ -1,0 +1,304 @@
+"""From the archive to the arrays: every image checked, its counts recovered, duplicates found, the splits carved."""
+
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from d4lens.classes import CLASSES
+from d4lens.data.archive import DEFAULT_LIMITS, MAX_TABLE_BYTES, PRESET, TABLES, Archive, Entry, Limits
+from d4lens.data.arrays import FACTS, MANIFEST, MANIFEST_COLUMNS, SPLITS, RowWriter, atomic_folder
+from d4lens.data.images import COUNTS, Observed, as_image, corner_side, observe, parse_npy
+from d4lens.errors import D4LensError
+from d4lens.files import sha256, write_json
+from d4lens.observation import Observation
+from d4lens.progress import progress
+
+SKY_TOLERANCE = 0.25
+_NAMED = 5
+
+
+class Row(NamedTuple):
+    """What is known of one image beside its pixels; `orbit` is the same for its eight rotated and flipped copies."""
+
+    entry: Entry
+    n_levels: int
+    k_min: int
+    sky_variance: float
+    sha256: str
+    orbit: bytes
+
+
+def build(
+    archive: str | Path,
+    folder: str | Path,
+    pixel_scale: float,
+    psf_sigma: float,
+    sky: float,
+    factor: int = 1,
+    select_fraction: float = 0.1,
+    seed: int = 0,
+    limits: Limits = DEFAULT_LIMITS,
+) -> dict[str, Any]:
+    """Write the arrays folder (see `d4lens.data.arrays`) from an archive, whole or not at all; returns observation.json.
+
+    Parameters
+    ----------
+    pixel_scale, psf_sigma: arcsec per native pixel, arcsec.
+    sky: mean sky counts per native pixel; 0 where images are no photon counts over a known sky: they are normalised.
+    factor: blocks of factor x factor pixels are summed.
+    select_fraction: share of each class of the archive's train that is set aside as `select`, drawn by `seed`; an image
+        and its exact, rotated or flipped copies stay on one side.
+
+    Raises D4LensError naming file and reason: whatever `Archive` refuses; an image that is not one finite, square float
+    array of the others' size within [0, 1]; counts in some images but not in others; a copy of a train image in val;
+    copies in two classes; a truth table that does not fit the images; a preset or empty corners that contradict the parameters.
+    """
+    with Archive(archive, limits) as source:
+        tables = _read_tables(source)
+        try:
+            with atomic_folder(folder) as temporary:
+                return _build(source, temporary, tables, (pixel_scale, psf_sigma, sky), factor, select_fraction, seed)
+        except OSError as error:
+            raise D4LensError(f"{folder} cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+def _build(
+    source: Archive,
+    folder: Path,
+    tables: dict[str, bytes],
+    telescope: tuple[float, float, float],
+    factor: int,
+    select_fraction: float,
+    seed: int,
+) -> dict[str, Any]:
+    rows, observation, units = _write_images(source, folder, telescope, factor)
+    refuse_duplicates(rows, source.path)
+    if units == COUNTS:
+        _check_sky(rows, observation, source.path)
+    n_train = sum(row.entry.split == "train" for row in rows)
+    selected = carve(rows[:n_train], select_fraction, seed)
+    _split_rows(folder, selected)
+    order = {
+        "train": np.flatnonzero(~selected),
+        "select": np.flatnonzero(selected),
+        "test": np.arange(n_train, len(rows)),
+    }
+    images = _write_manifest(folder, rows, order)
+    for name, data in tables.items():
+        (folder / name).write_bytes(data)
+    facts = {
+        **observation.binned(factor).to_dict(),
+        "native": observation.to_dict(),
+        "bin": factor,
+        "units": units,
+        "archive_sha256": sha256(source.path),
+        "images": images,
+    }
+    write_json(folder / FACTS, facts)
+    return facts
+
+
+def orbit_digest(image: NDArray[Any]) -> bytes:
+    """A SHA-256 that an image shares with its eight rotated and flipped copies, and with no other image: that of the
+    smallest of the eight in byte order."""
+    turned = (np.rot90(side, quarter) for side in (image, image[::-1]) for quarter in range(4))
+    return hashlib.sha256(min(np.ascontiguousarray(copy).tobytes() for copy in turned)).digest()
+
+
+def refuse_duplicates(rows: Iterable[Row], where: Path) -> None:
+    """Raise D4LensError naming images that are the same up to rotation and flip in train and val, or in two classes."""
+    orbits: dict[bytes, list[Entry]] = defaultdict(list)
+    for row in rows:
+        orbits[row.orbit].append(row.entry)
+    across, contradictory = [], []
+    for entries in orbits.values():
+        first = entries[0]
+        across += [(first, entry) for entry in entries[1:] if entry.split != first.split]
+        contradictory += [(first, entry) for entry in entries[1:] if entry.name != first.name]
+    for pairs, what, cure in (
+        (
+            across,
+            "images of val that are exact, rotated or flipped copies of images of train",
+            "the test would be leaked",
+        ),
+        (contradictory, "images that stand in two classes, up to rotation and flip", "one label of each is wrong"),
+    ):
+        if pairs:
+            named = "; ".join(f"{copy.path} = {first.path}" for first, copy in pairs[:_NAMED])
+            more = "; ..." if len(pairs) > _NAMED else ""
+            raise D4LensError(f"{where} holds {len(pairs)} {what} ({named}{more}): {cure}, remove the copies")
+
+
+def carve(rows: list[Row], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which rows go to the selection split: `fraction` of each class, copies together, (n,) bool.
+
+    Whole orbits are drawn in an order that depends on their pixels and the seed alone, until the class has its share.
+    Raises D4LensError if a class would be left without an image on either side.
+    """
+    selected = np.zeros(len(rows), bool)
+    for name in CLASSES:
+        orbits: dict[bytes, list[int]] = defaultdict(list)
+        for index, row in enumerate(rows):
+            if row.entry.name == name:
+                orbits[row.orbit].append(index)
+        n = sum(map(len, orbits.values()))
+        wanted = max(1, round(fraction * n))
+        taken = 0
+        for orbit in sorted(orbits, key=lambda orbit: hashlib.sha256(b"%d " % seed + orbit).digest()):
+            if taken + len(orbits[orbit]) <= wanted:
+                selected[orbits[orbit]] = True
+                taken += len(orbits[orbit])
+        if taken in (0, n):
+            raise D4LensError(
+                f"class {name!r} of train has {n} images, {len(orbits)} of them different: too few to set "
+                f"select_fraction = {fraction:g} of them aside"
+            )
+    return selected
+
+
+def _write_images(
+    source: Archive, folder: Path, telescope: tuple[float, float, float], factor: int
+) -> tuple[list[Row], Observation, str]:
+    """Write test.npy and, still uncarved, all.npy; returns the images' rows in the archive's order."""
+    counts = source.counts()
+    first, _ = _read_image(source, source.entries[0])
+    observation = Observation(len(first), *telescope)
+    _check_preset(source, observation)
+    observed = _observe(source, source.entries[0], first, observation.sky, factor)
+    units, side, dtype = observed.units, len(observed.pixels), observed.pixels.dtype
+    rows = []
+    with (
+        RowWriter(folder / "all.npy", sum(counts["train"].values()), side, dtype) as train,
+        RowWriter(folder / "test.npy", sum(counts["val"].values()), side, dtype) as test,
+    ):
+        for entry in progress(source.entries, desc="preprocess"):
+            image, digest = _read_image(source, entry)
+            if image.shape != first.shape:
+                raise D4LensError(
+                    f"{source.path}: {entry.member} has {len(image)} pixels a side where {source.entries[0].member} has "
+                    f"{len(first)}; all images of an archive must have one size"
+                )
+            observed = _observe(source, entry, image, observation.sky, factor)
+            if observed.units != units:
+                raise D4LensError(
+                    f"{source.path}: {entry.member} is {observed.units} where {source.entries[0].member} is {units}; "
+                    "either all images of an archive are photon counts or none"
+                )
+            (train if entry.split == "train" else test).add(observed.pixels)
+            found = observed.counts
+            # Counts above the minimum tell copies apart even if the archive rounds them differently.
+            key = (found.k - found.k_min).astype(np.uint16) if found.is_counts else image.astype(np.float32) + 0.0
+            rows.append(Row(entry, found.n_levels, found.k_min, found.sky_variance, digest, orbit_digest(key)))
+    return rows, observation, units
+
+
+def _read_image(source: Archive, entry: Entry) -> tuple[NDArray[Any], str]:
+    data = source.read(entry.member)
+    where = f"{source.path}: {entry.member}"
+    image = as_image(parse_npy(data, where), where)
+    if image.dtype.kind != "f" or image.dtype.itemsize < 4:
+        raise D4LensError(f"{where} holds {image.dtype}; the archive's images are float64 or float32")
+    low, high = image.min(), image.max()
+    if low < 0 or high > 1:
+        raise D4LensError(f"{where} has values from {low:g} to {high:g}; the archive's images lie within [0, 1]")
+    return image, hashlib.sha256(data).hexdigest()
+
+
+def _observe(source: Archive, entry: Entry, image: NDArray[Any], sky: float, factor: int) -> Observed:
+    """`images.observe` with the image's name in the message."""
+    try:
+        return observe(image, sky, factor)
+    except D4LensError as error:
+        raise D4LensError(f"{source.path}: {entry.member}: {error}") from None
+
+
+def _check_preset(source: Archive, observation: Observation) -> None:
+    """A simulated archive says what telescope made it; parameters that say another would bias every fit."""
+    if PRESET not in source.beside:
+        return
+    member = source.beside[PRESET]
+    try:
+        made = Observation.from_dict(json.loads(source.read(member))["observation"]).to_dict()
+    except (ValueError, KeyError, TypeError):
+        raise D4LensError(f"{source.path}: {member} describes no observation; remove it or mend it") from None
+    for name, value in observation.to_dict().items():
+        if value != made[name]:
+            raise D4LensError(
+                f"{source.path} was simulated with {name} = {made[name]:g}, not {value:g}; mend preprocess.{name}"
+            )
+
+
+def _check_sky(rows: list[Row], observation: Observation, where: Path) -> None:
+    """For photons the variance of an empty corner is the sky's mean, whatever k_min: a check of the parameter."""
+    found, sky = float(np.median([row.sky_variance for row in rows])), observation.sky
+    # Relative error of a variance out of m pixels: sqrt(2/m).
+    noise = 4 * sky * (2 / (len(rows) * corner_side(observation.n_pixels) ** 2)) ** 0.5
+    if abs(found - sky) > max(SKY_TOLERANCE * sky, 1.0) + noise:
+        raise D4LensError(
+            f"the empty corners of the images in {where} scatter as a sky of {found:.1f} counts per pixel does, not "
+            f"sky = {sky:g}; mend preprocess.sky"
+        )
+
+
+def _split_rows(folder: Path, selected: NDArray[np.bool_]) -> None:
+    """Part all.npy into train.npy and select.npy, image by image and not through a map, whose pages would add up."""
+    whole = np.load(folder / "all.npy", mmap_mode="r")
+    n, side, _ = whole.shape
+    dtype, offset = whole.dtype, whole.offset
+    with (
+        open(folder / "all.npy", "rb") as images,
+        RowWriter(folder / "train.npy", int(n - selected.sum()), side, dtype) as train,
+        RowWriter(folder / "select.npy", int(selected.sum()), side, dtype) as select,
+    ):
+        images.seek(offset)
+        for chosen in selected:
+            image = np.frombuffer(images.read(side * side * dtype.itemsize), dtype).reshape(side, side)
+            (select if chosen else train).add(image)
+    (folder / "all.npy").unlink()
+
+
+def _write_manifest(folder: Path, rows: list[Row], order: dict[str, NDArray[np.intp]]) -> dict[str, dict[str, int]]:
+    """Write manifest.csv; returns the number of images by split and class."""
+    table = []
+    images = {split: dict.fromkeys(CLASSES, 0) for split in SPLITS}
+    for split in SPLITS:
+        for number, index in enumerate(order[split]):
+            row = rows[index]
+            label = CLASSES.index(row.entry.name)
+            path, name = row.entry.path, row.entry.name
+            table.append((split, number, path, label, name, row.n_levels, row.k_min, row.sha256))
+            images[split][name] += 1
+    pd.DataFrame(table, columns=list(MANIFEST_COLUMNS)).to_csv(folder / MANIFEST, index=False, lineterminator="\n")
+    return images
+
+
+def _read_tables(source: Archive) -> dict[str, bytes]:
+    """The archive's truth tables, checked against its images: every image once in truth.csv, none unknown in either."""
+    paths = {entry.path for entry in source.entries}
+    tables = {}
+    for name, member in sorted(source.beside.items()):
+        if name not in TABLES:
+            continue
+        where = f"{source.path}: {member}"
+        data = source.read(member, MAX_TABLE_BYTES)
+        try:
+            listed = pd.read_csv(io.BytesIO(data), usecols=["path"])["path"].astype(str)
+        except (ValueError, pd.errors.ParserError):
+            raise D4LensError(f"{where} is no table with a column 'path'; remove it or mend it") from None
+        unknown = set(listed) - paths
+        if unknown:
+            raise D4LensError(f"{where} names {min(unknown)!r}, which is not in the archive")
+        if name == "truth.csv" and (len(listed) != len(paths) or set(listed) != paths):
+            missing = min(paths - set(listed), default=None)
+            what = f"does not list {missing!r}" if missing else "lists an image twice"
+            raise D4LensError(f"{where} {what}; it must have one row an image")
+        tables[name] = data
+    return tables

@@ -1,0 +1,9 @@
+"""The errors a user can cause. Each message is one sentence: what is wrong, where, and what to do."""
+
+
+class D4LensError(Exception):
+    """A mistake the user can mend: the command line prints the message alone and exits non-zero."""
+
+
+class PhysicsError(D4LensError, ValueError):
+    """An argument outside its physical range; the message names the argument and its value."""

@@ -1,0 +1,1 @@
+"""Numbers and their intervals: predictions under the eight symmetries, metrics, paired comparisons."""

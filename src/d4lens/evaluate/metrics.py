@@ -1,0 +1,282 @@
+"""Classification metrics, their bootstrap intervals and paired comparisons.
+
+A bootstrap resample is a row of integer weights, one per image: how often the image was drawn. Every metric here takes
+such weights, so one resample is never copied out and a whole chunk of resamples is one array operation.
+
+Choices, made once for the project:
+
+- Resampling is stratified by class: as many draws of each class as the test split holds. The class sizes are fixed by
+  the design of the data set, and no resample can lose a class, which would leave its AUC undefined.
+- Intervals are percentile intervals (Efron & Tibshirani 1993, chapter 13) over images; what another training seed
+  would give is not in them and is reported beside them as the spread over seeds.
+- AUC is the Mann-Whitney statistic, ties counting one half (Hanley & McNeil 1982), of the one-vs-rest probability;
+  the macro AUC is the plain mean over the classes.
+- The expected calibration error is that of Guo et al. 2017 (eq. 3): 15 equal-width bins (0, 1/15], ... of the top
+  class's probability, the bins' |accuracy - confidence| averaged with the bins' share of images. Noise
+  in the bins only ever adds to it, and in a resample once more: its interval leans upwards, and for a small test split
+  it may lie above the value.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from d4lens.classes import CLASSES
+from d4lens.errors import D4LensError
+
+Array = NDArray[np.float64]
+
+METRICS = (
+    "auc_macro",
+    *(f"auc_{name}" for name in CLASSES),
+    "accuracy",
+    *(f"recall_{name}" for name in CLASSES),
+    "ece",
+)
+ECE_BINS = 15
+LEVEL = 0.95
+DECIMALS = 6
+# Resamples handled at once: the working arrays (chunk x images) then stay in the processor's cache.
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Difference:
+    """metric(a) - metric(b) on the same images, its 95 % interval and the two-sided bootstrap p-value of no difference."""
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def softmax(logits: ArrayLike) -> Array:
+    """Probabilities (n, C) in float64 of logits (n, C); float64 keeps confident images apart that float32 would tie."""
+    logits = np.asarray(logits, dtype=np.float64)
+    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponential / exponential.sum(axis=1, keepdims=True)
+
+
+def scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
+    """Every metric of METRICS, without intervals.
+
+    labels: (n,) class indices; probabilities: (n, C), rows summing to 1.
+    Raises D4LensError for a class without an image, a probability that is not finite, or shapes that disagree.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    return {
+        name: float(value[0]) for name, value in _weighted(labels, probabilities, np.ones((1, len(labels)))).items()
+    }
+
+
+def with_intervals(
+    labels: ArrayLike, probabilities: ArrayLike, n_resamples: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Every metric of METRICS as {"value", "low", "high"}, rounded to 6 decimals; same arguments as `scores`.
+
+    low and high bound the 95 % percentile interval over `n_resamples` stratified resamples drawn with `seed`.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    value = scores(labels, probabilities)
+    drawn = _resampled(labels, [probabilities], n_resamples, seed)
+    result = {}
+    for name in METRICS:
+        low, high = _interval(drawn[name][0])
+        result[name] = {"value": round(value[name], DECIMALS), "low": low, "high": high}
+    return result
+
+
+def paired_bootstrap(
+    labels: ArrayLike,
+    p_a: ArrayLike,
+    p_b: ArrayLike,
+    metric: str = "auc_macro",
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Is model A better than model B on the same images? metric(A) - metric(B) with interval and p-value.
+
+    labels (n,); p_a and p_b probabilities (n, C) of one training, or (seeds, n, C) of several: the metric is then
+    averaged over the trainings, in each resample anew. Both models see the same resamples, so that what makes an image
+    hard for both cancels. The p-value is twice the smaller share of resamples on either side of zero, each share
+    counted with the observed one added ((b + 1) / (B + 1), Davison & Hinkley 1997, eq. 4.11), at most 1.
+    For an error such as `ece` a negative difference speaks for A. Raises D4LensError as `scores`, or for a metric that
+    is not in METRICS.
+    """
+    return next(iter(compare_all(labels, {"a": p_a, "b": p_b}, metric, n_resamples, seed).values()))
+
+
+def compare_all(
+    labels: ArrayLike,
+    predictions: Mapping[str, ArrayLike],
+    metric: str = "auc_macro",
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[tuple[str, str], Difference]:
+    """`paired_bootstrap` of every pair of models, in the order of `predictions`, from one common set of resamples.
+
+    The p-values are those of each pair alone: see `holm`.
+    """
+    if metric not in METRICS:
+        raise D4LensError(f"there is no metric '{metric}'; choose one of {', '.join(METRICS)}")
+    values: dict[str, Array] = {}
+    observed: dict[str, float] = {}
+    for name, given in predictions.items():
+        stack = np.asarray(given, dtype=np.float64)
+        trainings = [_checked(labels, one)[1] for one in (stack[None] if stack.ndim == 2 else stack)]
+        if not trainings:
+            raise D4LensError(f"a comparison needs the predictions of at least one training of {name}")
+        truth = np.asarray(labels, dtype=np.int64)
+        ones = np.ones((1, len(truth)))
+        observed[name] = float(np.mean([_weighted(truth, one, ones, (metric,))[metric] for one in trainings]))
+        values[name] = _resampled(truth, trainings, n_resamples, seed, (metric,))[metric].mean(axis=0)
+    result = {}
+    for a, b in combinations(values, 2):
+        difference = values[a] - values[b]
+        tail = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
+        low, high = _interval(difference)
+        p_value = round(min(1.0, 2 * (tail + 1) / (n_resamples + 1)), DECIMALS)
+        result[a, b] = Difference(metric, round(observed[a] - observed[b], DECIMALS), low, high, p_value)
+    return result
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of a family of tests, corrected step by step from the smallest (Holm 1979)."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = round(largest, DECIMALS)
+    return corrected
+
+
+def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201) -> pd.DataFrame:
+    """One-vs-rest ROC curves: columns class, fpr, tpr, on `n_points` equal steps of the false positive rate.
+
+    tpr is the highest reached at that fpr; tied scores are straight pieces. The thinning keeps plots of large test
+    splits small; the AUC is never computed from it.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    grid = np.linspace(0, 1, n_points)
+    frames = []
+    for index, name in enumerate(CLASSES):
+        positive = labels == index
+        values, group = np.unique(-probabilities[:, index], return_inverse=True)
+        true = np.cumsum(np.bincount(group, positive, len(values))) / positive.sum()
+        false = np.cumsum(np.bincount(group, ~positive, len(values))) / (~positive).sum()
+        # where the curve is vertical np.interp takes the upper end
+        curve = np.interp(grid, np.r_[0.0, false], np.r_[0.0, true])
+        frames.append(pd.DataFrame({"class": name, "fpr": grid.round(DECIMALS), "tpr": curve.round(DECIMALS)}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
+    """Counts (C, C): row the true class, column the most probable one."""
+    labels, probabilities = _checked(labels, probabilities)
+    n = len(CLASSES)
+    return np.bincount(labels * n + probabilities.argmax(axis=1), minlength=n * n).reshape(n, n)
+
+
+def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int64], Array]:
+    labels = np.asarray(labels, dtype=np.int64)
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if labels.ndim != 1 or probabilities.shape != (len(labels), len(CLASSES)):
+        raise D4LensError(
+            f"labels of shape {labels.shape} need probabilities of shape ({len(labels)}, {len(CLASSES)}), "
+            f"not {probabilities.shape}"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES):
+        raise D4LensError(f"labels must lie in 0..{len(CLASSES) - 1}, not in {labels.min()}..{labels.max()}")
+    empty = [name for index, name in enumerate(CLASSES) if not (labels == index).any()]
+    if empty:
+        raise D4LensError(f"the images to score hold none of class {', '.join(empty)}: its AUC is undefined; add some")
+    broken = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
+    if len(broken):
+        raise D4LensError(
+            f"{len(broken)} predictions are not finite, the first for image {broken[0]}: train the model anew"
+        )
+    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-4):
+        raise D4LensError("predictions must be probabilities whose rows sum to 1: apply softmax to logits first")
+    return labels, probabilities
+
+
+def _interval(drawn: Array) -> tuple[float, float]:
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return round(float(low), DECIMALS), round(float(high), DECIMALS)
+
+
+def _resample_weights(labels: NDArray[np.int64], n_resamples: int, seed: int) -> Iterator[Array]:
+    """Stratified resamples as weights, in chunks (<= _CHUNK, n)."""
+    generator = np.random.default_rng(seed)
+    members = [np.flatnonzero(labels == index) for index in range(len(CLASSES))]
+    for start in range(0, n_resamples, _CHUNK):
+        size = min(_CHUNK, n_resamples - start)
+        row = np.arange(size)[:, None] * len(labels)
+        weights = np.zeros(size * len(labels))
+        for member in members:
+            draws = member[generator.integers(0, len(member), (size, len(member)))]
+            weights += np.bincount((row + draws).ravel(), minlength=len(weights))
+        yield weights.reshape(size, len(labels))
+
+
+def _resampled(
+    labels: NDArray[np.int64], predictions: list[Array], n_resamples: int, seed: int, metrics: tuple[str, ...] = METRICS
+) -> dict[str, Array]:
+    """Each metric of each set of predictions in each resample: (len(predictions), n_resamples)."""
+    if n_resamples < 1:
+        raise D4LensError(f"a bootstrap needs at least 1 resample, not {n_resamples}")
+    chunks: dict[str, list[Array]] = {name: [] for name in metrics}
+    for weights in _resample_weights(labels, n_resamples, seed):
+        weighted = [_weighted(labels, probabilities, weights, metrics) for probabilities in predictions]
+        for name in metrics:
+            chunks[name].append(np.stack([one[name] for one in weighted]))
+    return {name: np.concatenate(parts, axis=1) for name, parts in chunks.items()}
+
+
+def _weighted(
+    labels: NDArray[np.int64], probabilities: Array, weights: Array, metrics: tuple[str, ...] = METRICS
+) -> dict[str, Array]:
+    """The asked metrics under each row of `weights` (B, n) -> (B,). All sums but ece's are of integers, hence exact."""
+    result: dict[str, Array] = {}
+    auc = [name for name in metrics if name.startswith("auc_")]
+    wanted = [index for index, name in enumerate(CLASSES) if "auc_macro" in auc or f"auc_{name}" in auc]
+    for index in wanted:
+        result[f"auc_{CLASSES[index]}"] = _auc(probabilities[:, index], labels == index, weights)
+    if "auc_macro" in auc:
+        result["auc_macro"] = np.mean([result[f"auc_{name}"] for name in CLASSES], axis=0)
+    if len(auc) < len(metrics):
+        right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+        total = weights.sum(axis=1)
+        result["accuracy"] = weights @ right / total
+        for index, name in enumerate(CLASSES):
+            of_class = (labels == index).astype(np.float64)
+            result[f"recall_{name}"] = (weights @ (right * of_class)) / (weights @ of_class)
+        confidence = probabilities.max(axis=1)
+        bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+        gap = np.zeros((len(labels), ECE_BINS))
+        gap[np.arange(len(labels)), bins] = right - confidence
+        result["ece"] = np.abs(weights @ gap).sum(axis=1) / total
+    return {name: result[name] for name in metrics}
+
+
+def _auc(score: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
+    """Mann-Whitney AUC (B,) of one score under each row of weights (B, n); tied scores count one half."""
+    order = np.argsort(score, kind="stable")
+    ranked = score[order]
+    weights = weights[:, order]
+    of_positive = weights * positive[order]
+    of_negative = weights - of_positive
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    if len(starts) < len(ranked):
+        of_positive = np.add.reduceat(of_positive, starts, axis=1)
+        of_negative = np.add.reduceat(of_negative, starts, axis=1)
+    below = np.cumsum(of_negative, axis=1)
+    below -= of_negative / 2
+    won = np.einsum("bn,bn->b", of_positive, below)
+    return won / (of_positive.sum(axis=1) * of_negative.sum(axis=1))

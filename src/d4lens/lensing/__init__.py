@@ -1,0 +1,88 @@
+"""The physics of a gravitational lens: pure functions on tensors, in arcsec, differentiable everywhere."""
+
+from d4lens.lensing import d4
+from d4lens.lensing.checks import unchecked
+from d4lens.lensing.cosmology import (
+    angular_diameter_distance,
+    angular_diameter_distance_between,
+    comoving_distance,
+    luminosity_distance,
+    theta_E_luminosity,
+    theta_E_point,
+    theta_E_sis,
+)
+from d4lens.lensing.deflection import (
+    point_mass,
+    point_mass_convergence,
+    point_mass_potential,
+    point_masses,
+    rod,
+    rod_convergence,
+    rod_potential,
+    shear,
+    shear_potential,
+    sie,
+    sie_convergence,
+    sie_potential,
+    sis,
+    sis_convergence,
+    sis_potential,
+)
+from d4lens.lensing.grid import bin_mean, grid, supersample
+from d4lens.lensing.inverse import invert, roughness, to_image_plane, to_source_plane
+from d4lens.lensing.light import axis_ratio_and_angle, ellipticity, sersic, sersic_ellipticity
+from d4lens.lensing.magnification import (
+    determinant,
+    jacobian,
+    jacobian_from_field,
+    magnification,
+    magnification_from_field,
+)
+from d4lens.lensing.poisson import PoissonSolver
+from d4lens.lensing.psf import convolve_psf, gaussian_psf
+
+__all__ = [
+    "PoissonSolver",
+    "angular_diameter_distance",
+    "angular_diameter_distance_between",
+    "axis_ratio_and_angle",
+    "bin_mean",
+    "comoving_distance",
+    "convolve_psf",
+    "d4",
+    "determinant",
+    "ellipticity",
+    "gaussian_psf",
+    "grid",
+    "invert",
+    "jacobian",
+    "jacobian_from_field",
+    "luminosity_distance",
+    "magnification",
+    "magnification_from_field",
+    "point_mass",
+    "point_mass_convergence",
+    "point_mass_potential",
+    "point_masses",
+    "rod",
+    "rod_convergence",
+    "rod_potential",
+    "roughness",
+    "sersic",
+    "sersic_ellipticity",
+    "shear",
+    "shear_potential",
+    "sie",
+    "sie_convergence",
+    "sie_potential",
+    "sis",
+    "sis_convergence",
+    "sis_potential",
+    "supersample",
+    "theta_E_luminosity",
+    "theta_E_point",
+    "theta_E_sis",
+    "to_image_plane",
+    "to_source_plane",
+    "unchecked",
+]

@@ -1,0 +1,119 @@
+"""Refuses non-physical arguments: one reduction per tensor argument, nothing under vmap, compile or `unchecked`."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d4lens.errors import PhysicsError
+
+Number = float | Tensor
+"""A parameter: a Python number, or a tensor that broadcasts against x and y."""
+
+MIN_PIXELS = 8
+
+_checking: ContextVar[bool] = ContextVar("d4lens_checking", default=True)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Within this block parameters are trusted: for inner loops whose bounds already hold (no device sync)."""
+    token = _checking.set(False)
+    try:
+        yield
+    finally:
+        _checking.reset(token)
+
+
+def _extremes(name: str, value: Any) -> tuple[float, float] | None:
+    """Smallest and largest value, NaN if any is NaN; None where values cannot be read (vmap, meta)."""
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise PhysicsError(f"{name} must be real, not a tensor of {value.dtype}")
+        if value.numel() == 0 or value.is_meta:
+            return None
+        try:
+            low, high = torch.aminmax(value.detach())
+            return low.item(), high.item()
+        except RuntimeError:  # a batched tensor inside vmap has no value to read
+            return None
+    return float(value), float(value)
+
+
+def parameter(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> Number:
+    """`value` as a float or tensor, after checking that it is finite and in [low, high], without an open bound.
+
+    Raises PhysicsError naming the argument and the offending value.
+    """
+    if not isinstance(value, float | Tensor):
+        try:
+            value = float(value) if isinstance(value, Real) else torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise PhysicsError(f"{name} must be a number or a tensor, not {value!r}") from None
+    if torch.compiler.is_compiling() or not _checking.get():
+        return value
+    extremes = _extremes(name, value)
+    if extremes is None:
+        return value
+    smallest, largest = extremes
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
+        raise PhysicsError(f"{name} must be finite, not {smallest if not math.isfinite(smallest) else largest}")
+    if smallest < low or (low_open and smallest <= low):
+        raise PhysicsError(f"{name} must be {'above' if low_open else 'at least'} {low:g}, not {smallest:g}")
+    if largest > high or (high_open and largest >= high):
+        raise PhysicsError(f"{name} must be {'below' if high_open else 'at most'} {high:g}, not {largest:g}")
+    return value
+
+
+def positive(name: str, value: Any) -> Number:
+    """A finite value above zero."""
+    return parameter(name, value, 0.0, low_open=True)
+
+
+def axis_ratio(name: str, value: Any) -> Number:
+    """A value in (0, 1]."""
+    return parameter(name, value, 0.0, 1.0, low_open=True)
+
+
+def size(name: str, value: Any, at_least: int = MIN_PIXELS) -> int:
+    """A whole number of pixels."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
+        raise PhysicsError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+    return int(value)
+
+
+def field(name: str, value: Any, n_axes: int = 0) -> Tensor:
+    """`value` as a real floating-point tensor of at least `n_axes` axes; integers and complex numbers are refused."""
+    if not isinstance(value, Tensor):
+        try:
+            is_number = isinstance(value, Real)
+            value = torch.as_tensor(value, dtype=torch.get_default_dtype() if is_number else None)
+        except (TypeError, ValueError, RuntimeError):
+            raise PhysicsError(f"{name} must be a floating-point tensor, not {value!r}") from None
+    if not value.is_floating_point():
+        raise PhysicsError(f"{name} must be a floating-point tensor, not one of {value.dtype}: cast it with .float()")
+    if value.ndim < n_axes:
+        raise PhysicsError(
+            f"{name} must have at least {n_axes} axes (…, rows, columns), not shape {tuple(value.shape)}"
+        )
+    return value
+
+
+def like(value: Number, field: Tensor) -> Tensor:
+    """A parameter as a tensor, so that sqrt and cos apply; a float takes the dtype and device of `field`."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=field.dtype, device=field.device)

@@ -1,0 +1,83 @@
+"""The eight symmetries of the square, acting on images, fields and points by flips and quarter turns alone.
+
+Element g in 0..7 is (flip f, quarter turns r) with g = 4 f + r: first y -> -y if f, then r times (x, y) -> (-y, x),
+which is the rotation by +90 degrees from the x axis to the y axis (seen clockwise when row 0 is drawn at the top).
+The content found at a point p of an image is found at `transform_points(p, g)` of the transformed image.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from d4lens.errors import PhysicsError
+from d4lens.lensing.checks import Number
+
+ELEMENTS = range(8)
+
+
+def _split(g: int) -> tuple[int, int]:
+    """(flip, quarter turns) of an element. Raises PhysicsError for anything but 0..7."""
+    if isinstance(g, bool) or g not in ELEMENTS:
+        raise PhysicsError(f"g must be an element 0..7 of D4, not {g!r}")
+    return divmod(int(g), 4)
+
+
+def compose(g: int, h: int) -> int:
+    """The element that acts as h first, then g."""
+    (f, r), (e, s) = _split(g), _split(h)
+    # A flip turns the sense of the quarter turns that it passes: f rot(s) = rot(-s) f.
+    return 4 * ((f + e) % 2) + (r + (-s if f else s)) % 4
+
+
+def inverse(g: int) -> int:
+    """The element that undoes g; a flip followed by any turn undoes itself."""
+    flip, turns = _split(g)
+    return g if flip else (-turns) % 4
+
+
+def transform(image: Tensor, g: int) -> Tensor:
+    """A scalar image (..., N, N) under g, exactly: no pixel is interpolated.
+
+    Raises PhysicsError unless the last two axes are equal and g is 0..7.
+    """
+    flip, turns = _split(g)
+    if image.ndim < 2 or image.shape[-1] != image.shape[-2]:
+        raise PhysicsError(f"image must be square (…, N, N), not shape {tuple(image.shape)}")
+    if flip:
+        image = image.flip(-2)
+    return torch.rot90(image, turns, dims=(-1, -2))
+
+
+def transform_points(x: Number, y: Number, g: int) -> tuple[Number, Number]:
+    """Coordinates, or the two components of any vector, under g. Shapes are kept."""
+    flip, turns = _split(g)
+    if flip:
+        y = -y
+    for _ in range(turns):
+        x, y = -y, x
+    return x, y
+
+
+def transform_spin2_values(a1: Number, a2: Number, g: int) -> tuple[Number, Number]:
+    """The components of a spin-2 quantity (shear, ellipticity) under g, as parameters: no array is moved."""
+    flip, turns = _split(g)
+    if flip:
+        a2 = -a2
+    return (-a1, -a2) if turns % 2 else (a1, a2)
+
+
+def transform_angle(phi: Number, g: int) -> Number:
+    """A position angle in radians, counted from x to y, under g."""
+    flip, turns = _split(g)
+    return (-phi if flip else phi) + turns * (math.pi / 2)
+
+
+def transform_vector(ax: Tensor, ay: Tensor, g: int) -> tuple[Tensor, Tensor]:
+    """A vector field (deflection) under g: the arrays (..., N, N) move and the components mix."""
+    return transform_points(transform(ax, g), transform(ay, g), g)  # type: ignore[return-value]
+
+
+def transform_spin2(a1: Tensor, a2: Tensor, g: int) -> tuple[Tensor, Tensor]:
+    """A spin-2 field (shear map) under g: the arrays (..., N, N) move and the components change sign."""
+    return transform_spin2_values(transform(a1, g), transform(a2, g), g)  # type: ignore[return-value]

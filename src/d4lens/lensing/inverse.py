@@ -1,0 +1,211 @@
+"""Between the planes: surface brightness is conserved, I(theta) = S(beta) with beta = theta - alpha.
+
+A source grid of n pixels a side covers [-half_width, half_width]^2 arcsec with pixel centres at
+`grid(n, 2 half_width / n)`. A ray at beta sees the source by bilinear interpolation, with nothing beyond the outermost
+pixel centres but the ramp to zero one pixel outside (as `grid_sample` with zeros and align_corners=False does).
+`to_image_plane` is that interpolation L; the unnormalised `to_source_plane` is its exact adjoint.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from d4lens.errors import PhysicsError
+from d4lens.lensing import checks
+from d4lens.lensing.checks import Number, parameter, positive
+from d4lens.lensing.psf import convolve_psf
+
+
+def _corners(beta: Tensor, n: int, half_width: Number) -> tuple[Tensor, Tensor, Tensor]:
+    """Index of the lower pixel on a grid with one ring of padding, 0..n, and the weights of it and the next one.
+
+    Rays outside land on the ring. Positions are counted from the grid's centre and each weight is a difference of its
+    own, so mirrored rays get mirrored weights to the last bit. The index carries no gradient; the weights do.
+    """
+    half = (n - 1) / 2
+    position = (beta * (n / (2 * half_width))).clamp(-half - 1, half + 1)
+    centred = half % 1  # pixel centres lie on whole numbers for odd n, between them for even n
+    lower = (torch.floor(position.detach() - centred) + centred).clamp(-half - 1, half)
+    # A NaN ray becomes a NaN weight at a valid index. The bounds catch the rounding of `position - centred`.
+    index = (lower + (half + 1)).long().clamp(0, n)
+    return index, ((lower + 1) - position).clamp(0, 1), (position - lower).clamp(0, 1)
+
+
+def _bilinear(beta_x: Tensor, beta_y: Tensor, n: int, half_width: Number) -> list[tuple[Tensor, Tensor]]:
+    """The four (flat index on the padded grid, weight) of every ray, each of the rays' shape (..., P)."""
+    j, left, right = _corners(beta_x.flatten(-2), n, half_width)
+    i, down, up = _corners(beta_y.flatten(-2), n, half_width)
+    width = n + 2
+    index = i * width + j
+    return [
+        (index, down * left),
+        (index + 1, down * right),
+        (index + width, up * left),
+        (index + width + 1, up * right),
+    ]
+
+
+def _gather(source: Tensor, corners: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """(..., n, n) seen along the rays (..., P)."""
+    flat = pad(source, (1, 1, 1, 1)).flatten(-2)
+    lead = torch.broadcast_shapes(flat.shape[:-1], corners[0][0].shape[:-1])
+    flat = flat.expand(*lead, -1)
+    return sum(flat.gather(-1, index.expand(*lead, -1)) * weight for index, weight in corners)  # type: ignore[return-value]
+
+
+def _scatter(values: Tensor | None, corners: list[tuple[Tensor, Tensor]], n: int) -> Tensor:
+    """The adjoint of `_gather`: values (..., P), or ones, to (..., n, n)."""
+    weights = corners[0][1]
+    shape = weights.shape if values is None else torch.broadcast_shapes(values.shape, weights.shape)
+    dtype = weights.dtype if values is None else torch.promote_types(values.dtype, weights.dtype)
+    total = torch.zeros(*shape[:-1], (n + 2) ** 2, dtype=dtype, device=weights.device)
+    for index, weight in corners:
+        part = weight if values is None else weight * values
+        total = total.scatter_add(-1, index.expand(shape), part.to(dtype).expand(shape))
+    return total.unflatten(-1, (n + 2, n + 2))[..., 1:-1, 1:-1]
+
+
+def _rays(beta_x: Tensor, beta_y: Tensor, half_width: Number) -> tuple[Tensor, Tensor, Number]:
+    beta_x, beta_y = torch.broadcast_tensors(checks.field("beta_x", beta_x, 2), checks.field("beta_y", beta_y, 2))
+    return beta_x, beta_y, positive("half_width", half_width)
+
+
+def _plane(name: str, plane: Tensor, beta: Tensor) -> Tensor:
+    """An image (..., H, W) on the same pixels as the rays."""
+    plane = checks.field(name, plane, 2)
+    if plane.shape[-2:] != beta.shape[-2:]:
+        raise PhysicsError(f"{name} must have the rays' {tuple(beta.shape[-2:])} pixels, not {tuple(plane.shape[-2:])}")
+    return plane
+
+
+def _side(source: Tensor) -> int:
+    if source.shape[-1] != source.shape[-2]:
+        raise PhysicsError(f"source must be square (…, n, n), not shape {tuple(source.shape)}")
+    return checks.size("source's side", source.shape[-1])
+
+
+def to_image_plane(source: Tensor, beta_x: Tensor, beta_y: Tensor, half_width: Number) -> Tensor:
+    """The forward lens L: the source (..., n, n) seen along rays beta (..., H, W), in arcsec; returns (..., H, W).
+
+    Leading axes broadcast. Gradients reach the source and, through the interpolation weights, beta.
+    Raises PhysicsError for half_width <= 0, a source that is not square or smaller than 8, or integer input.
+    """
+    source = checks.field("source", source, 2)
+    beta_x, beta_y, half_width = _rays(beta_x, beta_y, half_width)
+    corners = _bilinear(beta_x, beta_y, _side(source), half_width)
+    return _gather(source, corners).unflatten(-1, beta_x.shape[-2:])
+
+
+def to_source_plane(
+    image: Tensor,
+    beta_x: Tensor,
+    beta_y: Tensor,
+    n_pixels: int,
+    half_width: Number,
+    weights: Tensor | None = None,
+    normalise: bool = True,
+    min_coverage: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The source (..., n, n) that the rays beta (..., H, W) of an image (..., H, W) paint, by a bilinear splat.
+
+    S_j = sum_i w_ij m_i I_i / sum_i w_ij m_i with bilinear weights w and, if given, `weights` m (..., H, W) >= 0:
+    |det A| weighs each ray by the source area of its pixel, an inverse variance by its precision.
+    With `normalise=False` the sum alone, sum_i w_ij m_i I_i: exactly the adjoint of `to_image_plane` for m = 1, and the
+    flux landing on each source pixel for m = |det A|.
+
+    Returns (source, coverage); coverage (..., n, n) is sum_i w_ij m_i, zero where no ray lands (the source is zero
+    there, too). Source pixels whose coverage is not above `min_coverage` are set to zero: a small one, such as 1e-2,
+    bounds the gradient of the quotient at the rim of the coverage when the rays are being learnt.
+    Gradients reach image, weights and beta. The same bytes on a CPU at every run; on a GPU sums of atomics differ in
+    the last bits unless torch is told to be deterministic.
+    Raises PhysicsError for n < 8, half_width <= 0, negative weights or integer input.
+    """
+    n = checks.size("n_pixels", n_pixels)
+    beta_x, beta_y, half_width = _rays(beta_x, beta_y, half_width)
+    image = _plane("image", image, beta_x)
+    parameter("min_coverage", min_coverage, 0.0)
+    corners = _bilinear(beta_x, beta_y, n, half_width)
+    pixels = image.flatten(-2)
+    if weights is not None:
+        weights = _plane("weights", weights, beta_x).flatten(-2)
+        pixels = pixels * parameter("weights", weights, 0.0)
+    source = _scatter(pixels, corners, n)
+    coverage = _scatter(weights, corners, n)
+    if normalise:
+        empty = coverage <= min_coverage
+        source = (source / coverage.masked_fill(empty, 1)).masked_fill(empty, 0)
+    return source, coverage.expand(source.shape)
+
+
+def roughness(source: Tensor) -> Tensor:
+    """H s of the gradient penalty s^T H s = sum (s_i - s_j)^2 over neighbours, with nothing outside: (..., n, n)."""
+    padded = pad(source, (1, 1, 1, 1))
+    neighbours = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+    return 4 * source - neighbours
+
+
+def invert(
+    image: Tensor,
+    beta_x: Tensor,
+    beta_y: Tensor,
+    n_pixels: int,
+    half_width: Number,
+    regularisation: Number,
+    weights: Tensor | None = None,
+    psf_sigma_pixels: Number | None = None,
+    n_steps: int = 10,
+) -> Tensor:
+    """The most probable source of an image given its lens: regularised linear inversion (Warren & Dye 2003).
+
+    Minimises sum_i m_i (I_i - [P L s]_i)^2 + regularisation s^T H s over sources s (..., n, n), where L is
+    `to_image_plane`, P the PSF, m the `weights` (1/variance of every pixel; 1 if None) and H the gradient penalty
+    (Suyu et al. 2006): the normal equations (F + lambda H) s = D by `n_steps` of conjugate gradients, preconditioned by
+    their diagonal without the PSF and started at the splat. Without weights lambda grows with the noise variance.
+    Differentiable throughout. Arguments as for `to_source_plane`, leading axes broadcast; `regularisation` >= 0 is a
+    number or broadcasts against (..., 1, 1). Raises PhysicsError for values out of range.
+    """
+    n = checks.size("n_pixels", n_pixels)
+    beta_x, beta_y, half_width = _rays(beta_x, beta_y, half_width)
+    image = _plane("image", image, beta_x)
+    strength = parameter("regularisation", regularisation, 0.0)
+    n_steps = checks.size("n_steps", n_steps, at_least=1)
+    corners = _bilinear(beta_x, beta_y, n, half_width)
+    m = 1.0 if weights is None else _plane("weights", weights, beta_x)
+
+    def blur(plane: Tensor) -> Tensor:
+        # The zero boundary makes the PSF its own adjoint.
+        return plane if psf_sigma_pixels is None else convolve_psf(plane, psf_sigma_pixels, boundary="zero")
+
+    def forward(source: Tensor) -> Tensor:
+        return blur(_gather(source, corners).unflatten(-1, image.shape[-2:]))
+
+    def adjoint(plane: Tensor) -> Tensor:
+        return _scatter(blur(m * plane).flatten(-2), corners, n)
+
+    def normal(source: Tensor) -> Tensor:
+        return adjoint(forward(source)) + strength * roughness(source)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum((-2, -1), keepdim=True)
+
+    diagonal = (
+        _scatter(m.flatten(-2) if isinstance(m, Tensor) else None, [(i, w * w) for i, w in corners], n) + 4 * strength
+    )
+    diagonal = diagonal.masked_fill(diagonal <= 0, 1)
+    source, _ = to_source_plane(image, beta_x, beta_y, n, half_width, weights)
+    residual = adjoint(image) - normal(source)
+    step = residual / diagonal
+    direction, rho = step, dot(residual, step)
+    for _ in range(n_steps):
+        image_of = normal(direction)
+        curvature = dot(direction, image_of)
+        # A converged image of the batch has no direction left: it stays where it is.
+        done = curvature <= 0
+        length = (rho / curvature.masked_fill(done, 1)).masked_fill(done, 0)
+        source = source + length * direction
+        residual = residual - length * image_of
+        step = residual / diagonal
+        previous, rho = rho, dot(residual, step)
+        done = previous <= 0
+        direction = step + (rho / previous.masked_fill(done, 1)).masked_fill(done, 0) * direction
+    return source

@@ -1,0 +1,22 @@
+"""The smooth lens fitted to each image: where it sits, and what it cannot explain."""
+
+from d4lens.macrofit.fit import TABLE_COLUMNS, FitResult, fit
+from d4lens.macrofit.presets import preset_model, pseudo_counts
+from d4lens.macrofit.significance import significance
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
+from d4lens.macrofit.split import fit_split
+
+__all__ = [
+    "FIT_COLUMNS",
+    "PARAMETERS",
+    "TABLE_COLUMNS",
+    "FitResult",
+    "Prior",
+    "SmoothLensModel",
+    "bounds",
+    "fit",
+    "fit_split",
+    "preset_model",
+    "pseudo_counts",
+    "significance",
+]

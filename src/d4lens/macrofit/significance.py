@@ -1,0 +1,80 @@
+"""Where in the image one more mass would explain the residual: a matched filter, with nothing to train.
+
+To first order a deflection delta-alpha shifts the source as a change of its position does, so a point mass of squared
+Einstein radius s at p changes the counts m of the smooth lens by
+
+    s t_p(theta),    t_p = dm/d(source_x) a_x(theta - p) + dm/d(source_y) a_y(theta - p),    a(d) = d / (|d|^2 + h^2),
+
+h one pixel, where no pixelated image tells a point from a blur. What the smooth lens could have absorbed of t_p is taken
+out (its parameters are profiled: t_p made orthogonal to their derivatives under Poisson weights), and the maximum of
+the likelihood over s, under a Gaussian prior of the width below, lies S = (t . r) / sqrt(t . t + 1 / width^2) standard
+deviations from none. S^2 is the chi-squared gained. All places at once cost a few FFTs an image. Compare the linear
+gravitational imaging of Koopmans (2005) and Vegetti & Koopmans (2009), which invert for the potential instead.
+"""
+
+import torch
+from torch import Tensor
+
+from d4lens.macrofit.parallel import in_threads
+from d4lens.macrofit.smooth_lens import SmoothLensModel
+
+PRIOR_WIDTH = 0.05
+"""arcsec^2: three times the squared Einstein radius of a mass of a hundredth of the halo; it keeps S at zero where the
+source's light says nothing."""
+
+
+def significance(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> Tensor:
+    """Signed significance S (B, N, N), float32, of one more point mass at each pixel's centre, in standard deviations.
+
+    counts: (B, N, N) photons per pixel of `model`. parameters: (B, F) the best fit, in the order of `model.free`, which
+    must hold source_x and source_y. Noise alone gives values of standard deviation 1 where the source's light reaches,
+    a mass a positive peak, a hole a negative one. A scalar under D4. An image's bytes do not depend on the others.
+    """
+    kernels = _Kernels(model)
+    threads = torch.get_num_threads() if model.device.type == "cpu" else 1
+    rows = list(zip(counts, parameters, strict=True))
+    found = in_threads(lambda row: _one(*row, model, kernels), rows, threads)
+    return torch.stack(found) if found else torch.empty((0, model.n_pixels, model.n_pixels))
+
+
+class _Kernels:
+    """Fourier transforms of a_x, a_y and their products on a grid of twice the image's side, so that nothing wraps."""
+
+    def __init__(self, model: SmoothLensModel) -> None:
+        self.n, scale = model.n_pixels, model.observation.pixel_scale * model.binning
+        step = torch.fft.fftfreq(2 * self.n, 1 / (2 * self.n), dtype=torch.float64) * scale
+        y, x = torch.meshgrid(step, step, indexing="ij")
+        squared = x * x + y * y + scale * scale
+        a_x, a_y = x / squared, y / squared
+        planes = torch.stack([a_x, a_y, a_x * a_x, 2 * a_x * a_y, a_y * a_y])
+        # Conjugated: sums over theta of f(theta) a(theta - p) are correlations.
+        self.planes = torch.fft.rfft2(planes).conj().to(model.device, torch.complex64)
+
+    def correlate(self, fields: Tensor, planes: slice) -> Tensor:
+        """Sum over the last-but-two axis of fields (..., k, N, N) correlated with k kernels -> (..., N, N)."""
+        size = (2 * self.n, 2 * self.n)
+        spectrum = (torch.fft.rfft2(fields, s=size) * self.planes[planes]).sum(-3)
+        return torch.fft.irfft2(spectrum, s=size)[..., : self.n, : self.n]
+
+
+def _one(counts: Tensor, parameters: Tensor, model: SmoothLensModel, kernels: _Kernels) -> Tensor:
+    stack = model.image_and_jacobian(parameters[None])[0].float()
+    expected, slopes = stack[0], stack[1:]
+    counts = counts.to(model.device, torch.float32)
+    misfit = torch.where(torch.isfinite(counts), counts - expected, torch.zeros_like(expected)) / expected
+    shift = slopes[[model.free.index("source_x"), model.free.index("source_y")]]
+    explained = kernels.correlate(misfit * shift, slice(0, 2))
+    squares = torch.stack([shift[0] * shift[0], shift[0] * shift[1], shift[1] * shift[1]]) / expected
+    information = kernels.correlate(squares, slice(2, 5))
+    overlap = kernels.correlate((slopes / expected)[:, None] * shift, slice(0, 2)).flatten(1).double()
+    flat = slopes.flatten(1).double()
+    fisher = (flat / expected.flatten().double()) @ flat.T
+    scale = fisher.diagonal().clamp_min(1e-30).sqrt()
+    fisher = fisher / (scale[:, None] * scale) + 1e-9 * torch.eye(len(scale), dtype=torch.float64, device=fisher.device)
+    overlap = overlap / scale[:, None]
+    gradient = (flat @ misfit.flatten().double()) / scale
+    absorbed = torch.linalg.solve(fisher, torch.cat([overlap, gradient[:, None]], 1))
+    information = information.flatten().double() - (overlap * absorbed[:, :-1]).sum(0)
+    explained = explained.flatten().double() - overlap.T @ absorbed[:, -1]
+    found = explained / (information.clamp_min(0) + PRIOR_WIDTH**-2).sqrt()
+    return found.reshape(counts.shape).float().cpu()

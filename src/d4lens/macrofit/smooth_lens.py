@@ -1,0 +1,331 @@
+"""A lens without substructure: the image it makes and the image's derivatives, for a batch of parameters at once.
+
+SIE + external shear + Sérsic source, seen through a Gaussian PSF over a flat sky. Counts are sampled at the centres of
+the native pixels and then blurred, as the simulator renders them, so a fit to a simulated image has no model error;
+binned counts are sums of native pixels, never a coarser sampling.
+
+The derivatives follow the chain rule: the surface brightness I depends on the lens through the source-plane position
+beta = theta - alpha(theta) alone, so dI/dp = grad_beta(I) . dbeta/dp, and blurring is linear. One image costs three
+transcendental functions a pixel, each further derivative two products and a blur. The formulas of `d4lens.lensing`
+stand here a second time because their derivatives need the intermediate terms; the tests hold the two equal.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d4lens.errors import PhysicsError
+from d4lens.lensing import axis_ratio_and_angle, bin_mean, convolve_psf, grid, sie, sis, unchecked
+from d4lens.lensing.light import b_n
+from d4lens.observation import Observation
+
+FIT_COLUMNS = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", "e1", "e2")
+"""The parameters a network is given: lengths in arcsec; e1, e2 the source's (1-q)/(1+q) (cos 2phi, sin 2phi)."""
+
+PARAMETERS = (*FIT_COLUMNS, "lens_e1", "lens_e2", "lens_x", "lens_y", "n", "R_e", "amplitude", "sky", "psf_sigma")
+"""All that can be freed. `amplitude` (at R_e) and `sky` are counts per native pixel, whatever the binning."""
+
+_LENS = ("lens_e1", "lens_e2", "lens_x", "lens_y")
+_POSITIVE = ("theta_E", "n", "R_e", "amplitude", "sky", "psf_sigma")
+_FLOOR = 1e-12  # arcsec², of a squared radius: the Sérsic slope and the deflection's direction diverge at the centre
+_ROUND = 1e-3  # ellipticity taken for a rounder lens: the closed form is 0/0 at 0, and alpha is off by 1e-3 of itself
+_B_SLOPE = b_n(1.0) - b_n(0.0)  # b_n is linear in n
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a parameter before the fit: hard bounds, and a Gaussian where `sigma` is finite."""
+
+    lower: float
+    upper: float
+    mean: float = 0.0
+    sigma: float = math.inf
+
+
+def bounds(observation: Observation) -> dict[str, Prior]:
+    """The widest priors that still make sense on `observation`: no Gaussian, nothing outside the image."""
+    half, pixel = observation.half_width, observation.pixel_scale
+    return {
+        "theta_E": Prior(pixel, half),
+        "gamma1": Prior(-0.6, 0.6),
+        "gamma2": Prior(-0.6, 0.6),
+        "source_x": Prior(-half, half),
+        "source_y": Prior(-half, half),
+        "e1": Prior(-0.65, 0.65),
+        "e2": Prior(-0.65, 0.65),
+        "lens_e1": Prior(-0.65, 0.65),
+        "lens_e2": Prior(-0.65, 0.65),
+        "lens_x": Prior(-half / 4, half / 4),
+        "lens_y": Prior(-half / 4, half / 4),
+        "n": Prior(0.5, 8.0),
+        "R_e": Prior(pixel / 4, half),
+        "amplitude": Prior(1e-3, 1e7),
+        "sky": Prior(1e-3, 1e7),
+        "psf_sigma": Prior(pixel / 4, 10 * pixel),
+    }
+
+
+class SmoothLensModel:
+    """The smooth lens on one observation, with some of its parameters free and the others known.
+
+    Parameters
+    ----------
+    observation: the native image (the one the renderer samples).
+    constants: values by name for PARAMETERS; the known ones keep them, the free ones start there unless the image's
+        moments say better. `sky` and `psf_sigma` default to the observation's, what may be 0 to 0.
+    free: names of the parameters to fit, each one of PARAMETERS.
+    priors: bounds and Gaussians by name, in place of `bounds(observation)`.
+    binning: the counts are sums of binning x binning native pixels (a remainder at the far edges cropped).
+    sampling: the image is computed at the centres of sampling x sampling blocks of native pixels; 1 is exact, a larger
+        one (a divisor of binning) is for the coarse steps of a fit.
+
+    Raises PhysicsError naming a parameter that is unknown, missing or out of range.
+    """
+
+    def __init__(
+        self,
+        observation: Observation,
+        constants: Mapping[str, float],
+        free: Sequence[str] = FIT_COLUMNS,
+        priors: Mapping[str, Prior] | None = None,
+        *,
+        binning: int = 1,
+        sampling: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        known = {name: 0.0 for name in PARAMETERS if name not in _POSITIVE}
+        known |= {"sky": observation.sky, "psf_sigma": observation.psf_sigma, **constants}
+        for name in (*free, *constants, *(priors or {})):
+            if name not in PARAMETERS:
+                raise PhysicsError(f"{name!r} is no parameter of the smooth lens; its parameters are {PARAMETERS}")
+        for name in _POSITIVE:
+            if name == "theta_E" and name in free:
+                continue
+            if name not in known:
+                raise PhysicsError(f"{name} has no value; give it in constants, also as the start of a free parameter")
+            if not 0 < known[name] < math.inf:
+                raise PhysicsError(f"{name} must be above 0 and finite, not {known[name]}")
+        if binning < 1 or sampling < 1 or binning % sampling:
+            raise PhysicsError(f"sampling must divide binning, not be {sampling} of {binning}")
+        self.observation, self.constants, self.free = observation, known, tuple(free)
+        self.priors = {**bounds(observation), **(priors or {})}
+        self.binning, self.sampling, self.dtype, self.device = binning, sampling, dtype, torch.device(device)
+        self.n_pixels = observation.n_pixels // binning
+        if self.n_pixels < 8:
+            raise PhysicsError(f"binning {binning} leaves {self.n_pixels} pixels a side; at least 8 are needed")
+        # Pixels that the binning crops still shine into their neighbours, and the centre stays the native image's.
+        samples, step = observation.n_pixels // sampling, observation.pixel_scale * sampling
+        x, y = grid(samples, step, torch.float64)
+        crop = samples * step / 2 - observation.half_width
+        self._x, self._y = ((axis + crop).to(self.device, dtype) for axis in (x, y))
+        sigma = torch.tensor([known["psf_sigma"]], dtype=torch.float64)
+        self._bands = None if "psf_sigma" in self.free else _bands(self._blur(sigma)[0])
+        self._round = not any(name in self.free or known[name] for name in _LENS)
+        if self._round:
+            self._direction = sis(self._x, self._y, 1.0)
+
+    def at(self, binning: int, sampling: int) -> "SmoothLensModel":
+        """The same lens for counts of another binning or another sampling."""
+        return SmoothLensModel(
+            self.observation,
+            self.constants,
+            self.free,
+            self.priors,
+            binning=binning,
+            sampling=sampling,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that decides what the model computes, as plain values."""
+        priors = {name: [p.lower, p.upper, p.mean, str(p.sigma)] for name, p in self.priors.items()}
+        return {
+            "observation": self.observation.to_dict(),
+            "constants": self.constants,
+            "free": list(self.free),
+            "priors": priors,
+            "binning": self.binning,
+            "sampling": self.sampling,
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+        }
+
+    def pixel_centres(self) -> tuple[Tensor, Tensor]:
+        """Coordinates (x, y) of the counts' pixels, each (N, N), arcsec from the native image's centre."""
+        factor = self.binning // self.sampling
+        kept = slice(self.n_pixels * factor)
+        return bin_mean(self._x[kept, kept], factor), bin_mean(self._y[kept, kept], factor)
+
+    def image(self, parameters: Tensor) -> Tensor:
+        """Mean counts (B, N, N) for the free parameters (B, F), in the order of `free`."""
+        return self._evaluate(parameters, derivatives=False)[:, 0]
+
+    def jacobian(self, parameters: Tensor) -> Tensor:
+        """Derivatives (B, F, N, N) of the mean counts by each free parameter, at the parameters (B, F)."""
+        return self._evaluate(parameters, derivatives=True)[:, 1:]
+
+    def image_and_jacobian(self, parameters: Tensor) -> Tensor:
+        """(B, 1 + F, N, N): the mean counts and their derivatives, which share most of the work."""
+        return self._evaluate(parameters, derivatives=True)
+
+    def _evaluate(self, parameters: Tensor, *, derivatives: bool) -> Tensor:
+        if parameters.ndim != 2 or parameters.shape[1] != len(self.free):
+            raise PhysicsError(f"parameters must be (B, {len(self.free)}), not {tuple(parameters.shape)}")
+        parameters = parameters.to(self.device, torch.float64)
+        values = {name: parameters.new_tensor([value]) for name, value in self.constants.items()}
+        values |= {name: parameters[:, i] for i, name in enumerate(self.free)}
+        wanted = self.free if derivatives else ()
+        light = self._sample(values, wanted, len(parameters))
+        if self._bands is not None:
+            out = torch.cat([band @ light[..., take, :] for take, band in self._bands], -2)
+            out = torch.cat([out[..., take] @ band.mT for take, band in self._bands], -1)
+        else:
+            out = self._blur_each(light, values["psf_sigma"], wanted)
+        if "sky" in wanted:
+            out[:, 1 + self.free.index("sky")] = self.binning**2
+        out[:, 0] += (self.binning**2 * values["sky"]).to(self.dtype)[:, None, None]
+        return out
+
+    def _blur_each(self, light: Tensor, sigma: Tensor, wanted: Sequence[str]) -> Tensor:
+        """Every image blurred by its own PSF, and the derivative by its width in the column of that name."""
+        blur = self._blur(sigma)
+        out = blur[:, None] @ light @ blur[:, None].mT
+        if wanted:
+            step = 1e-4 * self.observation.pixel_scale
+            wider, narrower = (self._blur(s, torch.float64) for s in (sigma + step, sigma - step))
+            change = ((wider - narrower) / (2 * step)).to(self.dtype)
+            image = light[:, 0]
+            # Down the rows, then along them.
+            slope = change @ image @ blur.mT + blur @ image @ change.mT
+            out[:, 1 + self.free.index("psf_sigma")] = slope
+        return out
+
+    def _blur(self, sigma: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Matrices (B, N, samples) that blur one axis of the sampled image and sum its samples to counts."""
+        s, f, samples = self.sampling, self.binning // self.sampling, len(self._x)
+        axis = torch.eye(samples, dtype=torch.float64, device=self.device)[:, :, None]
+        pixels = sigma.to(self.device, torch.float64) / (self.observation.pixel_scale * s)
+        # One image at a time: the kernel ends where the widest of a batch does, and no image may depend on another.
+        matrices = torch.stack([convolve_psf(axis, one)[:, :, 0].mT for one in pixels])
+        summed = matrices[:, : self.n_pixels * f].reshape(-1, self.n_pixels, f, samples).sum(2)
+        return (s * summed).to(dtype or self.dtype)
+
+    def _sample(self, values: Mapping[str, Tensor], wanted: Sequence[str], batch: int) -> Tensor:
+        """Surface brightness (B, 1 + F, samples, samples) in counts per native pixel, before PSF and sky, and derivatives."""
+        p = {name: value.to(self.dtype)[:, None, None] for name, value in values.items()}
+        x, y = self._x, self._y
+        alpha_x, alpha_y, by_lens = self._deflection(p, wanted)
+        u = (x - p["source_x"]) - (p["gamma1"] * x + p["gamma2"] * y) - alpha_x
+        v = (y - p["source_y"]) - (p["gamma2"] * x - p["gamma1"] * y) - alpha_y
+        # The squared elliptical radius q u'^2 + v'^2/q is a quadratic form, smooth in (e1, e2) also at e = 0.
+        e1, e2, n, R_e = p["e1"], p["e2"], p["n"], p["R_e"]
+        e_squared = e1 * e1 + e2 * e2
+        area = 1 - e_squared
+        xx, yy, xy = (1 + e_squared - 2 * e1) / area, (1 + e_squared + 2 * e1) / area, -2 * e2 / area
+        w, z = xx * u + xy * v, xy * u + yy * v
+        r_squared = (u * w + v * z).clamp_min(_FLOOR)
+        b = b_n(n)
+        log_ratio = torch.log(r_squared / (R_e * R_e))
+        term = b * torch.exp(log_ratio / (2 * n))
+        light = p["amplitude"] * torch.exp(b - term)
+        out = light.new_empty((batch, 1 + len(wanted), *light.shape[1:]))
+        out[:, 0] = light
+        if not wanted:
+            return out
+        slope = -light * term / (n * r_squared)  # 2 dI/d(r²)
+        gx, gy = slope * w, slope * z
+        place = {name: out[:, 1 + i] for i, name in enumerate(wanted)}
+        for name, (dx, dy) in by_lens.items():
+            place[name].copy_(-(gx * dx + gy * dy))
+        if "gamma1" in place:
+            place["gamma1"].copy_(gy * y - gx * x)
+        if "gamma2" in place:
+            place["gamma2"].copy_(-(gx * y + gy * x))
+        if "source_x" in place:
+            place["source_x"].copy_(-gx)
+        if "source_y" in place:
+            place["source_y"].copy_(-gy)
+        for name, e, pick in (("e1", e1, u * u - v * v), ("e2", e2, 2 * u * v)):
+            if name in place:
+                place[name].copy_(slope * (e * (u * u + v * v + r_squared) - pick) / area)
+        if "n" in place:
+            place["n"].copy_(light * (_B_SLOPE * (1 - term / b) + term * log_ratio / (2 * n * n)))
+        if "R_e" in place:
+            place["R_e"].copy_(light * term / (n * R_e))
+        if "amplitude" in place:
+            place["amplitude"].copy_(light / p["amplitude"])
+        for name in ("sky", "psf_sigma"):
+            if name in place:
+                place[name].zero_()
+        return out
+
+    def _deflection(
+        self, p: Mapping[str, Tensor], wanted: Sequence[str]
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Deflection (alpha_x, alpha_y) of the lens, shear apart, and its derivatives by the lens's parameters."""
+        theta_E = p["theta_E"]
+        if self._round:
+            cos, sin = self._direction
+            return theta_E * cos, theta_E * sin, {"theta_E": (cos, sin)} if "theta_E" in wanted else {}
+        e1, e2 = p["lens_e1"], p["lens_e2"]
+        with unchecked():
+            q, phi = axis_ratio_and_angle(e1, e2)
+            alpha = sie(self._x, self._y, theta_E, q, phi, p["lens_x"], p["lens_y"])
+        if not wanted:
+            return *alpha, {}
+        slopes = _sie_slopes(self._x - p["lens_x"], self._y - p["lens_y"], theta_E, e1, e2)
+        return *alpha, {name: pair for name, pair in slopes.items() if name in wanted}
+
+
+def _bands(matrix: Tensor, n_bands: int = 3) -> list[tuple[slice, Tensor]]:
+    """A banded matrix (N, M) in blocks of rows, each with the columns where it is not zero: half the multiplications."""
+    bands = []
+    for rows in matrix.tensor_split(n_bands):
+        used = torch.nonzero(rows.any(0))[:, 0]
+        take = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append((take, rows[:, take].contiguous()))
+    return bands
+
+
+def _sie_slopes(dx: Tensor, dy: Tensor, theta_E: Tensor, e1: Tensor, e2: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Derivatives of the SIE's deflection (Kormann, Schneider & Bartelmann 1994) by its parameters."""
+    # By q and phi the slopes are 0/0 at e = 0: a rounder lens has those of e = _ROUND, 1e-3 off.
+    e = torch.hypot(e1, e2)
+    rounder = e < _ROUND
+    e1, e2 = (
+        torch.where(rounder, _ROUND * torch.where(e > 0, part / e.clamp_min(1e-30), axis), part)
+        for part, axis in ((e1, 1.0), (e2, 0.0))
+    )
+    e = e.clamp_min(_ROUND)
+    q, phi = (1 - e) / (1 + e), 0.5 * torch.atan2(e2, e1)
+    cos, sin = torch.cos(phi), torch.sin(phi)
+    s, t = cos * dx + sin * dy, cos * dy - sin * dx  # along the lens's own axes
+    r_squared = (s * s + t * t).clamp_min(_FLOOR)
+    psi = torch.sqrt(q * q * s * s + t * t).clamp_min(q * _FLOOR**0.5)
+    f = torch.sqrt((1 - q) * (1 + q))
+    norm = torch.sqrt(q) / f
+    a_s, a_t = norm * torch.atan(f * s / psi), norm * torch.atanh((f * t / psi).clamp(-1 + 1e-7, 1 - 1e-7))
+    alpha_x, alpha_y = cos * a_s - sin * a_t, sin * a_s + cos * a_t  # for theta_E = 1
+    # grad(alpha) of any isothermal ellipse is 2 kappa times the projector across the radius.
+    kappa2 = torch.sqrt(q) / psi
+    across = kappa2 / r_squared
+    xx, xy, yy = across * dy * dy, -across * dx * dy, across * dx * dx
+    # By q at fixed axes, then by phi: a rotation turns the vector and moves the point.
+    grow, pull = 1 / (2 * q) + q / (f * f), norm * (1 / f + f * s * s / (psi * psi)) * psi / r_squared
+    q_s, q_t = a_s * grow - pull * q * s, a_t * grow - pull * t / q
+    q_x, q_y = cos * q_s - sin * q_t, sin * q_s + cos * q_t
+    phi_x, phi_y = kappa2 * dy - alpha_y, alpha_x - kappa2 * dx
+    q_e = -2 / (1 + e) ** 2
+    slopes = {"theta_E": (alpha_x, alpha_y)}
+    slopes["lens_x"] = (-theta_E * xx, -theta_E * xy)
+    slopes["lens_y"] = (-theta_E * xy, -theta_E * yy)
+    for name, by_q, by_phi in (("lens_e1", q_e * e1 / e, -e2), ("lens_e2", q_e * e2 / e, e1)):
+        turn = by_phi / (2 * e * e)
+        slopes[name] = (theta_E * (q_x * by_q + phi_x * turn), theta_E * (q_y * by_q + phi_y * turn))
+    return slopes

@@ -1,0 +1,116 @@
+"""A whole split fitted to files: in pieces, so that memory stays flat and an interruption costs one piece."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from d4lens import lensing
+from d4lens.files import atomic_path, write_json
+from d4lens.macrofit.fit import fit
+from d4lens.macrofit.presets import pseudo_counts
+from d4lens.macrofit.significance import significance
+from d4lens.macrofit.smooth_lens import SmoothLensModel
+from d4lens.progress import Meter
+
+PIECE = 512  # images between two looks at the disk
+MAPS = ("residual", "significance")
+"""What the networks read of a fit beside its parameters, each (n, N, N)."""
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def fit_split(
+    counts: NDArray[Any],
+    paths: Sequence[str],
+    model: SmoothLensModel,
+    folder: str | Path,
+    split: str,
+    *,
+    source: str,
+    units: str = "counts",
+    **options: Any,
+) -> pd.DataFrame:
+    """Fit every image of `counts` (n, N, N) and write MAPS (`{split}_residual.npy`, `{split}_significance.npy`; float16)
+    and `{split}_fit.csv` to `folder`.
+
+    `source` names the images (a hash of their manifest), `options` go to `fit`. Finished pieces wait in the sibling
+    `{folder}.partial`; a later call with the same source, model, options and code goes on after them, with any other it
+    starts afresh. Each file appears whole. Returns the table.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}.partial") / split
+    fingerprint = _fingerprint(model, source, units, len(counts), options)
+    maps = _open(partial, fingerprint, counts.shape)
+    tables = []
+    with Meter(len(counts), f"fit {split}") as meter:
+        for first in range(0, len(counts), PIECE):
+            rows = slice(first, min(first + PIECE, len(counts)))
+            done = partial / f"{first:08d}.csv"
+            if not done.is_file():
+                pixels = torch.from_numpy(np.ascontiguousarray(counts[rows]).astype(np.float32))
+                pixels = pseudo_counts(pixels) if units == "normalised" else pixels
+                result = fit(pixels, model, **options)
+                found = {
+                    "residual": result.residual,
+                    "significance": significance(pixels, result.parameters, model),
+                }
+                for name, file in maps.items():
+                    file[rows] = found[name].clamp(-_LARGEST, _LARGEST).numpy()
+                    file.flush()
+                with atomic_path(done) as temporary:
+                    result.table(paths[rows]).to_csv(temporary, index=False)
+            tables.append(pd.read_csv(done, dtype={"path": str}, float_precision="round_trip"))
+            meter.to(rows.stop)
+    table = pd.concat(tables, ignore_index=True)
+    del maps
+    with atomic_path(folder / f"{split}_fit.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    # Last, since the maps are what a call after an interruption here goes on from.
+    for name in MAPS:
+        os.replace(partial / f"{name}.npy", folder / f"{split}_{name}.npy")
+    shutil.rmtree(partial)
+    if not any(partial.parent.iterdir()):
+        partial.parent.rmdir()
+    return table
+
+
+def _open(partial: Path, fingerprint: dict[str, Any], shape: tuple[int, ...]) -> dict[str, np.memmap]:
+    """The maps so far, (n, N, N) float16 on disk; empty files where there are none of this fingerprint."""
+    paths, note = {name: partial / f"{name}.npy" for name in MAPS}, partial / "fingerprint.json"
+    try:
+        if json.loads(note.read_text(encoding="utf-8")) == fingerprint:
+            found = {name: np.lib.format.open_memmap(path, mode="r+") for name, path in paths.items()}
+            if all(file.shape == shape and file.dtype == np.float16 for file in found.values()):
+                return found
+    except (OSError, ValueError):
+        pass
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    created = {
+        name: np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape) for name, path in paths.items()
+    }
+    write_json(note, fingerprint)
+    return created
+
+
+def _fingerprint(model: SmoothLensModel, source: str, units: str, n: int, options: dict[str, Any]) -> dict[str, Any]:
+    code = hashlib.sha256()
+    for package in (Path(__file__).parent, Path(lensing.__file__).parent):
+        for path in sorted(package.glob("*.py")):
+            code.update(path.read_bytes())
+    return {
+        "model": json.loads(json.dumps(model.to_dict())),
+        "source": source,
+        "units": units,
+        "n": n,
+        "options": options,
+        "code": code.hexdigest(),
+    }

@@ -1,0 +1,92 @@
+"""The networks: `build` one by name, `load` a trained one."""
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from d4lens.classes import CLASSES
+from d4lens.errors import D4LensError
+from d4lens.models import weights
+from d4lens.models.baselines import D4CNN, ResNet
+from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
+from d4lens.observation import Observation
+
+_BOTH = ("stretch", "residual")
+_MAKERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "resnet18": (ResNet, {}),
+    "resnet18_residual": (ResNet, {"channels": _BOTH}),
+    "d4cnn": (D4CNN, {}),
+    "d4cnn_residual": (D4CNN, {"channels": ("residual",)}),
+    "d4lenspinn_published": (D4LensPINNPublished, {}),
+    "d4lenspinn": (D4LensPINN, {}),
+}
+NAMES = tuple(_MAKERS)
+
+
+def build(name: str, observation: Observation, **options: Any) -> nn.Module:
+    """A fresh network for images of `observation`; torch's random state draws its weights.
+
+    Its `forward` takes a batch {"counts": (B, N, N) float32, "residual": (B, N, N), "fit": (B, 7)}, of which it needs
+    the keys in its attribute `needs`, and returns a dictionary with "logits" (B, 3) in the order of CLASSES and the
+    fields it computes on the way. For `options` see the class behind the name.
+
+    Raises D4LensError for an unknown name or option, or an option out of its range.
+    """
+    if name not in _MAKERS:
+        raise D4LensError(f"unknown model {name!r}; the models are {', '.join(NAMES)}")
+    maker, defaults = _MAKERS[name]
+    known = [key for key in inspect.signature(maker).parameters if key != "observation"]
+    for key in options:
+        if key not in known:
+            raise D4LensError(f"unknown option {key!r} of model {name}; its options are {', '.join(known)}")
+    try:
+        return maker(observation, **{**defaults, **options})
+    except (TypeError, ValueError, OSError) as error:  # OSError: pretrained weights that cannot be fetched
+        if isinstance(error, D4LensError):
+            raise
+        raise D4LensError(f"model {name} cannot be built with {options}: {error}") from error
+
+
+def describe(name: str, observation: Observation, options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """What `load` needs to build the network again, as JSON."""
+    return {
+        "name": name,
+        "options": options,
+        "observation": observation.to_dict(),
+        "classes": list(CLASSES),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict in eval mode: escnn's keys differ between the modes. The model keeps its mode."""
+    training = model.training
+    tensors = {name: value.detach().clone() for name, value in model.eval().state_dict().items()}
+    model.train(training)
+    return tensors
+
+
+def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained network in eval mode, and its description, from one safetensors file.
+
+    Raises D4LensError for a file that is missing, truncated, no safetensors (a pickle is never read) or not of this
+    project, and for weights that do not fit the network they name.
+    """
+    tensors, config = weights.read(path)
+    missing = {"name", "options", "observation", "classes"} - set(config)
+    if missing:
+        raise D4LensError(f"{path} is no model of d4lens: its description has no {', '.join(sorted(missing))}")
+    if config["classes"] != list(CLASSES):
+        raise D4LensError(f"{path} tells the classes {config['classes']} apart, this version {list(CLASSES)}")
+    options = {key: value for key, value in config["options"].items() if key != "pretrained"}
+    make = partial(build, config["name"], Observation.from_dict(config["observation"]))
+    model = make(**options).eval()
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise D4LensError(f"the weights in {path} do not fit the model {config['name']} they name: {reason}") from None
+    return model, config

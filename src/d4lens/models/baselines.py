@@ -1,0 +1,78 @@
+"""The rivals: ResNet18 (He et al. 2016) and a small D4-equivariant CNN, on the image or on the residual as well."""
+
+import itertools
+from collections.abc import Sequence
+
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d4lens.classes import CLASSES
+from d4lens.models.channels import needs_of, stack
+from d4lens.models.equivariant import EquivariantLayers, downsample, exported, summary
+from d4lens.models.unet import Lift
+from d4lens.observation import Observation
+
+
+class ResNet(nn.Module):
+    """A timm ResNet on named channels.
+
+    small_stem: a 3 x 3 stem of stride 1 without max pooling, as usual for small images; four times the work.
+    """
+
+    def __init__(
+        self,
+        observation: Observation,
+        channels: Sequence[str] = ("stretch",),
+        backbone: str = "resnet18",
+        small_stem: bool = False,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels, self.sky = tuple(channels), observation.sky
+        self.needs = needs_of(self.channels)
+        self.net = timm.create_model(
+            backbone, pretrained=pretrained, in_chans=len(self.channels), num_classes=len(CLASSES)
+        )
+        if small_stem:
+            self.net.conv1 = nn.Conv2d(len(self.channels), 64, 3, padding=1, bias=False)
+            self.net.maxpool = nn.Identity()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{"logits": (B, 3)} of a batch with the keys of `needs`."""
+        return {"logits": self.net(stack(self.channels, batch, self.sky)).to(batch["counts"].dtype)}
+
+
+class D4CNN(nn.Module):
+    """A D4-equivariant CNN: lift, one block a level with the size halved between, invariant mean and maximum, a line.
+
+    The logits are invariant: the eight views of an image give the same ones.
+    """
+
+    def __init__(
+        self,
+        observation: Observation,
+        channels: Sequence[str] = ("stretch",),
+        fields: Sequence[int] = (2, 4, 8, 12, 16),
+    ) -> None:
+        super().__init__()
+        self.channels, self.sky = tuple(channels), observation.sky
+        self.needs = needs_of(self.channels)
+        layers, fields = EquivariantLayers(), tuple(fields)
+        # Three whole halvings are enough: from there on `downsample` fits itself to odd sizes.
+        self.lift = Lift(layers, observation.n_pixels, len(self.channels), fields[0], levels=3)
+        self.convs = nn.ModuleList(layers.conv(a, b) for a, b in itertools.pairwise(fields))
+        self.norms = nn.ModuleList(layers.norm(f) for f in fields)
+        self.classify = nn.Linear(2 * fields[-1], len(CLASSES))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{"logits": (B, 3)} of a batch with the keys of `needs`."""
+        x = F.relu(self.norms[0](self.lift(stack(self.channels, batch, self.sky))))
+        for conv, norm in zip(self.convs, self.norms[1:]):
+            x = F.relu(norm(conv(downsample(x))))
+        pooled = summary(x).to(self.classify.weight.dtype)
+        return {"logits": self.classify(pooled).to(batch["counts"].dtype)}
+
+    def export(self) -> nn.Module:
+        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        return exported(self)

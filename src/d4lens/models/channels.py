@@ -1,0 +1,63 @@
+"""The named channels a network may be given of an image, each a scalar under D4 and of order one.
+
+signal    counts above the mean sky, divided by the noise of the sky: linear in surface brightness.
+stretch   Anscombe's root 2 sqrt(k + 3/8) (Anscombe 1948), zero at the mean sky, over ten: the noise is 0.1 everywhere.
+log       ln(1 + signal over sky): the arc's whole dynamic range, faint outskirts included.
+gradient  length of the stretch's gradient by central differences: edges of the arc, where substructure shows first.
+residual  (counts - smooth lens) / sigma, clipped at +-20 so that one bad fit cannot drown a batch.
+significance  arsinh of the standard deviations by which one more mass at each place would explain the residual: linear
+          in the noise, logarithmic in the brightest peaks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d4lens.errors import D4LensError
+
+_CLIP = 20.0
+
+
+def channel(name: str, batch: dict[str, Tensor], sky: float) -> Tensor:
+    """One channel (B, N, N) of a batch of counts (B, N, N) with mean sky `sky` counts per pixel.
+
+    Raises D4LensError for an unknown name, or for the residual of a batch without one.
+    """
+    counts = batch["counts"]
+    if name == "signal":
+        return (counts - sky) / max(sky, 1.0) ** 0.5
+    if name == "stretch":
+        return _anscombe(counts, sky)
+    if name == "log":
+        return torch.log1p((counts - sky).clamp_min(0) / max(sky, 1.0))
+    if name == "gradient":
+        around = F.pad(_anscombe(counts, sky)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+        across = (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2
+        down = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
+        # The small constant keeps the derivative finite where the image is flat.
+        return torch.sqrt(across**2 + down**2 + 1e-12)
+    if name == "residual":
+        if "residual" not in batch:
+            raise D4LensError("this model needs the residual of the smooth-lens fit; run the macrofit stage first")
+        return batch["residual"].clamp(-_CLIP, _CLIP)
+    if name == "significance":
+        if "significance" not in batch:
+            raise D4LensError("this model needs the significance maps of the fit; run the macrofit stage first")
+        return torch.asinh(batch["significance"])
+    raise D4LensError(f"unknown channel {name!r}; choose among signal, stretch, log, gradient, residual, significance")
+
+
+def stack(names: Sequence[str], batch: dict[str, Tensor], sky: float) -> Tensor:
+    """Channels side by side: (B, len(names), N, N)."""
+    return torch.stack([channel(name, batch, sky) for name in names], 1)
+
+
+def needs_of(channels: Sequence[str]) -> tuple[str, ...]:
+    """What a batch must hold for these channels."""
+    return ("counts", *(name for name in ("residual", "significance") if name in channels))
+
+
+def _anscombe(counts: Tensor, sky: float) -> Tensor:
+    return (torch.sqrt(counts.clamp_min(0) + 0.375) - (sky + 0.375) ** 0.5) / 5

@@ -1,0 +1,192 @@
+"""D4LensPINN: an equivariant U-Net draws the mass, the lens equation checks it, EfficientNetV2 names the dark matter."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d4lens.classes import CLASSES
+from d4lens.errors import D4LensError
+from d4lens.models.channels import channel, needs_of, stack
+from d4lens.models.engine import LensEngine
+from d4lens.models.equivariant import EquivariantLayers, exported
+from d4lens.models.head import efficientnet
+from d4lens.models.unet import Descent, PlainLayers, UNet, plain_of_equal_parameters
+from d4lens.observation import Observation
+
+UNetKind = Literal["equivariant", "plain_width", "plain_parameters"]
+OF_FIT = ("residual", "significance")
+
+
+def unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]) -> UNet:
+    """The U-Net, equivariant, or plain with as many channels or about as many parameters as the equivariant one."""
+    if kind == "plain_width":
+        return UNet(PlainLayers(), n_pixels, scalars_in, scalars_out, fields)
+    if kind not in ("equivariant", "plain_parameters"):
+        raise D4LensError(f"unknown unet {kind!r}; choose equivariant, plain_width or plain_parameters")
+    net = UNet(EquivariantLayers(), n_pixels, scalars_in, scalars_out, fields)
+    if kind == "plain_parameters":
+        return plain_of_equal_parameters(net, n_pixels, scalars_in, scalars_out, fields)
+    return net
+
+
+class D4LensPINNPublished(nn.Module):
+    """The architecture as published: from the image alone to the whole lens's convergence.
+
+    Channels stretch, log and gradient -> U-Net -> kappa >= 0 -> engine (zero-padded Poisson solve, deflection, splat to
+    the source plane, no parameters) -> EfficientNetV2 on the physical channels HEAD_CHANNELS.
+
+    Its Poisson residual is a smoothness penalty, as psi comes from the solver itself, and one image cannot fix the
+    mass sheet: both are limits of the published idea, kept here; `D4LensPINN` mends them.
+    """
+
+    HEAD_CHANNELS = ("stretch", "kappa", "psi", "alpha_x", "alpha_y", "source")
+    needs = ("counts",)
+    losses = ("total_variation", "sparsity", "centre", "poisson")
+
+    def __init__(
+        self,
+        observation: Observation,
+        unet_kind: UNetKind = "equivariant",
+        fields: Sequence[int] = (2, 4, 8),
+        head: str = "tf_efficientnetv2_b0",
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.sky = observation.sky
+        self.inputs = ("stretch", "log", "gradient")
+        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 1, fields)
+        # The source as large as the image and on as many pixels, so that it can stand among the head's channels.
+        self.engine = LensEngine(observation, observation.half_width, observation.n_pixels)
+        self.head = efficientnet(head, len(self.HEAD_CHANNELS), pretrained=pretrained)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """logits (B, 3); kappa, psi (arcsec²), alpha_x, alpha_y (arcsec), source, coverage, relensed; sigma (counts)."""
+        counts = batch["counts"]
+        drawn, _, _ = self.unet(stack(self.inputs, batch, self.sky))
+        # At zero the convergence is 0.13: a deflection of half an arcsec at the ring, from where both ways are open.
+        kappa = F.softplus(drawn[:, 0].to(counts.dtype) - 2.0)
+        out = self.engine(kappa, counts - self.sky)
+        out["kappa"], out["psi"] = kappa, self.engine.poisson.potential(kappa)
+        out["unexplained"] = (counts - self.sky - out["relensed"]) / noise(counts)
+        seen = {
+            "stretch": channel("stretch", batch, self.sky),
+            "source": out["source"] / max(self.sky, 1.0) ** 0.5 / 10,
+        }
+        channels = torch.stack([seen.get(name, out.get(name)) for name in self.HEAD_CHANNELS], 1)
+        out["logits"] = self.head(channels).to(counts.dtype)
+        return out
+
+    def export(self) -> nn.Module:
+        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        return exported(self)
+
+
+class D4LensPINN(nn.Module):
+    """D4LensPINN on the residual of the smooth fit: kappa is what the smooth lens leaves unexplained.
+
+    (1) channels `inputs`, of the image and of what the smooth fit leaves; (2) D4-equivariant U-Net -> residual kappa
+    and, if `own_potential`, a psi of its own, so that lap(psi) - 2 kappa is a statement and no identity; (3) engine:
+    the smooth lens's deflection in closed form plus the residual's, image -> source -> image, leaving `unexplained` =
+    (counts - sky - relensed) / sigma; (4) EfficientNetV2 at native resolution on `head_channels` and the U-Net's
+    features, its logits added to those of the U-Net's own invariants. Exactly D4-equivariant up to the head.
+
+    Options
+    -------
+    inputs: the U-Net's channels, of `channels.py`.
+    head_channels: names among HEAD_CHANNELS; default residual, significance, kappa and (with the engine) unexplained:
+        no raw image, from which a network learns the simulator.
+    engine: False leaves out the lens equation, with its channels and its losses.
+    unet_kind: equivariant, plain_width or plain_parameters. features: give the head the U-Net's last features too.
+    descent: fields of the further halvings of the U-Net's coarsest level before its invariants are classified; () leaves
+        the decision to the head alone.
+    channel_dropout: probability, in training, of blanking each named channel of an image.
+    source_half_width: arcsec of the source grid, whose pixels are the image's in size.
+    """
+
+    OF_IMAGE = ("stretch", "residual", "significance")
+    OF_ENGINE = ("psi", "alpha_x", "alpha_y", "unexplained")
+    HEAD_CHANNELS = (*OF_IMAGE, "kappa", *OF_ENGINE)
+    losses = ("total_variation", "sparsity", "centre", "poisson", "consistency", "convergence")
+
+    def __init__(
+        self,
+        observation: Observation,
+        inputs: Sequence[str] = ("residual", "significance"),
+        head_channels: Sequence[str] | None = None,
+        engine: bool = True,
+        unet_kind: UNetKind = "equivariant",
+        fields: Sequence[int] = (2, 4, 8),
+        own_potential: bool = True,
+        features: bool = True,
+        descent: Sequence[int] = (12, 16),
+        channel_dropout: float = 0.0,
+        head: str = "nano",
+        head_stem_stride: int = 1,
+        pretrained: bool = False,
+        source_half_width: float = 1.5,
+    ) -> None:
+        super().__init__()
+        if head_channels is None:
+            head_channels = (*OF_FIT, "kappa", "unexplained") if engine else (*OF_FIT, "kappa")
+        allowed = [name for name in self.HEAD_CHANNELS if engine or name not in self.OF_ENGINE]
+        if (not head_channels and not features) or not set(head_channels) <= set(allowed):
+            raise D4LensError(f"head_channels must be names among {', '.join(allowed)}, not {list(head_channels)}")
+        if not 0 <= channel_dropout < 1:
+            raise D4LensError(f"channel_dropout must be at least 0 and below 1, not {channel_dropout}")
+        self.sky, self.scale = observation.sky, observation.pixel_scale
+        self.inputs, self.head_channels = tuple(inputs), tuple(head_channels)
+        self.needs = (*needs_of((*self.inputs, *self.head_channels)), *(("fit",) if engine else ()))
+        self.own_potential, self.features, self.channel_dropout = own_potential and engine, features, channel_dropout
+        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 1 + self.own_potential, fields)
+        half_width = min(source_half_width, observation.half_width)
+        pixels = max(8, round(2 * half_width / observation.pixel_scale))
+        self.engine = LensEngine(observation, half_width, pixels) if engine else None
+        width = len(self.head_channels) + (self.unet.channels if features else 0)
+        self.head = efficientnet(head, width, stem_stride=head_stem_stride, pretrained=pretrained)
+        self.descent = Descent(self.unet.layers, (fields[-1], *descent)) if descent else None
+        self.vote = nn.Linear(self.descent.width, len(CLASSES)) if self.descent is not None else None
+        if self.vote is not None:
+            # The head adds to the invariants' vote and begins with little to add: untrained, it would drown it.
+            with torch.no_grad():
+                self.head.classifier.weight.mul_(0.1)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """logits (B, 3) and kappa; with the engine psi, alpha_x, alpha_y, source, coverage, relensed, unexplained."""
+        counts = batch["counts"]
+        drawn, features, floor = self.unet(stack(self.inputs, batch, self.sky))
+        drawn = drawn.to(counts.dtype)
+        # A tenth: the convergence of one detectable mass, smoothed to two pixels.
+        out = {"kappa": 0.1 * drawn[:, 0]}
+        if self.engine is not None:
+            signal = counts - self.sky
+            out |= self.engine(out["kappa"], signal, batch["fit"])
+            # The network's own psi comes in units of pixels², in which its Laplacian is of order one.
+            own = self.own_potential
+            out["psi"] = self.scale**2 * drawn[:, 1] if own else self.engine.poisson.potential(out["kappa"])
+            out["unexplained"] = (signal - out["relensed"]) / noise(counts)
+        # Misfits reach hundreds of sigma where the source grid is too coarse for the brightest knot.
+        named = {**out, "unexplained": out.get("unexplained", counts).clamp(-20, 20)}
+        named |= {name: channel(name, batch, self.sky) for name in self.OF_IMAGE if name in self.head_channels}
+        channels = torch.stack([named[name] for name in self.head_channels], 1) if self.head_channels else None
+        if channels is not None and self.training and self.channel_dropout:
+            keep = torch.rand(channels.shape[:2], device=channels.device) >= self.channel_dropout
+            channels = channels * keep[..., None, None]
+        # In the features' precision and layout: the head's first convolution would convert them to it anyway.
+        parts = ([channels.to(features.dtype)] if channels is not None else []) + ([features] if self.features else [])
+        logits = self.head(torch.cat(parts, 1))
+        if self.descent is not None and self.vote is not None:
+            logits = logits + self.vote(self.descent(floor).to(self.vote.weight.dtype))
+        out["logits"] = logits.to(counts.dtype)
+        return out
+
+    def export(self) -> nn.Module:
+        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        return exported(self)
+
+
+def noise(counts: Tensor) -> Tensor:
+    """Poisson standard deviation of counts (…), taken from the counts themselves; at least one."""
+    return counts.clamp_min(1.0).sqrt()

@@ -1,0 +1,176 @@
+"""A small U-Net (Ronneberger et al. 2015) on fields, equivariant or plain, exact under D4 at every image size."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d4lens.errors import D4LensError
+from d4lens.models.equivariant import downsample
+
+
+class Layers(Protocol):
+    """The things a network is built of, each counted in fields; what a field is, the maker decides."""
+
+    def channels(self, fields: int) -> int: ...
+    def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module: ...
+    def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module: ...
+    def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module: ...
+    def norm(self, fields: int) -> nn.Module: ...
+    def summary(self, x: Tensor) -> Tensor: ...
+    def summary_width(self, fields: int) -> int: ...
+
+
+class PlainLayers:
+    """Ordinary convolutions, `per_field` channels where the equivariant network has a field of eight."""
+
+    def __init__(self, per_field: float = 8.0) -> None:
+        self.per_field = per_field
+
+    def channels(self, fields: int) -> int:
+        return max(1, round(fields * self.per_field))
+
+    def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
+        return nn.Conv2d(scalars, self.channels(fields), kernel_size, padding=padding, bias=False)
+
+    def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
+        widths = self.channels(fields_in), self.channels(fields_out)
+        return nn.Conv2d(*widths, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
+        return nn.Conv2d(self.channels(fields), scalars, kernel_size, padding=padding)
+
+    def norm(self, fields: int) -> nn.Module:
+        return nn.BatchNorm2d(self.channels(fields))
+
+    def summary(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean((-2, -1)), x.amax((-2, -1))], 1)
+
+    def summary_width(self, fields: int) -> int:
+        return 2 * self.channels(fields)
+
+
+def working_size(n_pixels: int, levels: int) -> int:
+    """Least size at or above `n_pixels` that `levels` - 1 halvings keep whole: 75 -> 76, 150 -> 152 for three levels."""
+    step = 2 ** (levels - 1)
+    return -(-n_pixels // step) * step
+
+
+class Lift(nn.Module):
+    """Scalar maps (B, C, n, n) to fields at the working size, the image's centre staying the array's centre.
+
+    Zeros are added on all four sides alike. From an odd to an even size there is no such padding, and one row and one
+    column more would move the centre by half a pixel and break D4: there a 4 x 4 kernel with padding 2 adds the one.
+    """
+
+    def __init__(self, layers: Layers, n_pixels: int, scalars: int, fields: int, levels: int) -> None:
+        super().__init__()
+        self.n_pixels, self.size = n_pixels, working_size(n_pixels, levels)
+        odd = self.odd = n_pixels % 2
+        self.margin = (self.size - odd - n_pixels) // 2
+        self.conv = layers.lift(scalars, fields, kernel_size=4 if odd else 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (self.n_pixels, self.n_pixels):
+            raise D4LensError(
+                f"images of {x.shape[-2]} x {x.shape[-1]} pixels were given to a model built for {self.n_pixels} x "
+                f"{self.n_pixels}; build it with the observation of these images"
+            )
+        return self.conv(F.pad(x, [self.margin] * 4) if self.margin else x)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Maps at the working size back to the image's pixels: means of four where the size was odd, then a crop."""
+        if self.odd:  # as a convolution: a quarter of the time of avg_pool2d at stride 1
+            channels = x.shape[1]
+            x = F.conv2d(x, x.new_full((channels, 1, 2, 2), 0.25), groups=channels)
+        return self.crop(x)
+
+    def crop(self, x: Tensor) -> Tensor:
+        """Without the margin, from the working size, or from one less where the image's size is odd."""
+        end = self.margin + self.n_pixels
+        return x[..., self.margin : end, self.margin : end]
+
+
+class UNet(nn.Module):
+    """Scalar maps (B, scalars_in, n, n) -> (scalar maps (B, scalars_out, n, n), features (B, channels, n, n), fields of
+    the coarsest level).
+
+    fields: number of fields of each level, finest first. Skips are added, not
+    concatenated, and no block stands at the finest level but the lift: most of the time is spent there.
+    """
+
+    def __init__(
+        self, layers: Layers, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int] = (2, 4, 8)
+    ) -> None:
+        super().__init__()
+        self.layers = layers
+        fields = tuple(fields)
+        if len(fields) < 2 or min(fields) < 1:
+            raise D4LensError(f"a U-Net needs at least two levels of at least one field, not fields={fields}")
+        self.lift = Lift(layers, n_pixels, scalars_in, fields[0], len(fields))
+        self.norm = layers.norm(fields[0])
+        self.down = nn.ModuleList(_Block(layers, fine, coarse) for fine, coarse in itertools.pairwise(fields))
+        self.floor = _Block(layers, fields[-1], fields[-1])
+        self.up = nn.ModuleList(_Block(layers, coarse, fine) for fine, coarse in itertools.pairwise(fields))
+        # The way back from an even size to an odd one: again an even kernel, one pixel short of its padding.
+        kernel_size = 4 if self.lift.odd else 3
+        self.project = layers.project(fields[0], scalars_out, kernel_size, padding=1)
+        # Nothing is claimed before anything is learnt: the first maps are close to zero.
+        with torch.no_grad():
+            for parameter in self.project.parameters():
+                parameter.mul_(0.1)
+        self.channels = layers.channels(fields[0])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.relu_(self.norm(self.lift(x)))
+        skips = []
+        for block in self.down:
+            skips.append(x)
+            x = block(downsample(x))
+        x = floor = self.floor(x)
+        for block, skip in zip(reversed(self.up), reversed(skips)):
+            x = F.interpolate(block(x), scale_factor=2, mode="nearest") + skip
+        return self.lift.crop(self.project(x)), self.lift.restore(x), floor
+
+
+class Descent(nn.Module):
+    """Fields, halved and convolved once for each further level, to one vector an image; invariant under D4 on
+    equivariant layers.
+
+    fields: number of fields of what comes in, then of each further level.
+    """
+
+    def __init__(self, layers: Layers, fields: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Block(layers, fine, coarse) for fine, coarse in itertools.pairwise(fields))
+        self.summary, self.width = layers.summary, layers.summary_width(fields[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(downsample(x))
+        return self.summary(x)
+
+
+class _Block(nn.Module):
+    def __init__(self, layers: Layers, fields_in: int, fields_out: int) -> None:
+        super().__init__()
+        self.conv, self.norm = layers.conv(fields_in, fields_out), layers.norm(fields_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(self.norm(self.conv(x)))
+
+
+def plain_of_equal_parameters(equivariant: nn.Module, n_pixels: int, scalars_in: int, scalars_out: int, fields) -> UNet:
+    """The plain U-Net whose number of parameters is nearest to that of `equivariant`."""
+    target = sum(p.numel() for p in equivariant.parameters())
+
+    def distance(per_field: float) -> int:
+        with torch.device("meta"):
+            net = UNet(PlainLayers(per_field), n_pixels, scalars_in, scalars_out, fields)
+        return abs(sum(p.numel() for p in net.parameters()) - target)
+
+    best = min((eighths / 8 for eighths in range(1, 65)), key=distance)
+    return UNet(PlainLayers(best), n_pixels, scalars_in, scalars_out, fields)

@@ -1,0 +1,51 @@
+"""What the telescope does to a lens: grid, pixel scale, PSF and sky."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from d4lens.errors import PhysicsError
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A square image's geometry and noise.
+
+    Attributes
+    ----------
+    n_pixels: pixels a side, at least 8.
+    pixel_scale: arcsec per pixel, > 0.
+    psf_sigma: standard deviation of the Gaussian PSF in arcsec, > 0.
+    sky: mean sky counts per pixel, >= 0.
+
+    Raises PhysicsError naming the value that is out of range.
+    """
+
+    n_pixels: int
+    pixel_scale: float
+    psf_sigma: float
+    sky: float
+
+    def __post_init__(self) -> None:
+        if self.n_pixels < 8:
+            raise PhysicsError(f"n_pixels must be at least 8, not {self.n_pixels}")
+        for name in ("pixel_scale", "psf_sigma"):
+            if not getattr(self, name) > 0:
+                raise PhysicsError(f"{name} must be above 0 arcsec, not {getattr(self, name)}")
+        if not self.sky >= 0:
+            raise PhysicsError(f"sky must be at least 0 counts per pixel, not {self.sky}")
+
+    @property
+    def half_width(self) -> float:
+        """Half the image's side, in arcsec."""
+        return self.n_pixels * self.pixel_scale / 2
+
+    def binned(self, factor: int) -> "Observation":
+        """The same sky after summing `factor` x `factor` pixels; a remainder at the far edges is cropped."""
+        return Observation(self.n_pixels // factor, self.pixel_scale * factor, self.psf_sigma, self.sky * factor**2)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Observation":
+        return cls(**values)

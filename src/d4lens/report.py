@@ -1,0 +1,290 @@
+"""The results as tables: rows from evaluations, the CSV and JSON files, the README's copy, the terminal's.
+
+Everything is made from files of `metrics/` alone, so the README can be held against them on a clone that never ran the
+pipeline. Numbers that change from one run to the next of equal code and parameters (times) stand in timing.json; the one
+exception, `train_minutes`, is rounded to whole minutes.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from d4lens.classes import CLASSES
+from d4lens.errors import D4LensError
+from d4lens.files import atomic_path, write_json, write_text
+
+# The metrics of an evaluation, in the table's order; each has a 95 % interval in the columns _low and _high.
+_VALUES = ("auc_macro", *(f"auc_{name}" for name in CLASSES), "accuracy")
+_MORE = (*(f"recall_{name}" for name in CLASSES), "ece")
+INTERVALS = tuple(f"{name}_{end}" for name in (*_VALUES, *_MORE) for end in ("low", "high"))
+FACTS = ("n_train", "n_test", "params")
+COLUMNS = (
+    *("profile", "model", "seed", "tta"),
+    *_VALUES,
+    *FACTS,
+    "train_minutes",
+    *_MORE,
+    *("n_pixels", "epochs"),
+    *INTERVALS,
+)
+KEYS = ("profile", "model", "seed", "tta")
+
+# Files of metrics/<profile>/ and metrics/
+RESULTS = "results.csv"
+RESULTS_JSON = "results.json"
+REPORT = "report.json"
+
+# The order of a table's rows; arms that are not named here follow by name.
+MODEL_ORDER = (
+    "resnet18",
+    "resnet18_residual",
+    "d4cnn",
+    "d4cnn_residual",
+    "d4cnn_significance",
+    "d4lenspinn_published",
+    "d4lenspinn",
+)
+VIEWS = ("plain", "tta")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object that an earlier stage wrote. Raises D4LensError if it is missing or damaged."""
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise D4LensError(f"{path} is missing or damaged; run the stage that writes it again") from None
+
+
+def rows(evaluation: Mapping[str, Any], train_minutes: float) -> list[dict[str, Any]]:
+    """The two rows (plain, with TTA) of one evaluation file.
+
+    evaluation: {"profile", "model", "seed", "n_train", "n_test", "params", "n_pixels", "epochs", "plain": metrics,
+    "tta": metrics}, where metrics are {name: {"value", "low", "high"}}. Raises D4LensError naming what it lacks.
+    """
+    result = []
+    for view in VIEWS:
+        try:
+            row: dict[str, Any] = {"tta": view == "tta", "train_minutes": round(train_minutes)}
+            row |= {key: evaluation[key] for key in ("profile", "model", "seed", *FACTS, "n_pixels", "epochs")}
+            for name in (*_VALUES, *_MORE):
+                measured = evaluation[view][name]
+                row |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
+        except KeyError as error:
+            raise D4LensError(
+                f"an evaluation of {evaluation.get('model')} has no {error}; run evaluate again"
+            ) from None
+        result.append({column: row[column] for column in COLUMNS})
+    return result
+
+
+def table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows in the fixed order of columns and models, then seeds, plain before TTA. Raises D4LensError for twins."""
+    ordered = sorted(
+        records, key=lambda row: (row["profile"], _position(row["model"]), row["model"], row["seed"], row["tta"])
+    )
+    frame = pd.DataFrame(ordered, columns=list(COLUMNS))
+    twins = frame[frame.duplicated(list(KEYS))]
+    if len(twins):
+        raise D4LensError(f"two results for {', '.join(map(str, twins.iloc[0][list(KEYS)]))}; keep one")
+    return frame
+
+
+def write_profile(
+    folder: str | Path, results: pd.DataFrame, caption: str, comparisons: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write results.csv, results.json (one entry a row) and report.json (caption, comparisons) of one profile."""
+    folder = Path(folder)
+    write_csv(folder / RESULTS, results)
+    entries = {f"{row['model']}-{row['seed']}-{VIEWS[row['tta']]}": row for row in _records(results)}
+    write_json(folder / RESULTS_JSON, entries)
+    write_json(folder / REPORT, {"caption": caption, "comparisons": list(comparisons)})
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table atomically; equal tables give equal bytes."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """A results.csv. Raises D4LensError if it is missing, or lacks a column."""
+    path = Path(path)
+    try:
+        frame = pd.read_csv(path, float_precision="round_trip")
+    except (OSError, ValueError):
+        raise D4LensError(f"there are no results in {path}; run the pipeline (make reproduce)") from None
+    missing = [column for column in COLUMNS if column not in frame]
+    if missing:
+        raise D4LensError(f"{path} has no column {', '.join(missing)}; run the report stage again")
+    return frame
+
+
+def join_profiles(metrics: str | Path) -> pd.DataFrame:
+    """Write metrics/results.csv and .json from all metrics/<profile>/results.csv, and return them as one table."""
+    metrics = Path(metrics)
+    parts = [read_results(metrics / profile / RESULTS) for profile in profiles(metrics)]
+    joined = table(record for part in parts for record in _records(part))
+    write_csv(metrics / RESULTS, joined)
+    write_json(metrics / RESULTS_JSON, _records(joined))
+    return joined
+
+
+def profiles(metrics: str | Path) -> list[str]:
+    """The profiles that have results."""
+    return sorted(path.parent.name for path in Path(metrics).glob(f"*/{RESULTS}"))
+
+
+def markdown(results: pd.DataFrame, caption: str, comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """One profile's table for the README: caption, rows averaged over seeds, and the paired comparisons below."""
+    head, body = _cells(results)
+    lines = [_facts(results, caption), "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    lines += [_line(cells) for cells in body]
+    if comparisons:
+        lines += ["", *_compared(results, comparisons)]
+    return "\n".join(lines)
+
+
+def table_text(folder: str | Path) -> str:
+    """The results of a folder metrics/<profile>/ for the terminal."""
+    results, caption, _ = _profile(folder)
+    head, body = _cells(results)
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    rules = ["-" * width for width in widths]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+        for line in (head, rules, *body)
+    ]
+    return "\n".join([_facts(results, caption).replace("**", ""), "", *lines])
+
+
+def update_readme(readme: str | Path, metrics: str | Path) -> list[str]:
+    """Rewrite each profile's table between its markers, and return the names of those that changed.
+
+    Markers are `<!-- results:NAME:begin -->` and `<!-- results:NAME:end -->`; a profile without them is left out.
+    """
+    readme = Path(readme)
+    text = readme.read_text(encoding="utf-8")
+    changed = stale_readme_tables(readme, metrics)
+    for profile in changed:
+        begin, end = _markers(profile)
+        before, rest = text.split(begin, 1)
+        text = before + begin + _block(metrics, profile) + end + rest.split(end, 1)[1]
+    if changed:
+        write_text(readme, text)
+    return changed
+
+
+def stale_readme_tables(readme: str | Path, metrics: str | Path) -> list[str]:
+    """Profiles whose table in the README is not what their metrics say. Raises D4LensError for a torn pair of markers."""
+    text = Path(readme).read_text(encoding="utf-8")
+    marked = re.findall(r"<!-- results:([\w-]+):(begin|end) -->", text)
+    for profile in {name for name, _ in marked}:
+        if [end for name, end in marked if name == profile] != ["begin", "end"]:
+            raise D4LensError(
+                f"{readme} needs one begin and one end marker for the results of {profile}, in this order"
+            )
+    stale = []
+    for profile in profiles(metrics):
+        begin, end = _markers(profile)
+        if begin in text and text.split(begin, 1)[1].split(end, 1)[0] != _block(metrics, profile):
+            stale.append(profile)
+    return stale
+
+
+def _markers(profile: str) -> tuple[str, str]:
+    return f"<!-- results:{profile}:begin -->", f"<!-- results:{profile}:end -->"
+
+
+def _block(metrics: str | Path, profile: str) -> str:
+    return f"\n{markdown(*_profile(Path(metrics) / profile))}\n"
+
+
+def _profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, Any]]]:
+    folder = Path(folder)
+    results, report = read_results(folder / RESULTS), read_json(folder / REPORT)
+    return results, report["caption"], report["comparisons"]
+
+
+def _records(results: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): _plain(value) for key, value in row.items()} for row in results.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _position(model: str) -> int:
+    return MODEL_ORDER.index(model) if model in MODEL_ORDER else len(MODEL_ORDER)
+
+
+def _cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells: one line a model and view, averaged over seeds."""
+    several = results["seed"].nunique() > 1
+    spread = "± spread" if several else "[95 %]"
+    names = (*_VALUES[1:], *_MORE[:-1])
+    head = ["model", "TTA", f"AUC macro {spread}", *(name.replace("_", " ").replace("auc", "AUC") for name in names)]
+    head += ["ECE", "parameters", "train min"]
+    body = []
+    for (model, tta), group in results.groupby(["model", "tta"], sort=False):
+        mean = group.mean(numeric_only=True)
+        if several:
+            macro = (
+                f"{mean['auc_macro']:.3f} ± {group['auc_macro'].std():.3f}"
+                if len(group) > 1
+                else f"{mean['auc_macro']:.3f}"
+            )
+        else:
+            macro = f"{mean['auc_macro']:.3f} [{mean['auc_macro_low']:.3f}, {mean['auc_macro_high']:.3f}]"
+        cells = [str(model), "D4" if tta else "–", macro, *(f"{mean[name]:.3f}" for name in (*names, "ece"))]
+        body.append([*cells, f"{mean['params']:,.0f}", f"{mean['train_minutes']:.0f}"])
+    return head, body
+
+
+def _facts(results: pd.DataFrame, caption: str) -> str:
+    """What the numbers were made with, from the rows themselves."""
+
+    def each(column: str) -> str:
+        values = sorted(results[column].unique())
+        return f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}"
+
+    seeds = sorted(results["seed"].unique())
+    size = each("n_pixels")
+    epochs = each("epochs")
+    facts = (
+        f"**Profile {results['profile'].iloc[0]}**: {each('n_train')} training and {each('n_test')} test images of "
+        f"{size} × {size} pixels, {epochs} epoch{'' if epochs == '1' else 's'}, "
+        + (f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}")
+        + ". "
+    )
+    brackets = (
+        "± is the standard deviation over seeds (95 % intervals over test images: results.csv)."
+        if len(seeds) > 1
+        else "Brackets are 95 % bootstrap intervals over the test images."
+    )
+    return facts + " ".join([caption.strip(), brackets]).strip()
+
+
+def _compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The best arm against each of the others, on the same images."""
+    averaged = results[results["tta"]].groupby("model", sort=False)["auc_macro"].mean()
+    best = averaged.idxmax()
+    lines = [
+        f"Macro AUC with TTA of {best} minus that of the others on the same test images (paired bootstrap over images, "
+        f"p corrected for {len(comparisons)} comparisons after Holm):",
+        "",
+    ]
+    for pair in comparisons:
+        if best not in (pair["a"], pair["b"]):
+            continue
+        sign, other = (1, pair["b"]) if pair["a"] == best else (-1, pair["a"])
+        low, high = sorted((sign * pair["low"], sign * pair["high"]))
+        lines.append(f"- {other}: {sign * pair['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p = {pair['p_holm']:.2g}")
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

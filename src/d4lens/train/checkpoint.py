@@ -1,0 +1,143 @@
+"""Checkpoints of a training: one safetensors file an epoch, whole or absent, tied to what made them by a fingerprint.
+
+The folder belongs to one training. It holds the last two epochs: a file that cannot be read is passed over for the
+one before, and one of another fingerprint (parameters, data or code) sends the training back to its start, saying why.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+import d4lens
+from d4lens.errors import D4LensError
+from d4lens.files import sha256
+from d4lens.models import weights
+
+_log = logging.getLogger(__name__)
+_KEPT = 2
+_ROOMS = ("models", "train", "lensing")
+_LIBRARIES = ("torch", "escnn", "timm", "lightning", "numpy")
+
+Fingerprint = dict[str, str]
+
+
+@dataclass
+class Progress:
+    """All that a training knows at the end of an epoch.
+
+    epoch: epochs done. history: one row an epoch. best_epoch, best_score: of the selection split. seconds: spent,
+    in all sessions. tensors: "model.*", "optimizer.*" and "best.*".
+    """
+
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = -1.0
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under one of the three names, without it."""
+        return {
+            key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")
+        }
+
+
+def fingerprint(parameters: Mapping[str, Any], *data: str | Path) -> Fingerprint:
+    """Digests of the parameters, of all files in the data folders, and of the code that trains and its libraries."""
+    return {
+        "parameters": _digest(json.dumps(parameters, sort_keys=True, default=str)),
+        "data": _digest(*(f"{file.name} {sha256(file)}" for folder in data for file in sorted(Path(folder).iterdir()))),
+        "code": code(),
+    }
+
+
+def code() -> str:
+    """Digest of the rooms that decide a training's result, and of the libraries' versions."""
+    root = Path(d4lens.__file__).parent
+    files = sorted(file for room in _ROOMS for file in (root / room).rglob("*.py"))
+    libraries = (f"{name} {number}" for name, number in versions().items())
+    return _digest(*(f"{file.relative_to(root)} {sha256(file)}" for file in files), *libraries)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide a training's result."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def combined(parts: Fingerprint) -> str:
+    """One digest of the three, for a run's name elsewhere."""
+    return _digest(json.dumps(parts, sort_keys=True))
+
+
+def _digest(*lines: str) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@contextmanager
+def sole_writer(folder: str | Path) -> Iterator[None]:
+    """Hold the folder's lock; the operating system drops it with the process, however that ends.
+
+    Raises D4LensError if another process holds it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder) / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise D4LensError(f"another process is training in {folder}; wait for it or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _files(folder: str | Path) -> list[Path]:
+    """The folder's checkpoints, newest first."""
+    return sorted(Path(folder).glob("epoch-*.safetensors"), reverse=True)
+
+
+def save(folder: str | Path, progress: Progress, prints: Fingerprint) -> Path:
+    """Write the epoch's checkpoint atomically, then drop all but the last two."""
+    path = Path(folder) / f"epoch-{progress.epoch:05d}.safetensors"
+    description = {name: value for name, value in vars(progress).items() if name != "tensors"}
+    weights.write(path, progress.tensors, {**description, "fingerprint": prints})
+    for old in _files(folder)[_KEPT:]:
+        old.unlink()
+    return path
+
+
+def latest(folder: str | Path, prints: Fingerprint) -> Progress:
+    """The newest whole checkpoint of this fingerprint, or a fresh start; whatever is passed over is logged with its why."""
+    for path in _files(folder):
+        try:
+            tensors, description = weights.read(path)
+            theirs = description.pop("fingerprint")
+            progress = Progress(tensors=tensors, **description)
+        except (D4LensError, KeyError, TypeError) as error:
+            _log.warning("passing over checkpoint %s: %s", path, error)
+            path.unlink()
+            continue
+        changed = [name for name, digest in prints.items() if theirs.get(name) != digest]
+        if changed:
+            _log.warning("starting afresh: the %s changed since checkpoint %s was made", " and ".join(changed), path)
+            clear(folder)
+            return Progress()
+        return progress
+    return Progress()
+
+
+def clear(folder: str | Path) -> None:
+    """Remove all checkpoints, and what a killed writer left half written."""
+    for path in (*_files(folder), *Path(folder).glob(".epoch-*.safetensors")):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""Batches straight from the memory maps, in an order that (seed, epoch) alone decides."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from d4lens.data import arrays
+from d4lens.errors import D4LensError
+from d4lens.evaluate.tta import transform_batch
+from d4lens.lensing import d4
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.macrofit.split import MAPS
+from d4lens.observation import Observation
+from d4lens.simulate import SUBHALO_COLUMNS, Truth, substructure_convergence
+
+
+@dataclass
+class Lenses(Dataset):  # type: ignore[type-arg]
+    """One split. `dataset[rows]` is the batch of these rows: what the model needs, "label", "index" and, where the
+    truth is known and asked for, "kappa"."""
+
+    counts: NDArray[Any]
+    labels: NDArray[np.int64]
+    residual: NDArray[Any] | None = None
+    significance: NDArray[Any] | None = None
+    fit: NDArray[np.float32] | None = None
+    kappa: NDArray[np.float16] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        index = np.asarray(rows)
+        batch = {
+            "counts": torch.from_numpy(self.counts[index].astype(np.float32)),
+            "label": torch.from_numpy(self.labels[index]),
+            "index": torch.from_numpy(index),
+        }
+        for name in (*MAPS, "fit", "kappa"):
+            values = getattr(self, name)
+            if values is not None:
+                batch[name] = torch.from_numpy(values[index].astype(np.float32))
+        return batch
+
+
+def load(
+    arrays_folder: str | Path,
+    macrofit_folder: str | Path | None,
+    split: str,
+    needs: Sequence[str],
+    observation: Observation,
+    *,
+    with_kappa: bool = False,
+) -> Lenses:
+    """A split with what a model `needs`; with_kappa adds the true convergence of the substructure, smoothed to 2 pixels.
+
+    Raises D4LensError where the fit is needed and missing, or is not of these images.
+    """
+    images = arrays.load_split(arrays_folder, split)
+    lenses = Lenses(images.counts, images.labels)
+    if set(needs) & {*MAPS, "fit"}:
+        if macrofit_folder is None:
+            raise D4LensError("this model reads the residual of the smooth-lens fit; run the macrofit stage first")
+        maps, lenses.fit = _fit(Path(macrofit_folder), split, images)
+        lenses.residual, lenses.significance = (maps[name] if name in needs else None for name in MAPS)
+    truth = arrays.load_truth(arrays_folder, split) if with_kappa else None
+    if truth is not None:
+        subhalos = pd.DataFrame(columns=list(SUBHALO_COLUMNS)) if truth.subhalos is None else truth.subhalos
+        lenses.kappa = _convergence(Truth(truth.images, subhalos), observation)
+    return lenses
+
+
+def _fit(folder: Path, split: str, images: arrays.Split) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+    try:
+        maps = {name: np.load(folder / f"{split}_{name}.npy", mmap_mode="r", allow_pickle=False) for name in MAPS}
+        table = pd.read_csv(folder / f"{split}_fit.csv", float_precision="round_trip")
+        fit = table[list(FIT_COLUMNS)].to_numpy(np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise D4LensError(
+            f"the fit of split {split} in {folder} cannot be read ({reason}); run macrofit again"
+        ) from None
+    same = all(values.shape == images.counts.shape for values in maps.values())
+    if not same or list(table["path"]) != images.paths:
+        raise D4LensError(f"the fit of split {split} in {folder} is of other images; run the macrofit stage again")
+    if not np.isfinite(fit).all():
+        row = int(np.flatnonzero(~np.isfinite(fit).all(1))[0])
+        raise D4LensError(
+            f"{folder / f'{split}_fit.csv'} row {row} holds a value that is not finite; run macrofit again"
+        )
+    return maps, fit
+
+
+def _convergence(truth: Truth, observation: Observation, chunk: int = 512) -> NDArray[np.float16]:
+    """Half precision and in pieces: the set at full size would fill the memory four times over."""
+    kappa = np.empty((len(truth), observation.n_pixels, observation.n_pixels), np.float16)
+    paths = truth.subhalos["path"]
+    for start in range(0, len(truth), chunk):
+        images = truth.images.iloc[start : start + chunk].reset_index(drop=True)
+        part = Truth(images, truth.subhalos[paths.isin(images["path"])].reset_index(drop=True))
+        kappa[start : start + chunk] = substructure_convergence(part, observation).numpy()
+    return kappa
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Rows of each batch of one epoch; the order is a function of (seed, epoch) and of nothing that ran before.
+
+    With `world` > 1 each rank takes every world-th row of a global batch; the last one is filled up from its own rows,
+    so that all ranks make the same number of steps. `set_epoch` counts from `first`, where a resumed training begins.
+    """
+
+    def __init__(self, size: int, batch: int, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.size, self.batch, self.seed, self.first, self.rank, self.world = size, batch, seed, first, rank, world
+        self.epoch = first
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = self.first + epoch
+
+    def __len__(self) -> int:
+        return -(-self.size // (self.batch * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        step = self.batch * self.world
+        for start in range(0, self.size, step):
+            rows = order[start : start + step]
+            missing = -len(rows) % self.world
+            yield np.resize(rows, len(rows) + missing)[self.rank :: self.world].tolist()
+
+
+class InOrder(Sampler[list[int]]):
+    """All rows in order, in batches."""
+
+    def __init__(self, size: int, batch: int) -> None:
+        self.size, self.batch = size, batch
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, self.size, self.batch):
+            yield list(range(start, min(start + self.batch, self.size)))
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """The seed of everything random within one epoch but the order of the images."""
+    return int(np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(1)[0])
+
+
+def augment(batch: dict[str, Tensor], elements: Tensor) -> dict[str, Tensor]:
+    """Each image of the batch under its own element of D4 (`elements`, (B,) of 0..7), with all that belongs to it.
+
+    The batch comes back sorted by element: its order means nothing, and slices are cheaper than a scatter.
+    """
+    parts = []
+    for g in d4.ELEMENTS:
+        rows = torch.nonzero(elements == g)[:, 0]
+        if len(rows):
+            parts.append(transform_batch({name: value[rows.to(value.device)] for name, value in batch.items()}, g))
+    return {name: torch.cat([part[name] for part in parts]) for name in batch}

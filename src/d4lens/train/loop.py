@@ -1,0 +1,223 @@
+"""From folders to a trained model: the loop is Lightning's, the checkpoints are ours (Lightning's are pickles)."""
+
+import logging
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.data import DataLoader
+
+from d4lens import models
+from d4lens.data import arrays
+from d4lens.errors import D4LensError
+from d4lens.files import atomic_path, write_json
+from d4lens.models import weights
+from d4lens.params import TrainParams
+from d4lens.train import checkpoint
+from d4lens.train.data import EpochBatches, InOrder, Lenses, epoch_seed, load
+from d4lens.train.module import SELECTION, Training
+
+_log = logging.getLogger(__name__)
+_BUILD = 2**31  # no epoch: the seed of the first weights
+
+
+class Mirror(Protocol):
+    """Whoever wants to see the numbers as they come, such as `d4lens.track.Tracker`."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+
+
+def fingerprint(
+    arrays_folder: str | Path,
+    macrofit_folder: str | Path | None,
+    model_name: str,
+    options: dict[str, Any],
+    seed: int,
+    params: TrainParams,
+) -> str:
+    """The name of the result of `train` with these arguments: equal for equal parameters, data and code."""
+    return checkpoint.combined(_prints(arrays_folder, macrofit_folder, model_name, options, seed, params))
+
+
+def _prints(
+    arrays_folder: str | Path,
+    macrofit_folder: str | Path | None,
+    model_name: str,
+    options: dict[str, Any],
+    seed: int,
+    params: TrainParams,
+) -> checkpoint.Fingerprint:
+    parameters = {"model": model_name, "options": options, "seed": seed, "train": params.model_dump()}
+    folders = [arrays_folder, *([macrofit_folder] if macrofit_folder is not None else [])]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise D4LensError(f"there is no folder {folder}; run the stage that makes it")
+    return checkpoint.fingerprint(parameters, *folders)
+
+
+def train(
+    arrays_folder: str | Path,
+    macrofit_folder: str | Path | None,
+    out_folder: str | Path,
+    work_folder: str | Path,
+    model_name: str,
+    options: dict[str, Any],
+    seed: int,
+    params: TrainParams,
+    tracker: Mirror | None = None,
+    devices: int = 1,
+) -> dict[str, float]:
+    """Train one network and keep the epoch that the `select` split likes best.
+
+    arrays_folder, macrofit_folder: outputs of the stages preprocess and macrofit (None where the model needs no fit).
+    work_folder: checkpoints, one an epoch; the same call after any interruption goes on from the last, and ends with
+    the weights and history of a training never interrupted (bit for bit on one machine's CPU). Emptied at the end.
+    out_folder: gets model.safetensors (weights and description), history.csv (one row an epoch), timing.json.
+    tracker: is told each epoch's row. devices: processes of a distributed training, each with its own share of a batch
+    `devices` times as large; one accelerator each, or one CPU process each where there is none.
+
+    Returns the best epoch's row. Raises D4LensError for unusable folders, options or parameters, for a loss that is not
+    finite, and while another process trains in work_folder.
+    """
+    prints = _prints(arrays_folder, macrofit_folder, model_name, options, seed, params)
+    observation = arrays.load_observation(arrays_folder)
+    out_folder, work_folder = Path(out_folder), Path(work_folder)
+    # Lightning starts the other ranks as further processes of this same script.
+    leads = getattr(rank_zero_only, "rank", 0) == 0
+    with checkpoint.sole_writer(work_folder) if leads else nullcontext():
+        # The network is built before the checkpoint is looked at, so that a fresh start and a resumed one draw alike.
+        torch.manual_seed(epoch_seed(seed, _BUILD))
+        net = models.build(model_name, observation, **options)
+        progress = checkpoint.latest(work_folder, prints)
+        if progress.epoch:
+            _log.warning("%s, seed %d: going on after epoch %d of %d", model_name, seed, progress.epoch, params.epochs)
+        module = Training(net, observation, params, seed, progress)
+        images, select = (
+            load(arrays_folder, macrofit_folder, split, module.needs, observation, with_kappa=with_kappa)
+            for split, with_kappa in (("train", "convergence" in module.losses), ("select", False))
+        )
+        if progress.epoch < params.epochs:
+            _fit(module, images, select, devices, _Keeper(work_folder, prints, tracker))
+        best = progress.history[progress.best_epoch - 1]
+        if leads:
+            _publish(out_folder, module, model_name, options, checkpoint.combined(prints), len(images))
+            checkpoint.clear(work_folder)
+    return best
+
+
+def precision(wanted: str) -> str:
+    """Lightning's name of the precision; `auto` is bfloat16 where the hardware computes in it, else float32."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    cpu = torch.cpu
+    return "bf16-mixed" if cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported() else "32-true"
+
+
+def _fit(module: Training, images: Lenses, select: Lenses, devices: int, keeper: "_Keeper") -> None:
+    params = module.params
+    shown = sys.stderr.isatty()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = L.Trainer(
+        max_epochs=params.epochs - module.first,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=precision(params.precision),  # type: ignore[arg-type]
+        deterministic="warn" if torch.cuda.is_available() else None,
+        callbacks=[keeper, *([TQDMProgressBar()] if shown else [])],
+        enable_progress_bar=shown,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        logger=False,
+        num_sanity_val_steps=0,
+        # escnn keeps the filters it expands for validation; made in inference mode they could not be trained on.
+        inference_mode=False,
+        use_distributed_sampler=False,
+    )
+    batches = EpochBatches(
+        len(images), params.batch_size, module.seed, module.first, trainer.global_rank, trainer.world_size
+    )
+    module.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with warnings.catch_warnings():
+        # A worker process would have to copy what the memory map already gives at once.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of torch's names
+        try:
+            trainer.fit(
+                module,
+                DataLoader(images, sampler=batches, batch_size=None),
+                DataLoader(select, sampler=InOrder(len(select), 2 * params.batch_size), batch_size=None),
+            )
+        except SIGTERMException:
+            # Lightning's exception is a SystemExit without a code: to the caller it would look like success.
+            raise SystemExit(143) from None
+
+
+class _Keeper(L.Callback):
+    """After each epoch: checkpoint, tracker, one line of text."""
+
+    def __init__(self, folder: Path, prints: checkpoint.Fingerprint, tracker: Mirror | None) -> None:
+        self.folder, self.prints, self.tracker = folder, prints, tracker
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.since = time.perf_counter()
+        if self.tracker is not None and trainer.is_global_zero:
+            for row in module.progress.history:  # type: ignore[union-attr]
+                self._mirror(row)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        module.close_epoch()  # type: ignore[operator]
+        progress: checkpoint.Progress = module.progress  # type: ignore[assignment]
+        now = time.perf_counter()
+        progress.seconds += now - self.since
+        self.since = now
+        if trainer.is_global_zero:
+            checkpoint.save(self.folder, progress, self.prints)
+            row = progress.history[-1]
+            self._mirror(row)
+            print(
+                f"epoch {row['epoch']}: loss {row['loss']:.4f}, select macro AUC {row[f'select_{SELECTION}']:.4f}, "
+                f"{progress.seconds:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _mirror(self, row: dict[str, float]) -> None:
+        if self.tracker is not None:
+            self.tracker.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
+
+
+def _publish(
+    folder: Path, module: Training, name: str, options: dict[str, Any], fingerprint: str, n_images: int
+) -> None:
+    """Write the three outs; only timing.json holds what differs between two equal trainings."""
+    progress = module.progress
+    description = {
+        **models.describe(name, module.observation, options, module.net),
+        "seed": module.seed,
+        "epoch": progress.best_epoch,
+        f"select_{SELECTION}": progress.best_score,
+        "fingerprint": fingerprint,
+        "versions": checkpoint.versions(),
+    }
+    weights.write(folder / "model.safetensors", progress.part("best"), description)
+    first = ["epoch", "learning_rate", "loss"]
+    with atomic_path(folder / "history.csv") as temporary:
+        table = pd.DataFrame(progress.history)
+        table[first + sorted(set(table.columns) - set(first))].to_csv(temporary, index=False)
+    timing = {
+        "train_minutes": round(progress.seconds / 60, 3),
+        "images_per_second": round(n_images * progress.epoch / max(progress.training_seconds, 1e-9), 1),
+        "parameters": description["n_parameters"],
+    }
+    write_json(folder / "timing.json", timing)

@@ -1,0 +1,38 @@
+"""The images as one archive: simulated with their truth, fetched from the Drive, or a zip or folder at hand."""
+
+import os
+from pathlib import Path
+
+from common import arguments, one_sentence, parameters
+
+from d4lens.data.archive import Limits
+from d4lens.data.download import Expected, Patience, from_drive, from_path
+from d4lens.files import sha256
+from d4lens.params import DownloadParams
+from d4lens.simulate import preset, write_archive
+
+
+@one_sentence
+def main() -> None:
+    profile = arguments(__doc__).profile
+    params = parameters("download", DownloadParams, profile)
+    archive = Path("data") / profile / "lenses.zip"
+    limits = Limits(**params.limits.model_dump())
+    if params.source == "gdrive":
+        drive = params.gdrive
+        expected = Expected(drive.sha256, drive.images_per_class.model_dump(), limits)
+        patience = Patience(drive.retries, drive.timeout_seconds, drive.backoff_seconds)
+        found = from_drive(drive.id, archive, params.cache, expected, patience)
+        if drive.sha256 is None:
+            print(f"tree, counts and CRCs are right; pin the file in params.yaml: download.gdrive.sha256: {found}")
+    elif params.source == "path":
+        from_path(params.path, archive, limits)
+    else:
+        simulated = preset(params.simulate.preset, params.simulate.priors)
+        workers = params.workers or os.cpu_count() or 1
+        write_archive(archive, simulated, params.simulate.seed, params.n_train, params.n_val, workers, progress=True)
+    print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, SHA-256 {sha256(archive)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The test split, once, plain and averaged over the eight symmetries of the square, with bootstrap intervals."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from common import arguments, one_sentence, parameters
+
+from d4lens import models, report
+from d4lens.data import arrays
+from d4lens.evaluate import plots, predictions, tta
+from d4lens.files import sha256, write_json
+from d4lens.params import EvaluateParams
+from d4lens.track import Tracker, enabled, run_tags
+from d4lens.train.data import InOrder, load
+
+
+@one_sentence
+def main() -> None:
+    args = arguments(__doc__, arm=True)
+    profile, model, seed, name = args.profile, args.model, args.seed, f"{args.model}-{args.seed}"
+    params = parameters("evaluate", EvaluateParams, profile)
+    data, trained = Path("data") / profile, Path("runs") / profile / name
+    out = Path("runs") / profile / "evaluation" / name
+    scored = Path("metrics") / profile / "evaluation" / f"{name}.json"
+
+    network, config = models.load(trained / "model.safetensors")
+    observation = arrays.load_observation(data / "arrays")
+    images = load(data / "arrays", data / "macrofit", "test", network.needs, observation)
+    network = tta.exported(network).to("cuda" if torch.cuda.is_available() else "cpu")
+    order = InOrder(len(images), params.batch_size)
+    logits, speed = tta.predict_views(network, lambda: (images[rows] for rows in order))
+
+    paths = {split: arrays.load_split(data / "arrays", split).paths for split in ("train", "test")}
+    table = predictions.tabulate(paths["test"], images.labels, logits)
+    facts = {"profile": profile, "model": model, "seed": seed, "params": config["n_parameters"]}
+    facts |= {"n_train": len(paths["train"]), "n_test": len(images), "n_pixels": observation.n_pixels}
+    facts["epochs"] = len(pd.read_csv(trained / "history.csv"))
+    scores = predictions.score(table, params.bootstrap, params.seed)
+    minutes = report.read_json(trained / "timing.json")["train_minutes"]
+    predictions.write(out / "predictions.parquet", table)
+    plots.draw_roc(out / "roc.svg", plots.curves({(model, seed): table}))
+    plots.draw_confusion(out / "confusion.svg", plots.confusions({(model, seed): table}))
+    write_json(out / "timing.json", {"train_minutes": minutes, "images_per_second": speed})
+    write_json(scored, facts | scores)
+
+    tags = run_tags(".", "evaluate", profile, model, seed, sha256(data / "arrays" / arrays.MANIFEST))
+    shown = {"evaluate": params.model_dump()}
+    with Tracker(enabled(), ".", f"d4lens-{profile}", f"{profile}/{name}", config["fingerprint"], shown, tags) as run:
+        for view, measured in scores.items():
+            run.log_metrics({f"{view}/{metric}": interval["value"] for metric, interval in measured.items()})
+        for path in (out, scored):
+            run.log_artifact(path, "evaluation")
+    auc = {view: f"{measured['auc_macro']['value']:.4f}" for view, measured in scores.items()}
+    print(f"{name}: macro AUC {auc['plain']}, {auc['tta']} with TTA")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Stage macrofit: a smooth lens fitted to each image; its parameters, and the residual the networks read."""
+
+from pathlib import Path
+
+import torch
+from common import arguments, one_sentence, parameters
+
+from d4lens.data import arrays
+from d4lens.files import sha256
+from d4lens.macrofit import fit_split, preset_model
+from d4lens.observation import Observation
+from d4lens.params import MacrofitParams
+
+
+@one_sentence
+def main() -> None:
+    profile = arguments(__doc__ or "").profile
+    params = parameters("macrofit", MacrofitParams, profile)
+    source, out = Path("data") / profile / "arrays", Path("data") / profile / "macrofit"
+    facts = arrays.load_facts(source)
+    model = preset_model(
+        params.preset,
+        Observation.from_dict(facts["native"]),
+        facts["bin"],
+        units=facts["units"],
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    manifest = sha256(source / arrays.MANIFEST)
+    for name in arrays.SPLITS:
+        split = arrays.load_split(source, name)
+        if not len(split):
+            continue
+        table = fit_split(
+            split.counts,
+            split.paths,
+            model,
+            out,
+            name,
+            source=manifest,
+            units=facts["units"],
+            coarse_iterations=params.coarse_iterations,
+            fine_iterations=params.fine_iterations,
+            max_starts=params.max_starts,
+            batch_size=params.batch_size,
+        )
+        fitted = f"{table['converged'].sum()} of {len(table)} {name} images converged"
+        print(f"{fitted}; median chi2 a pixel {table['chi2'].median():.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+import stat
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from d4lens.data.archive import Archive, Limits, SafeZip, Writer, natural_key, publish
+from d4lens.errors import D4LensError
+
+
+def test_entries_come_in_order_and_litter_is_skipped(small_tree, pack):
+    files = dict(reversed(small_tree.items()))
+    files["dataset/train/no/10.npy"] = small_tree["dataset/train/no/1.npy"]
+    files["dataset/truth.csv"] = b"path\n"
+    litter = {
+        "__MACOSX/dataset/train/no/._1.npy": b"fork",
+        "dataset/train/no/._1.npy": b"fork",
+        "dataset/.DS_Store": b"",
+        "dataset/README.md": b"read",
+    }
+    with Archive(pack(files | litter)) as archive:
+        paths = [entry.path for entry in archive.entries]
+        assert archive.counts()["train"] == {"no": 5, "sphere": 4, "vort": 4}
+        assert archive.counts()["val"] == {"no": 2, "sphere": 2, "vort": 2}
+        assert archive.beside == {"truth.csv": "dataset/truth.csv"}
+        archive.verify()
+    assert paths[:6] == [*(f"train/no/{n}.npy" for n in (1, 2, 3, 4, 10)), "train/sphere/1.npy"]
+    assert paths[-1] == "val/vort/2.npy"
+
+
+def test_natural_order():
+    assert sorted(["10.npy", "b", "2.npy", "a/10", "a/9", ""], key=natural_key) == [
+        "",
+        "2.npy",
+        "10.npy",
+        "a/9",
+        "a/10",
+        "b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "dataset/train/axion/1.npy",
+            "'dataset/train/axion' is an unknown class folder; the classes are no, sphere and vort",
+        ),
+        ("dataset/test/no/1.npy", "'dataset/test' is no known folder"),
+        ("dataset/train/1.npy", "beside the class folders"),
+        ("dataset/train/no/notes.txt", "not an .npy file"),
+        ("dataset/train/no/deep/1.npy", "not an .npy file in a class folder"),
+        ("1.npy", "lies outside"),
+        ("other/1.npy", "lies outside"),
+    ],
+)
+def test_a_file_out_of_place_is_named(small_tree, pack, name, sentence):
+    with pytest.raises(D4LensError, match=r"lenses\.zip") as error:
+        Archive(pack({**small_tree, name: b"x"}))
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "no"), ("val", "vort")])
+def test_a_class_without_images_is_named(small_tree, pack, split, name):
+    left = {path: data for path, data in small_tree.items() if f"{split}/{name}/" not in path}
+    with pytest.raises(D4LensError, match=f"holds no image in dataset/{split}/{name}/"):
+        Archive(pack({**left, f"dataset/{split}/{name}/": b""}))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("../out.npy", "leads outside"),
+        ("dataset/../../out.npy", "leads outside"),
+        ("/etc/out.npy", "leads outside"),
+        ("C:/out.npy", "leads outside"),
+        ("dataset\\train\\no\\9.npy", "unusable name"),
+        ("dataset/train/no/9\n.npy", "unusable name"),
+        ("dataset/train/NO/1.npy", "differ only in case"),
+    ],
+)
+def test_a_hostile_name_is_refused(small_tree, pack, name, sentence):
+    with pytest.raises(D4LensError, match=sentence):
+        SafeZip(pack({**small_tree, name: b"x"}))
+
+
+def test_a_name_that_stands_twice_is_refused(small_tree, pack):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        path = pack([*small_tree.items(), ("dataset/train/no/1.npy", b"other")])
+    with pytest.raises(D4LensError, match=r"'dataset/train/no/1.npy' twice"):
+        SafeZip(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [(stat.S_IFLNK, "the link 'dataset/l'"), (stat.S_IFIFO, "no regular file"), (stat.S_IFCHR, "no reg")],
+)
+def test_links_and_devices_are_refused(tmp_path, kind, sentence):
+    info = zipfile.ZipInfo("dataset/l")
+    info.create_system, info.external_attr = 3, (kind | 0o644) << 16
+    with zipfile.ZipFile(tmp_path / "l.zip", "w") as writer:
+        writer.writestr(info, "/etc/passwd")
+    with pytest.raises(D4LensError, match=sentence):
+        SafeZip(tmp_path / "l.zip")
+
+
+def test_bombs_are_refused(pack, small_tree):
+    with pytest.raises(D4LensError, match=r"'dataset/b.npy' would unpack to \d+ times .*max_ratio = 200"):
+        SafeZip(pack({**small_tree, "dataset/b.npy": bytes(4 << 20)}))
+    with pytest.raises(D4LensError, match=r"would unpack to .*max_ratio"):  # many small ones
+        SafeZip(pack({f"{i}": bytes(1 << 19) for i in range(20)}))
+    with pytest.raises(D4LensError, match="max_gigabytes = 1e-05"):
+        SafeZip(pack(small_tree), Limits(max_gigabytes=1e-5))
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path):
+    """The zip bomb whose directory points many entries at one stream."""
+    path = tmp_path / "overlap.zip"
+    with zipfile.ZipFile(path, "w") as writer:
+        writer.writestr("a", bytes(range(256)) * 40)
+        for name in "bcd":
+            info = zipfile.ZipInfo(name)
+            first = writer.getinfo("a")
+            info.header_offset, info.CRC = first.header_offset, first.CRC
+            info.compress_size, info.file_size = first.compress_size, first.file_size
+            writer.filelist.append(info)
+            writer.NameToInfo[name] = info
+        writer._didModify = True
+    with pytest.raises(D4LensError, match="overlap"):
+        SafeZip(path)
+
+
+def test_a_size_that_lies_is_found_without_unpacking_more(tmp_path):
+    """The directory claims 1000 bytes where the stream holds 4 MB."""
+    path = tmp_path / "lie.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as writer:
+        writer.writestr("a", bytes(4 << 20))
+        writer.getinfo("a").file_size = 1000
+    with SafeZip(path) as archive, pytest.raises(D4LensError, match="'a' is damaged"):
+        archive.read("a")
+
+
+def test_encryption_and_rare_compression_are_refused(tmp_path):
+    path = tmp_path / "e.zip"
+    with zipfile.ZipFile(path, "w") as writer:
+        writer.writestr("a", b"secret")
+    data = bytearray(path.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(D4LensError, match="'a' is encrypted"):
+        SafeZip(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as writer:
+        writer.writestr("a", b"x" * 100)
+    with pytest.raises(D4LensError, match="neither by deflate nor stored"):
+        SafeZip(path)
+
+
+def test_damage_is_named(small_tree, pack, tmp_path):
+    path = pack(small_tree)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("dataset/train/vort/2.npy")
+    data[info.header_offset + 60 + info.compress_size // 2] ^= 0xFF
+    path.write_bytes(data)
+    with Archive(path) as archive:
+        archive.read("dataset/train/vort/1.npy")
+        with pytest.raises(D4LensError, match=r"lenses.zip: 'dataset/train/vort/2.npy' is damaged"):
+            archive.verify()
+        with pytest.raises(D4LensError, match="holds no 'x'"):
+            archive.read("x")
+        with pytest.raises(D4LensError, match="refused"):
+            archive.read("dataset/train/no/1.npy", max_bytes=100)
+    for cut in (len(data) // 2, len(data) - 10, 0):
+        path.write_bytes(data[:cut])
+        with pytest.raises(D4LensError, match="not a readable zip archive, or is cut short"):
+            Archive(path)
+    with pytest.raises(D4LensError, match="no archive at"):
+        Archive(tmp_path / "absent.zip")
+
+
+def test_writer_gives_equal_bytes_for_equal_content(tmp_path, small_tree):
+    for name in ("a.zip", "b.zip"):
+        with Writer(tmp_path / name) as writer:
+            for member, data in small_tree.items():
+                writer.add(member, data)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def unpack(files: dict[str, bytes], folder: Path) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def test_publish_gives_one_archive_for_a_folder_and_a_zip_with_or_without_the_top(small_tree, pack, tmp_path):
+    files = {**small_tree, "dataset/truth.csv": b"path\n"}
+    bare = {name.removeprefix("dataset/"): data for name, data in files.items()}
+    folder = unpack({**files, "dataset/train/no/._1.npy": b"fork", "dataset/.git/config": b"x"}, tmp_path / "user")
+    made = []
+    sources = (folder, folder / "dataset", unpack(bare, tmp_path / "bare"), pack(bare, "bare.zip"))
+    for number, source in enumerate(sources):
+        publish(source, tmp_path / f"{number}.zip")
+        made.append((tmp_path / f"{number}.zip").read_bytes())
+    assert made[0] == made[1] == made[2] == made[3]
+    with Archive(tmp_path / "0.zip") as archive:
+        assert {entry.member: archive.read(entry.member) for entry in archive.entries} == small_tree
+        assert archive.read("dataset/truth.csv") == b"path\n"
+    whole = pack({**files, "__MACOSX/._x": b"kept as it is"}, "whole.zip")
+    publish(whole, tmp_path / "copy.zip")
+    assert (tmp_path / "copy.zip").read_bytes() == whole.read_bytes()
+
+
+def test_publish_leaves_nothing_behind_when_it_fails(small_tree, tmp_path, pack):
+    out = tmp_path / "out"
+    folder = unpack(small_tree, tmp_path / "user")
+    (folder / "dataset/val/no/1.npy").unlink()
+    (folder / "dataset/val/no/1.npy").symlink_to("nowhere.npy")
+    with pytest.raises(D4LensError, match=r"val/no/1.npy cannot be read \(No such file"):
+        publish(folder, out / "lenses.zip")
+    with pytest.raises(D4LensError, match="holds neither dataset/ nor train and val"):
+        publish(tmp_path / "user/dataset/train/no", out / "lenses.zip")
+    path = pack(small_tree)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(D4LensError, match="is damaged"):
+        publish(path, out / "lenses.zip")
+    assert not out.exists() or not list(out.iterdir())

@@ -1,0 +1,148 @@
+import pytest
+import torch
+
+from d4lens.errors import D4LensError
+from d4lens.evaluate.tta import transform_batch
+from d4lens.lensing import d4
+from d4lens.models.head import efficientnet
+from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
+
+SMALL = {"fields": (1, 2)}
+SCALARS = ("kappa", "psi", "source", "unexplained", "relensed")
+
+
+def published(observation, **options):
+    return D4LensPINNPublished(observation, head="nano", **SMALL, **options)
+
+
+MAKERS = {"residual": lambda o: D4LensPINN(o, **SMALL), "published": published}
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 2e-3)])
+@pytest.mark.parametrize("n", [75, 76])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_everything_before_the_head_turns_with_the_sky(kind, n, dtype, bound, observation, batch):
+    """From pixels to convergence, deflection, source and misfit. In float32 a ray's rounding, 1e-7 of the image, moves
+    it over the edge of a source pixel now and then; that is what the wider bound is for."""
+    model, lenses = MAKERS[kind](observation(n)).to(dtype), batch(n, 2, dtype)
+    out = model(lenses)
+    assert out["kappa"].std() > 1e-3
+    for g in (1, 4, 7):
+        turned = model(transform_batch(lenses, g))
+        for name in SCALARS:
+            error = (turned[name] - d4.transform(out[name], g)).abs()
+            assert error.max() < bound * out[name].abs().max(), (name, g)
+        for a, b in zip(d4.transform_vector(out["alpha_x"], out["alpha_y"], g), (turned["alpha_x"], turned["alpha_y"])):
+            assert (a - b).abs().max() < bound
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("n", [33, 34])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_any_size_and_batch_trains(kind, n, size, observation, batch):
+    model = MAKERS[kind](observation(n))
+    out = model(batch(n, size))
+    assert out["logits"].shape == (size, 3)
+    assert out["kappa"].shape == out["psi"].shape == (size, n, n)
+    out["logits"].square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_class_teaches_the_convergence_through_the_lens_equation(kind, observation, batch):
+    """With all but the misfit (or the source) taken from the head, the logits' gradient still reaches kappa's weights."""
+    if kind == "residual":
+        model = D4LensPINN(observation(33), head_channels=("unexplained",), features=False, **SMALL)
+    else:
+        model = published(observation(33))
+        model.HEAD_CHANNELS = ("source",)
+        model.head = efficientnet("nano", 1)
+    model(batch(33))["logits"].square().sum().backward()
+    assert model.unet.project.conv.weights.grad.abs().max() > 0
+
+
+def test_the_published_convergence_is_a_mass(observation, batch):
+    out = published(observation(33))(batch(33))
+    assert out["kappa"].min() > 0
+
+
+def test_psi_is_its_own_or_the_solvers(observation, batch):
+    lenses = batch(34)
+    own = D4LensPINN(observation(34), **SMALL)
+    solved = D4LensPINN(observation(34), own_potential=False, **SMALL)
+    for model, same in ((own, False), (solved, True)):
+        out = model(lenses)
+        assert torch.allclose(out["psi"], model.engine.poisson.potential(out["kappa"])) == same
+
+
+def test_what_is_unexplained_is_in_units_of_the_noise(observation, batch):
+    lenses = batch(34)
+    out = D4LensPINN(observation(34), **SMALL)(lenses)
+    expected = (lenses["counts"] - 40 - out["relensed"]) / lenses["counts"].clamp_min(1).sqrt()
+    assert torch.allclose(out["unexplained"], expected)
+
+
+def test_without_the_engine_there_is_no_lens_equation(observation, batch):
+    model = D4LensPINN(observation(33), engine=False, **SMALL)
+    assert model.head_channels == ("residual", "significance", "kappa")
+    out = model(batch(33))
+    assert set(out) == {"kappa", "logits"}
+    with pytest.raises(
+        D4LensError, match="head_channels must be names among stretch, residual, significance, kappa, not"
+    ):
+        D4LensPINN(observation(33), engine=False, head_channels=("unexplained",), **SMALL)
+
+
+def test_the_head_sees_what_it_is_given_and_no_raw_image_unasked(observation, batch):
+    lenses, other = batch(33), dict(batch(33))
+    other["counts"] = other["counts"] + 30.0
+    for channels, sees in ((None, False), (("stretch", "kappa"), True)):
+        model = D4LensPINN(observation(33), head_channels=channels, engine=False, features=False, **SMALL).eval()
+        # The U-Net may look at the image; cut it off, so that only the head's own channels are left.
+        with torch.no_grad():
+            model.unet.project.conv.weights.zero_()
+            model.unet.project.conv.bias.zero_()
+        model.unet.project.train().eval()
+        assert torch.equal(model(lenses)["logits"], model(other)["logits"]) != sees
+
+
+def test_channel_dropout_blanks_named_channels_in_training_only(observation, batch):
+    model = D4LensPINN(observation(33), channel_dropout=0.5, features=False, **SMALL)
+    seen = []
+    model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(batch(33, 40))
+    blank = (seen[0] == 0).all(-1).all(-1)
+    assert blank.shape == (40, len(model.head_channels))
+    assert 0.3 < blank.float().mean() < 0.7
+    model.eval()(batch(33, 4))
+    assert not (seen[1] == 0).all(-1).all(-1).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_channels": ("glow",)}, "head_channels must be names among"),
+        ({"head_channels": (), "features": False}, "head_channels must be names among"),
+        ({"channel_dropout": 1.0}, "channel_dropout must be at least 0 and below 1, not 1.0"),
+        ({"unet_kind": "round"}, "unknown unet 'round'"),
+        ({"head": "vgg"}, "unknown head 'vgg'"),
+        ({"pretrained": True}, "has no pretrained weights"),
+    ],
+)
+def test_options_out_of_range_are_refused(observation, options, message):
+    with pytest.raises(D4LensError, match=message):
+        D4LensPINN(observation(33), **SMALL, **options)
+
+
+@pytest.mark.parametrize("kind", ["plain_width", "plain_parameters"])
+def test_the_plain_rivals_run(kind, observation, batch):
+    assert D4LensPINN(observation(33), unet_kind=kind, **SMALL)(batch(33))["logits"].shape == (2, 3)
+
+
+def test_export_computes_the_same_without_escnn(observation, batch):
+    model, lenses = D4LensPINN(observation(33), **SMALL), batch(33, 4)
+    model(lenses)
+    plain = model.export()
+    assert not any("escnn" in type(module).__module__ for module in plain.modules())
+    for name, value in model.eval()(lenses).items():
+        assert torch.allclose(plain(lenses)[name], value, atol=1e-3 * value.abs().max().item()), name

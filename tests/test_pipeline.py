@@ -1,0 +1,129 @@
+"""The pipeline's graph: what a change reruns, and that every profile is the one pipeline at its own scale."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = ["quick", *sorted(path.name for path in (ROOT / "profiles").iterdir())]
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is needed to lay a copy of the project")
+
+
+def overlay(profile: str) -> dict:
+    path = ROOT / "params.yaml" if profile == "quick" else ROOT / "profiles" / profile / "params.yaml"
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A copy of the pipeline in which every stage is done: scripts that only write their outs, run by DVC itself."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("dvc.yaml", "params.yaml", "stages", "src"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
+    shutil.rmtree(root / "src" / "d4lens" / "weights", ignore_errors=True)
+    for script in (root / "stages").glob("*.py"):
+        if script.name != "common.py":
+            script.write_text(STUB)
+    run(root, "git", "init", "-q")
+    run(root, "dvc", "init", "-q")
+    run(root, "dvc", "repro", "-q")
+    return root
+
+
+STUB = """
+import sys
+from pathlib import Path
+import yaml
+stage = Path(sys.argv[0]).stem
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+for name, item in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
+    if name == stage:
+        for kind in ("outs", "metrics", "plots"):
+            for out in item.get(kind, []):
+                path = out if isinstance(out, str) else next(iter(out))
+                for key, value in (("${profile.name}", "quick"), ("${item.model}", given.get("--model", "")),
+                                   ("${item.seed}", given.get("--seed", ""))):
+                    path = path.replace(key, value)
+                path = Path(path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.suffix:
+                    path.write_text("{}" if path.suffix == ".json" else " ".join(sys.argv))
+                else:
+                    path.mkdir(exist_ok=True)
+                    (path / "done").write_text(" ".join(sys.argv))
+"""
+
+
+def run(root: Path, *command: str) -> str:
+    tool = [sys.executable, "-m", *command] if command[0] == "dvc" else list(command)
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(tool, cwd=root, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def would_run(root: Path, change: dict) -> set[str]:
+    """Names of the stages DVC would run after `change` of params.yaml; ones after them count too."""
+    path = root / "params.yaml"
+    before = path.read_text()
+    values = yaml.safe_load(before)
+    for key, value in change.items():
+        *groups, last = key.split(".")
+        group = values
+        for name in groups:
+            group = group[name]
+        assert group.get(last) != value
+        group[last] = value
+    try:
+        path.write_text(yaml.safe_dump(values))
+        lines = run(root, "dvc", "repro", "--dry").splitlines()
+    finally:
+        path.write_text(before)
+    return {line.split("'")[1] for line in lines if line.startswith("Running stage")}
+
+
+def test_nothing_runs_twice(pipeline):
+    assert would_run(pipeline, {}) == set()
+
+
+def test_an_evaluation_parameter_reruns_evaluation_and_report_alone(pipeline):
+    stages = {name.split("@")[0] for name in would_run(pipeline, {"evaluate.bootstrap": 123})}
+    assert stages == {"evaluate", "report"}
+
+
+def test_one_arm_s_parameter_reruns_that_arm_alone(pipeline):
+    arms = overlay("quick")["models"]
+    reran = would_run(pipeline, {f"arms.{arms[-1]}.train": {"learning_rate": 1e-4}})
+    assert {name for name in reran if name.startswith("train@")} == {
+        f"train@{arms[-1]}-{seed}" for seed in overlay("quick")["seeds"]
+    }
+
+
+def test_a_caption_reruns_the_report_alone(pipeline):
+    assert would_run(pipeline, {"profile.report": {"caption": "another"}}) == {"report"}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_names_arms_that_exist_and_sets_its_scale(profile):
+    values = overlay(profile)
+    assert values["profile"]["name"] == profile
+    assert set(values["models"]) <= set(overlay("quick")["arms"])
+    assert set(values["profile"]) == set(overlay("quick")["profile"])
+
+
+@pytest.mark.parametrize("profile", PROFILES[1:])
+def test_every_profile_is_the_same_pipeline(profile):
+    assert (ROOT / "profiles" / profile / "dvc.yaml").resolve() == ROOT / "dvc.yaml"
+
+
+def test_every_stage_is_described_and_has_a_thin_script():
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        assert stage["desc"]
+        assert len((ROOT / "stages" / f"{name}.py").read_text().splitlines()) <= 60

@@ -1,0 +1,128 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from d4lens import models, predict
+from d4lens.classes import CLASSES
+from d4lens.errors import D4LensError
+from d4lens.macrofit import TABLE_COLUMNS
+from d4lens.models import weights
+from d4lens.observation import Observation
+from d4lens.predict import PREDICT_COLUMNS, fit_table, predict_table
+from d4lens.simulate import PRESETS, draw, render
+
+OBSERVATION = Observation(75, 0.1, 0.08625, 40.0)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """An untrained d4lenspinn of 75 pixels, as a file."""
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    model = models.build("d4lenspinn", OBSERVATION)
+    weights.write(path, models.state(model), models.describe("d4lenspinn", OBSERVATION, {}, model))
+    return path
+
+
+@pytest.fixture(scope="module")
+def lenses(tmp_path_factory):
+    """A folder of four simulated images, min-max normalised as the published ones."""
+    folder = tmp_path_factory.mktemp("lenses")
+    preset = PRESETS["deeplense"]
+    for i, counts in enumerate(render(draw(preset, 3, range(4)), preset)):
+        k = np.asarray(counts)
+        np.save(folder / f"{i + 1}.npy", ((k - k.min()) / (k.max() - k.min()))[None])
+    return folder
+
+
+def test_every_image_gets_a_row_in_order(network, lenses):
+    answer = predict_table([lenses], network)
+    table = answer.table
+    assert list(table.columns) == list(PREDICT_COLUMNS)
+    assert [path[-5:] for path in table["path"]] == ["1.npy", "2.npy", "3.npy", "4.npy"]
+    p = table[[f"p_{name}" for name in CLASSES]].to_numpy()
+    assert np.allclose(p.sum(1), 1, atol=1e-6)
+    assert list(table["label"]) == [CLASSES[i] for i in p.argmax(1)]
+    assert (table["flag"] == "").all()
+    assert answer.failures == []
+
+
+def test_an_image_s_answer_does_not_depend_on_its_company_or_on_native_binning(network, lenses, tmp_path):
+    together = predict_table([lenses], network).table
+    alone = predict_table([lenses / "2.npy"], network).table
+    columns = [f"p_{name}" for name in CLASSES] + ["chi2"]
+    assert np.allclose(together.loc[1, columns].astype(float), alone.loc[0, columns].astype(float), atol=1e-5)
+    # The same photons on 75 pixels, counts as they are.
+    preset = PRESETS["deeplense"]
+    k = np.asarray(render(draw(preset, 3, [1]), preset))[0].reshape(75, 2, 75, 2).sum((1, 3))
+    np.save(tmp_path / "binned.npy", k)
+    binned = predict_table([tmp_path / "binned.npy"], network).table
+    assert np.allclose(binned.loc[0, columns].astype(float), alone.loc[0, columns].astype(float), atol=1e-5)
+
+
+def test_test_time_augmentation_makes_the_answer_invariant(network, lenses, tmp_path):
+    image = np.load(lenses / "2.npy")
+    np.save(tmp_path / "turned.npy", np.ascontiguousarray(np.rot90(image, axes=(1, 2))))
+    columns = [f"p_{name}" for name in CLASSES]
+    straight, turned = (
+        predict_table([path], network).table[columns].to_numpy() for path in (lenses / "2.npy", tmp_path / "turned.npy")
+    )
+    # What is left is that both fits end within a tenth of a standard deviation of one optimum.
+    assert np.abs(straight - turned).max() < 5e-3
+
+
+def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses, tmp_path):
+    good = np.load(lenses / "1.npy")
+    np.save(tmp_path / "1.npy", good)
+    broken = good.copy()
+    broken[0, 5, 6] = np.nan
+    np.save(tmp_path / "2.npy", broken)
+    np.save(tmp_path / "3.npy", good[:, :100, :100])
+    np.save(tmp_path / "4.npy", good + 1e-4 * np.random.default_rng(0).normal(size=good.shape))
+    (tmp_path / "5.npy").write_bytes(b"")
+    answer = predict_table([tmp_path], network)
+    assert [bool(label) for label in answer.table["label"]] == [True, False, False, False, False]
+    flags = list(answer.table["flag"])
+    for flag, reason in zip(flags[1:], ("NaN", "100 pixels a side", "lattice", "empty"), strict=True):
+        assert flag.startswith("failed: ")
+        assert reason in flag
+    assert len(answer.failures) == 4
+
+
+def test_fit_gives_the_lens_and_flags_what_it_cannot_fit(lenses, tmp_path):
+    table = fit_table([lenses]).table
+    assert list(table.columns) == list(TABLE_COLUMNS)
+    truth = draw(PRESETS["deeplense"], 3, range(4)).images
+    assert np.allclose(table["theta_E"], truth["theta_E"], atol=0.05)
+    assert table["converged"].all()
+    np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
+    failed = fit_table([tmp_path / "bad.npy"])
+    assert not failed.table.loc[0, "converged"]
+    assert len(failed.failures) == 1
+
+
+def test_no_image_and_no_weights_are_said(network, tmp_path, monkeypatch):
+    with pytest.raises(D4LensError, match="no file or folder"):
+        predict_table([tmp_path / "nowhere"], network)
+    monkeypatch.setattr(predict, "WEIGHTS", tmp_path / "none.safetensors")
+    with pytest.raises(D4LensError, match="holds no weights"):
+        predict_table([tmp_path])
+
+
+def test_the_shipped_network_tells_genuine_images_apart(real_samples):
+    """Trained on simulation only; the genuine images are seen here for the first time."""
+    table = predict_table([real_samples]).table
+    truth = [path.split("/")[-2] for path in table["path"]]
+    assert len(table) == 15
+    wrong = table[table["label"] != pd.Series(truth)]
+    assert wrong.empty, wrong.to_string()
+    assert (table["flag"] == "").all()
+
+
+def test_the_shipped_weights_say_where_they_come_from():
+    tensors, description = weights.read(predict.default_weights())
+    assert description["licence"] == "MIT"
+    assert description["name"] == "d4lenspinn"
+    assert description["fingerprint"]
+    assert predict.default_weights().stat().st_size <= 15e6
+    assert all(torch.isfinite(value).all() for value in tensors.values())

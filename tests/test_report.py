@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from d4lens import report
+from d4lens.errors import D4LensError
+from d4lens.evaluate import metrics
+
+README = "before\n<!-- results:quick:begin -->\nold\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
+
+
+def evaluation(model="resnet18", seed=0, profile="quick", auc=0.8, **facts):
+    measured = {name: {"value": auc, "low": auc - 0.02, "high": auc + 0.01} for name in metrics.METRICS}
+    better = {name: {**values, "value": auc + 0.05} for name, values in measured.items()}
+    sizes = {"n_train": 5400, "n_test": 1500, "params": 11_000_000, "n_pixels": 75, "epochs": 8}
+    return {"profile": profile, "model": model, "seed": seed, **sizes, **facts, "plain": measured, "tta": better}
+
+
+def written(folder, evaluations, comparisons=(), caption="Small."):
+    """metrics/<profile>/ of these evaluations, each trained for 3.6 minutes."""
+    results = report.table(row for one in evaluations for row in report.rows(one, 3.6))
+    report.write_profile(folder, results, caption, comparisons)
+    return results
+
+
+def test_columns_begin_as_promised_and_cover_every_metric():
+    promised = (
+        "profile,model,seed,tta,auc_macro,auc_no,auc_sphere,auc_vort,accuracy,n_train,n_test,params,train_minutes"
+    )
+    assert ",".join(report.COLUMNS).startswith(promised)
+    assert set(metrics.METRICS) <= set(report.COLUMNS)
+    assert {f"{name}_{end}" for name in metrics.METRICS for end in ("low", "high")} == set(report.INTERVALS)
+    assert len(set(report.COLUMNS)) == len(report.COLUMNS)
+
+
+def test_an_evaluation_becomes_a_plain_row_and_one_with_tta():
+    plain, tta = report.rows(evaluation(), 3.6)
+    assert tuple(plain) == tuple(tta) == report.COLUMNS
+    assert (plain["tta"], plain["auc_macro"], plain["ece_low"], plain["ece_high"]) == (False, 0.8, 0.78, 0.81)
+    assert (tta["tta"], tta["auc_macro"]) == (True, pytest.approx(0.85))
+    assert plain["train_minutes"] == 4
+    broken = evaluation()
+    del broken["tta"]["ece"]
+    with pytest.raises(D4LensError, match="resnet18 has no 'ece'"):
+        report.rows(broken, 1)
+
+
+def test_rows_come_in_the_same_order_whatever_order_they_arrive_in():
+    names = ["zzz_ablation", "d4lenspinn", "resnet18", "aaa_ablation", "d4cnn"]
+    rows = [row for name in names for seed in (2, 0) for row in report.rows(evaluation(name, seed), 1)]
+    expected = ["resnet18", "d4cnn", "d4lenspinn", "aaa_ablation", "zzz_ablation"]
+    for order in (rows, rows[::-1]):
+        found = report.table(order)
+        assert found["model"].drop_duplicates().tolist() == expected
+        assert found[found["model"] == "d4cnn"][["seed", "tta"]].to_numpy().tolist() == [[0, 0], [0, 1], [2, 0], [2, 1]]
+    with pytest.raises(D4LensError, match="two results for quick, resnet18, 0, False"):
+        report.table([*rows, *report.rows(evaluation("resnet18", 0), 1)])
+
+
+def test_files_of_a_profile_and_of_all_profiles_hold_the_same_numbers(tmp_path):
+    quick = written(tmp_path / "quick", [evaluation("d4cnn", auc=1 / 3), evaluation("resnet18")])
+    full = written(tmp_path / "full", [evaluation(profile="full", seed=seed, auc=0.9) for seed in (0, 1)])
+    first = (tmp_path / "quick" / report.RESULTS).read_bytes()
+    written(tmp_path / "quick", [evaluation("resnet18"), evaluation("d4cnn", auc=1 / 3)])
+    assert (tmp_path / "quick" / report.RESULTS).read_bytes() == first
+    joined = report.join_profiles(tmp_path)
+    pd.testing.assert_frame_equal(joined, pd.concat([full, quick], ignore_index=True))
+    pd.testing.assert_frame_equal(report.read_results(tmp_path / report.RESULTS), joined)
+    records = json.loads((tmp_path / report.RESULTS_JSON).read_text())
+    assert [set(record) for record in records] == [set(report.COLUMNS)] * 8
+    pd.testing.assert_frame_equal(pd.DataFrame(records)[list(report.COLUMNS)], joined)
+    entries = json.loads((tmp_path / "quick" / report.RESULTS_JSON).read_text())
+    assert set(entries) == {"resnet18-0-plain", "resnet18-0-tta", "d4cnn-0-plain", "d4cnn-0-tta"}
+    assert entries["d4cnn-0-tta"]["auc_macro"] == 1 / 3 + 0.05
+
+
+def test_results_that_are_missing_or_lack_a_column_are_refused(tmp_path):
+    with pytest.raises(D4LensError, match="make reproduce"):
+        report.read_results(tmp_path / report.RESULTS)
+    written(tmp_path, [evaluation()])
+    report.read_results(tmp_path / report.RESULTS).drop(columns="ece").to_csv(tmp_path / report.RESULTS)
+    with pytest.raises(D4LensError, match="has no column ece;"):
+        report.read_results(tmp_path / report.RESULTS)
+    written(tmp_path, [evaluation()])
+    (tmp_path / report.REPORT).write_text("[")
+    with pytest.raises(D4LensError, match=r"report\.json is missing or damaged"):
+        report.table_text(tmp_path)
+
+
+def test_a_table_of_several_seeds_shows_mean_and_spread_and_of_one_the_interval():
+    several = report.table(
+        row for seed, auc in enumerate((0.7, 0.8, 0.9)) for row in report.rows(evaluation(seed=seed, auc=auc), 4)
+    )
+    text = report.markdown(several, "Why so.", [])
+    assert "| resnet18 | – | 0.800 ± 0.100 | 0.800 |" in text
+    assert "| resnet18 | D4 | 0.850 ± 0.100 |" in text
+    assert "5,400 training and 1,500 test images of 75 × 75 pixels, 8 epochs, seeds 0, 1, 2. Why so. ±" in text
+    one = report.table(report.rows(evaluation(epochs=1), 4))
+    text = report.markdown(one, "", [])
+    assert "| resnet18 | – | 0.800 [0.780, 0.810] | 0.800 |" in text
+    assert ", 1 epoch, seed 0. Brackets" in text
+    columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(columns) == 1
+
+
+def test_comparisons_are_told_from_the_best_model_whichever_side_it_stood_on():
+    rows = [
+        row
+        for name, auc in (("resnet18", 0.7), ("d4cnn", 0.9), ("d4lenspinn", 0.8))
+        for row in report.rows(evaluation(name, auc=auc), 1)
+    ]
+    pairs = [
+        {"a": "resnet18", "b": "d4cnn", "difference": -0.2, "low": -0.25, "high": -0.1, "p_holm": 0.003},
+        {"a": "resnet18", "b": "d4lenspinn", "difference": -0.1, "low": -0.2, "high": 0.0, "p_holm": 0.04},
+        {"a": "d4cnn", "b": "d4lenspinn", "difference": 0.1, "low": -0.01, "high": 0.2, "p_holm": 0.06},
+    ]
+    lines = report.markdown(report.table(rows), "", pairs).splitlines()
+    assert lines[-4].startswith("Macro AUC with TTA of d4cnn minus")
+    assert "3 comparisons" in lines[-4]
+    assert lines[-2:] == [
+        "- resnet18: +0.200 [+0.100, +0.250], p = 0.003",
+        "- d4lenspinn: +0.100 [-0.010, +0.200], p = 0.06",
+    ]
+
+
+def test_the_readme_holds_what_the_metrics_say_and_nothing_else_changes(tmp_path):
+    readme, folder = tmp_path / "README.md", tmp_path / "metrics"
+    readme.write_text(README)
+    written(folder / "quick", [evaluation()])
+    written(folder / "smoke", [evaluation(profile="smoke")])  # no markers: not the README's business
+    assert report.stale_readme_tables(readme, folder) == ["quick"]
+    assert report.update_readme(readme, folder) == ["quick"]
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results:quick:begin -->\n**Profile quick**: 5,400")
+    assert text.endswith(
+        "|\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
+    )
+    assert "old" not in text
+    assert report.stale_readme_tables(readme, folder) == []
+    assert report.update_readme(readme, folder) == []
+    # one digit of the metrics, or one of the README, and it is stale
+    written(folder / "quick", [evaluation(auc=0.801)])
+    assert report.stale_readme_tables(readme, folder) == ["quick"]
+    report.update_readme(readme, folder)
+    readme.write_text(readme.read_text().replace("0.801", "0.901"))
+    assert report.stale_readme_tables(readme, folder) == ["quick"]
+    written(folder / "full", [evaluation(profile="full")])
+    assert report.update_readme(readme, folder) == ["full", "quick"]
+    assert "**Profile full**" in readme.read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- results:quick:begin -->\n",
+        "<!-- results:quick:end --><!-- results:quick:begin -->",
+        "<!-- results:quick:begin --><!-- results:quick:end -->" * 2,
+    ],
+)
+def test_torn_markers_are_refused_and_the_readme_is_left_alone(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    written(tmp_path / "metrics" / "quick", [evaluation()])
+    with pytest.raises(D4LensError, match="one begin and one end marker for the results of quick"):
+        report.update_readme(tmp_path / "README.md", tmp_path / "metrics")
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_the_terminal_table_is_aligned(tmp_path):
+    written(tmp_path, [evaluation("d4lenspinn_published"), evaluation()], caption="Enough **of** it.")
+    facts, empty, *lines = report.table_text(tmp_path).splitlines()
+    assert facts.startswith("Profile quick: 5,400 training")
+    assert empty == ""
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) == 2 + 4
+    assert lines[2].split()[:2] == ["resnet18", "–"]
+
+
+def test_numbers_survive_the_files_to_the_last_bit(tmp_path):
+    values = np.random.default_rng(0).random(20)
+    results = written(tmp_path, [evaluation(seed=seed, auc=value) for seed, value in enumerate(values)])
+    assert report.read_results(tmp_path / report.RESULTS)["auc_macro"].tolist() == results["auc_macro"].tolist()

@@ -1,0 +1,267 @@
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from d4lens import track
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory):
+    """A store as the first training leaves it: created once, since that takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with tracker(folder) as first:
+        first.log_metrics({"train/loss": 1.5, "select/auc_macro": 0.5}, step=0)
+    return folder
+
+
+@pytest.fixture
+def store(created, tmp_path):
+    """A private copy of the database; its experiment's artefacts are under `created`."""
+    (tmp_path / track.DATABASE).write_bytes((created / track.DATABASE).read_bytes())
+    return tmp_path
+
+
+def tracker(folder, fingerprint="f0", name="resnet18-0", params=None, tags=None, enabled=True):
+    return track.Tracker(
+        enabled,
+        folder,
+        "d4lens-smoke",
+        name,
+        fingerprint,
+        params or {"train": {"epochs": 2, "losses": [1, 2]}, "model": "resnet18"},
+        tags or {"profile": "smoke", "seed": 0},
+    )
+
+
+def client(folder):
+    return track._client(folder)
+
+
+def runs(folder):
+    experiment = client(folder).get_experiment_by_name("d4lens-smoke")
+    return client(folder).search_runs([experiment.experiment_id])
+
+
+def test_a_run_holds_params_tags_metrics_and_artefacts_in_the_project(created, store, tmp_path):
+    with tracker(store, "f1") as run:
+        run.log_metrics({"train/loss": 1.0}, step=0)
+        # live: another connection sees the epoch while the training goes on
+        assert client(store).get_run(run.run_id).data.metrics == {"train/loss": 1.0}
+        assert client(store).get_run(run.run_id).info.status == "RUNNING"
+        run.log_metrics({"train/loss": 0.5}, step=1)
+        (tmp_path / "plots").mkdir()
+        (tmp_path / "plots" / "roc.svg").write_text("<svg/>")
+        run.log_artifact(tmp_path / "plots", "plots")
+        run.log_artifact(tmp_path / "plots" / "roc.svg")
+    found = client(store).get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"train.epochs": "2", "train.losses": "[1, 2]", "model": "resnet18"}
+    assert found.data.tags.items() >= {"profile": "smoke", "seed": "0", "fingerprint": "f1"}.items()
+    history = client(store).get_metric_history(run.run_id, "train/loss")
+    assert [(row.step, row.value) for row in history] == [(0, 1.0), (1, 0.5)]
+    assert found.info.artifact_uri.startswith((created / track.ARTIFACTS).as_uri())
+    assert sorted(item.path for item in client(store).list_artifacts(run.run_id)) == ["plots", "roc.svg"]
+    assert [item.path for item in client(store).list_artifacts(run.run_id, "plots")] == ["plots/roc.svg"]
+
+
+def test_the_same_fingerprint_continues_its_run_and_repeats_nothing(store, caplog):
+    before = runs(store)
+    assert len(before) == 1
+    # later, with a parameter changed under the same fingerprint and one more: MLflow alone would refuse the first
+    with tracker(
+        store, "f0", params={"model": "other", "evaluate": {"bootstrap": 1000}}, tags={"profile": "other", "host": "b"}
+    ) as again:
+        again.log_metrics({"train/loss": 1.5, "select/auc_macro": 0.5}, step=0)
+        again.log_metrics({"train/loss": 1.25}, step=1)
+        again.log_metrics({"test/auc_macro": 0.75})
+    assert [run.info.run_id for run in runs(store)] == [again.run_id] == [before[0].info.run_id]
+    history = client(store).get_metric_history(again.run_id, "train/loss")
+    assert [(row.step, row.value) for row in history] == [(0, 1.5), (1, 1.25)]
+    data = runs(store)[0].data
+    assert data.metrics["test/auc_macro"] == 0.75
+    assert data.params["model"] == "resnet18"
+    assert data.params["evaluate.bootstrap"] == "1000"
+    assert data.tags["profile"] == "smoke"
+    assert data.tags["host"] == "b"
+    assert not caplog.records
+
+
+def test_another_fingerprint_is_another_run(store):
+    with tracker(store, "f2"):
+        pass
+    assert len(runs(store)) == 2
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_training_that_fails_is_marked_and_its_error_kept(store, error, status):
+    with pytest.raises(error), tracker(store, "f3") as run:
+        raise error
+    assert client(store).get_run(run.run_id).info.status == status
+
+
+def test_a_locked_store_delays_a_training_little_and_misses_nothing_once_free(store, caplog):
+    holder = sqlite3.connect(store / track.DATABASE, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    started = time.monotonic()
+    run = tracker(store, "f4")
+    for epoch in range(10):
+        run.log_metrics({"train/loss": 1 / (epoch + 1)}, step=epoch)
+    assert time.monotonic() - started < track.PATIENCE_SECONDS + 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "locked" in caplog.text
+    assert run.run_id is None
+    holder.execute("ROLLBACK")
+    holder.close()
+    run.log_metrics({"train/loss": 0.0}, step=10)
+    run.close()
+    history = client(store).get_metric_history(run.run_id, "train/loss")
+    assert [row.step for row in history] == list(range(11))
+    assert len(caplog.records) == 1
+
+
+def test_a_store_locked_to_the_end_of_a_running_training_costs_its_tail_only(store, caplog):
+    run = tracker(store, "f5")
+    run.log_metrics({"train/loss": 1.0}, step=0)
+    holder = sqlite3.connect(store / track.DATABASE, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    started = time.monotonic()
+    run.log_metrics({"train/loss": 0.5}, step=1)
+    run.close()
+    assert time.monotonic() - started < 2 * track.PATIENCE_SECONDS + 3
+    assert [("locked" in r.message, "incomplete" in r.message) for r in caplog.records] == [
+        (True, False),
+        (False, True),
+    ]
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert client(store).get_run(run.run_id).data.metrics == {"train/loss": 1.0}
+
+
+def garbage(folder):
+    (folder / track.DATABASE).write_bytes(b"this is no database" * 200)
+
+
+def directory(folder):
+    (folder / track.DATABASE).mkdir()
+
+
+def torn(folder):
+    # a valid header, then rubbish: a disk that filled up
+    path = folder / track.DATABASE
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t (x)")
+    connection.commit()
+    connection.close()
+    path.write_bytes(path.read_bytes()[:100] + b"\xff" * 5000)
+
+
+def no_folder(folder):
+    folder.rmdir()
+    folder.write_text("a file where the project should be")
+
+
+@pytest.mark.parametrize("fault", [garbage, directory, torn, no_folder])
+def test_a_broken_store_warns_once_and_the_training_goes_on(tmp_path, caplog, fault):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    fault(folder)
+    track._mlflow_client()  # its import is not what is timed
+    started = time.monotonic()
+    with tracker(folder) as run:
+        for epoch in range(3):
+            run.log_metrics({"train/loss": 1.0}, step=epoch)
+    assert time.monotonic() - started < 2 * track.PATIENCE_SECONDS + 3
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "cannot be written" in caplog.records[0].message
+    assert "incomplete" in caplog.records[1].message
+    assert all("\n" not in record.message for record in caplog.records)
+
+
+def test_work_that_is_wrong_itself_does_not_hold_up_the_rest(store, caplog, tmp_path):
+    with tracker(store, "f6") as run:
+        run.log_artifact(tmp_path / "absent.svg")
+        run.log_metrics({"bad\nname": 1.0})
+        run.log_metrics({"train/loss": 2.0})
+    assert client(store).get_run(run.run_id).data.metrics == {"train/loss": 2.0}
+    assert client(store).get_run(run.run_id).info.status == "FINISHED"
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+
+
+def test_without_mlflow_there_is_one_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with tracker(tmp_path) as run:
+        run.log_metrics({"train/loss": 1.0})
+    assert [record.message for record in caplog.records] == [
+        "MLflow is not installed, so this run is not tracked; everything else goes on"
+    ]
+
+
+def test_a_tracker_switched_off_touches_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("D4LENS_TRACKING", "off")
+    with tracker(tmp_path, enabled=track.enabled()) as run:
+        run.log_metrics({"train/loss": 1.0})
+        run.log_artifact(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delenv("D4LENS_TRACKING")
+    assert track.enabled()
+
+
+def test_two_trainings_that_create_the_store_at_once_share_it(tmp_path):
+    code = (
+        "import sys; from d4lens import track\n"
+        "with track.Tracker(True, sys.argv[1], 'd4lens-smoke', sys.argv[2], sys.argv[2]) as run:\n"
+        "    run.log_metrics({'train/loss': 1.0})\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert errors == ["", ""]
+    found = runs(tmp_path)
+    assert sorted(run.data.tags["fingerprint"] for run in found) == ["one", "two"]
+    assert all(run.data.metrics == {"train/loss": 1.0} for run in found)
+
+
+def test_tags_name_the_commit_and_whether_it_was_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "wet-pool")
+    assert "git_commit" not in track.run_tags(tmp_path, "train", "smoke", "resnet18", 0, "abc")
+    identity = {f"GIT_{role}_{key}": "x" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
+    (tmp_path / "a").write_text("1")
+    for command in (["init", "-q"], ["add", "a"], ["commit", "-q", "-m", "a"]):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True, env={**os.environ, **identity})
+    head = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    tags = track.run_tags(tmp_path, "train", "smoke", "resnet18", 0, "abc")
+    assert tags == {
+        "profile": "smoke",
+        "model": "resnet18",
+        "seed": "0",
+        "dvc_stage": "train",
+        "dvc_experiment": "wet-pool",
+        "data_hash": "abc",
+        "git_commit": head,
+        "mlflow.source.git.commit": head,
+    }
+    (tmp_path / "a").write_text("2")
+    assert track.run_tags(tmp_path, "train", "smoke", "resnet18", 0, "abc")["git_commit"] == f"{head}-dirty"
+
+
+def test_comparison_links_name_every_run_of_an_experiment(store, tmp_path_factory):
+    with tracker(store, "f7") as run:
+        pass
+    (url,) = track.compare_urls(store, "http://127.0.0.1:5000").values()
+    assert url.startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22")
+    assert run.run_id in url
+    assert runs(store)[1].info.run_id in url
+    empty = tmp_path_factory.mktemp("empty")
+    assert track.compare_urls(empty, "") == {}
+    assert list(empty.iterdir()) == []
+    garbage(empty)
+    with pytest.raises(track.StoreError, match="not a database"):
+        track.compare_urls(empty, "")

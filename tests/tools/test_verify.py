@@ -1,0 +1,100 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d4lens import report
+from d4lens.evaluate import metrics
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "verify.py"
+
+
+@pytest.fixture(scope="module")
+def verify():
+    spec = importlib.util.spec_from_file_location("verify", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def table():
+    measured = {name: {"value": 0.75, "low": 0.7, "high": 0.8} for name in metrics.METRICS}
+    facts = {"profile": "quick", "n_train": 5400, "n_test": 1500, "params": 10**7, "n_pixels": 75, "epochs": 8}
+    return report.table(
+        row
+        for model in ("resnet18", "d4lenspinn")
+        for row in report.rows({**facts, "model": model, "seed": 0, "plain": measured, "tta": measured}, 3)
+    )
+
+
+def test_every_metric_has_a_tolerance_and_nothing_else_is_let_off(verify):
+    assert set(verify.metrics()) == set(metrics.METRICS)
+    compared = {*verify.metrics(), *verify.EXACT, *report.KEYS, "train_minutes", *report.INTERVALS}
+    assert compared == set(report.COLUMNS)
+
+
+def test_equal_tables_and_other_times_agree(verify, table):
+    other = table.sample(frac=1, random_state=0).assign(train_minutes=99, auc_macro_low=0.0)
+    assert verify.misses(other, table, scale=0.0) == []
+
+
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_each_metric_may_move_up_to_its_tolerance_and_no_further(verify, table, name):
+    allowed = verify.TOLERANCES[name.split("_")[0]]
+    for step, expected in ((0.9 * allowed, 0), (-0.9 * allowed, 0), (1.1 * allowed, 1), (-1.1 * allowed, 1)):
+        moved = table.copy()
+        moved.loc[2, name] += step
+        assert len(verify.misses(moved, table)) == expected
+    moved.loc[2, name] = np.nan
+    assert "nan" in verify.misses(moved, table)[0]
+
+
+@pytest.mark.parametrize("name", ["n_train", "n_test", "params", "n_pixels", "epochs"])
+def test_sizes_are_exact(verify, table, name):
+    moved = table.copy()
+    moved.loc[0, name] += 1
+    (miss,) = verify.misses(moved, table)
+    assert miss.startswith(f"quick resnet18 seed 0 plain: {name} is")
+
+
+def test_rows_that_are_missing_new_or_twice_are_misses(verify, table):
+    assert verify.misses(table.drop(index=3), table) == [
+        "quick d4lenspinn seed 0 with TTA: missing from the fresh table"
+    ]
+    assert verify.misses(table, table.drop(index=0)) == ["quick resnet18 seed 0 plain: not in the reference"]
+    twice = table.iloc[[0, 1, 2, 3, 3]]
+    assert verify.misses(twice, table) == ["quick d4lenspinn seed 0 with TTA: twice in the fresh table"]
+    assert verify.misses(table, table.drop(columns="ece")) == ["the reference table has no column ece"]
+
+
+def test_the_command_compares_with_git_and_fails_on_a_miss(table, tmp_path):
+    path = tmp_path / "metrics" / "quick" / report.RESULTS
+    report.write_csv(path, table)
+
+    def git(*arguments):
+        identity = ["-c", "user.name=x", "-c", "user.email=x"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "none")
+    answer = run()
+    assert answer.returncode == 1
+    assert "not committed at HEAD" in answer.stderr
+    git("add", ".")
+    git("commit", "-q", "-m", "table")
+    assert "4 rows agree" in run().stdout
+    table.loc[1, "auc_macro"] -= 0.2
+    report.write_csv(path, table)
+    answer = run()
+    assert answer.returncode == 1
+    assert "quick resnet18 seed 0 with TTA: auc_macro is 0.55, was 0.75, allowed ±0.03" in answer.stderr
+    report.write_csv(tmp_path / "other.csv", table)
+    assert run("--against", "other.csv", "--scale", "0").returncode == 0
+    assert run("--profile", "full").returncode == 1

@@ -1,0 +1,136 @@
+import errno
+import multiprocessing
+import os
+
+import pytest
+import torch
+
+from d4lens.errors import D4LensError
+from d4lens.train import checkpoint
+from d4lens.train.checkpoint import Progress
+
+PRINTS = {"parameters": "a", "data": "b", "code": "c"}
+
+
+def progress(epoch):
+    tensors = {"model.w": torch.full((3,), float(epoch)), "optimizer.0.step": torch.tensor(float(epoch))}
+    return Progress(epoch, [{"epoch": e + 1, "loss": 0.1 / (e + 1)} for e in range(epoch)], 1, 0.9, 1.5, 1.0, tensors)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three epochs saved."""
+    for epoch in (1, 2, 3):
+        checkpoint.save(tmp_path, progress(epoch), PRINTS)
+    return tmp_path
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_comes_back_to_the_bit_and_two_are_kept(folder):
+    assert files(folder) == ["epoch-00002.safetensors", "epoch-00003.safetensors"]
+    found = checkpoint.latest(folder, PRINTS)
+    assert {k: v for k, v in vars(found).items() if k != "tensors"} == {
+        k: v for k, v in vars(progress(3)).items() if k != "tensors"
+    }
+    assert found.tensors.keys() == progress(3).tensors.keys()
+    assert all(torch.equal(found.tensors[name], value) for name, value in progress(3).tensors.items())
+    assert torch.equal(found.part("model")["w"], torch.full((3,), 3.0))
+
+
+def test_nothing_saved_is_a_fresh_start(tmp_path):
+    assert checkpoint.latest(tmp_path, PRINTS) == Progress()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 200])
+def test_a_truncated_one_gives_way_to_the_one_before(folder, kept, caplog):
+    last = folder / "epoch-00003.safetensors"
+    last.write_bytes(last.read_bytes()[:kept])
+    assert checkpoint.latest(folder, PRINTS).epoch == 2
+    assert "passing over checkpoint" in caplog.text
+    assert "truncated" in caplog.text
+
+
+def test_with_all_truncated_it_starts_afresh(folder):
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    assert checkpoint.latest(folder, PRINTS) == Progress()
+
+
+def test_a_pickle_in_its_place_is_not_read(folder):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(folder / "exploded"), "w"))
+
+    torch.save(Bomb(), folder / "epoch-00003.safetensors")
+    assert checkpoint.latest(folder, PRINTS).epoch == 2
+    assert not (folder / "exploded").exists()
+
+
+@pytest.mark.parametrize("changed", [("parameters",), ("data", "code")])
+def test_a_stale_one_is_refused_saying_why(folder, changed, caplog):
+    prints = {name: "x" if name in changed else value for name, value in PRINTS.items()}
+    assert checkpoint.latest(folder, prints) == Progress()
+    assert f"starting afresh: the {' and '.join(changed)} changed" in caplog.text
+    assert files(folder) == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_save_cut_off_leaves_the_earlier_ones(folder, error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(type(error)):
+        checkpoint.save(folder, progress(4), PRINTS)
+    monkeypatch.undo()
+    assert files(folder) == ["epoch-00002.safetensors", "epoch-00003.safetensors"]
+    assert checkpoint.latest(folder, PRINTS).epoch == 3
+
+
+def test_what_a_killed_writer_left_is_swept_away(folder):
+    (folder / ".epoch-00004.abc.safetensors").touch()
+    checkpoint.clear(folder)
+    assert files(folder) == []
+
+
+def hold(folder, ready, done):
+    with checkpoint.sole_writer(folder):
+        ready.set()
+        done.wait(60)
+
+
+def test_one_writer_at_a_time_and_a_killed_one_frees_the_place(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready, done))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(D4LensError, match="another process is training in"), checkpoint.sole_writer(tmp_path):
+        pass
+    other.kill()
+    other.join()
+    with checkpoint.sole_writer(tmp_path):
+        pass
+
+
+def test_the_fingerprint_tells_parameters_data_and_code_apart(tmp_path, monkeypatch):
+    (tmp_path / "train.npy").write_bytes(b"1")
+    before = checkpoint.fingerprint({"seed": 1}, tmp_path)
+    assert checkpoint.fingerprint({"seed": 1}, tmp_path) == before
+
+    def changed():
+        now = checkpoint.fingerprint({"seed": seed}, tmp_path)
+        return {name for name in now if now[name] != before[name]}
+
+    seed = 2
+    assert changed() == {"parameters"}
+    seed = 1
+    (tmp_path / "train.npy").write_bytes(b"2")
+    assert changed() == {"data"}
+    (tmp_path / "train.npy").write_bytes(b"1")
+    monkeypatch.setattr(checkpoint, "version", lambda name: "0")
+    assert changed() == {"code"}
+    assert len({checkpoint.combined(before), checkpoint.combined({**before, "code": "x"})}) == 2

@@ -1,0 +1,280 @@
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from d4lens import models
+from d4lens.data import arrays
+from d4lens.errors import D4LensError
+from d4lens.evaluate import metrics
+from d4lens.train import checkpoint, fingerprint, loop, train
+from d4lens.train.data import load
+
+OUTS = ["history.csv", "model.safetensors", "timing.json"]
+# Dropout, the lens engine and every loss: all that is random or has a state.
+PINN = ("d4lenspinn", {"fields": [1, 2], "channel_dropout": 0.3})
+CNN = ("d4cnn", {"fields": [1, 2, 2]})
+
+
+class Listener:
+    """A tracker that remembers, and that can pull the plug after an epoch."""
+
+    def __init__(self, stop_after=None, error=KeyboardInterrupt):
+        self.rows, self.stop_after, self.error = {}, stop_after, error
+
+    def log_metrics(self, metrics, step):
+        self.rows[step] = metrics
+        if step == self.stop_after:
+            raise self.error
+
+
+def run(dataset, root, arm=CNN, seed=1, tracker=None, params=None, **folders):
+    name, options = arm
+    work = folders.get("work", root / "work")
+    return train(*dataset, root / "out", work, name, options, seed, params, tracker)
+
+
+def outcome(root):
+    return {name: (root / "out" / name).read_bytes() for name in OUTS[:2]}
+
+
+def test_the_outs_hold_the_best_epoch_and_all_about_it(dataset, tmp_path, params):
+    listener = Listener()
+    best = run(dataset, tmp_path, tracker=listener, params=params())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTS
+    history = pd.read_csv(tmp_path / "out" / "history.csv", float_precision="round_trip")
+    assert history["epoch"].tolist() == [1, 2, 3, 4]
+    assert best["epoch"] == history["select_auc_macro"].idxmax() + 1
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert [listener.rows[epoch]["loss"] for epoch in (1, 2, 3, 4)] == history["loss"].tolist()
+    net, config = models.load(tmp_path / "out" / "model.safetensors")
+    assert config["fingerprint"] == fingerprint(*dataset, *CNN, 1, params())
+    assert (config["name"], config["seed"], config["epoch"]) == ("d4cnn", 1, best["epoch"])
+    assert {"torch", "escnn", "timm"} <= set(config["versions"])
+    timing = json.loads((tmp_path / "out" / "timing.json").read_text())
+    assert set(timing) == {"train_minutes", "images_per_second", "parameters"}
+    assert timing["images_per_second"] > 0
+    # What was selected is what was saved: the loaded weights give the epoch's score again.
+    select = load(*dataset, "select", net.needs, arrays.load_observation(dataset[0]))
+    with torch.no_grad():
+        logits = net(select[range(len(select))])["logits"]
+    assert metrics.scores(select.labels, metrics.softmax(logits))["auc_macro"] == pytest.approx(
+        best["select_auc_macro"]
+    )
+    assert not list((tmp_path / "work").glob("*.safetensors"))
+
+
+def test_the_same_again_gives_the_same_bytes_and_another_seed_others(dataset, tmp_path, params):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(dataset, tmp_path / name, seed=seed, params=params(epochs=2))
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+    assert outcome(tmp_path / "a")["model.safetensors"] != outcome(tmp_path / "c")["model.safetensors"]
+
+
+@pytest.mark.parametrize("arm", [PINN, ("resnet18", {})])
+def test_two_epochs_and_two_are_four(dataset, tmp_path, params, arm):
+    run(dataset, tmp_path / "whole", arm, params=params())
+    with pytest.raises(SystemExit) as stopped:  # Ctrl-C, as Lightning passes it on
+        run(dataset, tmp_path / "parts", arm, tracker=Listener(2), params=params())
+    assert stopped.value.code != 0
+    assert not (tmp_path / "parts" / "out").exists()
+    listener = Listener()
+    run(dataset, tmp_path / "parts", arm, tracker=listener, params=params())
+    assert sorted(listener.rows) == [1, 2, 3, 4]
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")
+
+
+def test_even_the_optimiser_is_the_same_after_a_resume(dataset, tmp_path, params, monkeypatch):
+    """The checkpoint of the fourth epoch: weights, best weights, optimiser and history, all equal."""
+    monkeypatch.setattr(checkpoint, "clear", lambda folder: None)
+    run(dataset, tmp_path / "whole", params=params())
+    with pytest.raises(SystemExit):
+        run(dataset, tmp_path / "parts", tracker=Listener(3), params=params())
+    run(dataset, tmp_path / "parts", params=params())
+    prints = loop._prints(*dataset, *CNN, 1, params())
+    whole, parts = (checkpoint.latest(tmp_path / name / "work", prints) for name in ("whole", "parts"))
+    assert whole.epoch == parts.epoch == 4
+    assert whole.history == parts.history
+    assert {name.split(".")[0] for name in whole.tensors} == {"model", "best", "optimizer"}
+    assert whole.tensors.keys() == parts.tensors.keys()
+    assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
+
+
+# One training in a process of its own that does something to itself at a chosen moment.
+VICTIM = """
+import json, os, signal, sys
+from pathlib import Path
+import lightning as L
+from d4lens.params import TrainParams
+from d4lens.train import train
+from d4lens.train.module import Training
+
+root, folder, fits, arm, params, signal_name, moment = (json.loads(word) for word in sys.argv[1:])
+die = lambda: os.kill(os.getpid(), getattr(signal, signal_name))
+if moment == "in mid-epoch":
+    step = Training.training_step
+    def patched(self, batch, batch_idx):
+        if (self.epoch, batch_idx) == (1, 1):
+            die()
+        return step(self, batch, batch_idx)
+    Training.training_step = patched
+else:
+    replace = os.replace
+    def patched(source, target):
+        if "epoch-00003" in str(target):
+            half = Path(source).read_bytes()
+            Path(target).write_bytes(half[: len(half) // 2])  # as a disk that tears the write would leave it
+            die()
+        replace(source, target)
+    os.replace = patched
+name, options = arm
+train(folder, fits, Path(root) / "out", Path(root) / "work", name, options, 1, TrainParams(**params))
+"""
+
+
+@pytest.mark.parametrize(
+    ("signal_name", "moment", "code", "epochs_left"),
+    [
+        ("SIGKILL", "in mid-epoch", -signal.SIGKILL, ["epoch-00001.safetensors"]),
+        ("SIGTERM", "in mid-epoch", 143, ["epoch-00001.safetensors"]),
+        ("SIGKILL", "in mid-save", -signal.SIGKILL, [f"epoch-0000{epoch}.safetensors" for epoch in (1, 2, 3)]),
+    ],
+)
+def test_killed_at_any_moment_it_ends_as_if_it_never_was(
+    dataset, tmp_path, params, signal_name, moment, code, epochs_left
+):
+    run(dataset, tmp_path / "whole", PINN, params=params())
+    root = tmp_path / "killed"
+    words = (str(root), *map(str, dataset), PINN, params().model_dump(), signal_name, moment)
+    command = [sys.executable, "-c", textwrap.dedent(VICTIM), *map(json.dumps, words)]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == code, killed.stderr[-2000:]
+    assert sorted(path.name for path in (root / "work").glob("epoch-*")) == epochs_left
+    run(dataset, root, PINN, params=params())
+    assert outcome(tmp_path / "whole") == outcome(root)
+
+
+def test_a_changed_parameter_starts_afresh_saying_so(dataset, tmp_path, params, caplog):
+    with pytest.raises(SystemExit):
+        run(dataset, tmp_path / "b", tracker=Listener(1), params=params())
+    changed = params(learning_rate=1e-3)
+    run(dataset, tmp_path / "a", params=changed)
+    run(dataset, tmp_path / "b", params=changed)
+    assert "starting afresh: the parameters changed" in caplog.text
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+
+
+def test_a_second_writer_is_turned_away(dataset, tmp_path, params):
+    with checkpoint.sole_writer(tmp_path / "work"), pytest.raises(D4LensError, match="another process is training"):
+        run(dataset, tmp_path, params=params())
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_images(dataset, tmp_path, params):
+    residual = np.load(dataset[1] / "train_residual.npy")
+    residual[7, 3, 3] = np.nan
+    np.save(dataset[1] / "train_residual.npy", residual)
+    with pytest.raises(D4LensError, match=r"not finite at step \d \(epoch 1, batch \d; classification\)") as error:
+        run(dataset, tmp_path, ("d4cnn_residual", {"fields": [1, 2]}), params=params())
+    rows = json.loads(str(error.value).split("rows ")[1].split(" of")[0])
+    assert 7 in rows
+    assert len(rows) <= 5
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("n_pixels", "size", "batch"), [(33, 6, 4), (34, 3, 1)])
+@pytest.mark.parametrize("name", ["d4lenspinn", "d4lenspinn_published", "d4cnn_residual"])
+def test_ragged_batches_single_images_and_odd_sizes_train(make_dataset, tmp_path, params, name, n_pixels, size, batch):
+    folders = make_dataset(tmp_path / "data", {"train": size, "select": 3, "test": 3}, n_pixels)
+    options = {"fields": [1, 2], **({"head": "nano"} if "published" in name else {})}
+    best = run(folders, tmp_path, (name, options), params=params(epochs=1, batch_size=batch))
+    assert np.isfinite(list(best.values())).all()
+
+
+def test_weights_of_losses_are_obeyed_and_their_values_logged(dataset, tmp_path, params):
+    quiet = dict.fromkeys(params().losses.model_dump(), 0.0)
+    run(dataset, tmp_path, PINN, params=params(epochs=1, losses=quiet))
+    row = pd.read_csv(tmp_path / "out" / "history.csv").iloc[0]
+    assert row["loss"] == row["classification"]
+    loud = {**quiet, "convergence": 2.0, "sparsity": 3.0}
+    run(dataset, tmp_path / "loud", PINN, params=params(epochs=1, losses=loud))
+    row = pd.read_csv(tmp_path / "loud" / "out" / "history.csv").iloc[0]
+    assert row["loss"] == pytest.approx(row["classification"] + 2 * row["convergence"] + 3 * row["sparsity"])
+    assert {"total_variation", "centre", "poisson", "consistency"} <= set(row.index)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero(dataset, tmp_path, params):
+    net = models.build("d4cnn", arrays.load_observation(dataset[0]), fields=[1, 2])
+    module = loop.Training(net, None, params(learning_rate=1.0), 0, checkpoint.Progress())
+    rates = [module.learning_rate(step, 100) for step in range(100)]
+    assert rates[0] < 0.1
+    assert rates.index(max(rates)) == 10
+    assert max(rates) == 1.0
+    assert rates[-1] < 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_norms_and_biases_are_not_decayed(dataset, params):
+    net = models.build("d4lenspinn", arrays.load_observation(dataset[0]), fields=[1, 2])
+    module = loop.Training(net, None, params(), 0, checkpoint.Progress())
+    shrunk, free = module.configure_optimizers().param_groups
+    names = {id(p): name for name, p in net.named_parameters()}
+    assert {name for p in shrunk["params"] if (name := names[id(p)]).endswith("bias") or "norm" in name} == set()
+    assert "unet.project.conv.weights" in {names[id(p)] for p in shrunk["params"]}
+    assert len(shrunk["params"]) + len(free["params"]) == len(names)
+    assert free["weight_decay"] == 0
+
+
+def test_missing_folders_and_unknown_names_are_one_sentence(dataset, tmp_path, params):
+    with pytest.raises(D4LensError, match="there is no folder"):
+        train(tmp_path / "none", None, tmp_path / "out", tmp_path / "work", *CNN, 1, params())
+    with pytest.raises(D4LensError, match="unknown model"):
+        run(dataset, tmp_path, ("resnet", {}), params=params())
+    with pytest.raises(D4LensError, match="run the macrofit stage first"):
+        train(dataset[0], None, tmp_path / "out", tmp_path / "work", "d4cnn_residual", {}, 1, params())
+
+
+def test_auto_precision_is_bfloat16_only_where_hardware_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for supported, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+        assert loop.precision("auto") == expected
+    assert loop.precision("bf16-mixed") == "bf16-mixed"
+
+
+def test_bfloat16_training_resumes_exactly_too(dataset, tmp_path, params):
+    chosen = params(precision="bf16-mixed")
+    run(dataset, tmp_path / "whole", PINN, params=chosen)
+    with pytest.raises(SystemExit):
+        run(dataset, tmp_path / "parts", PINN, tracker=Listener(1), params=chosen)
+    run(dataset, tmp_path / "parts", PINN, params=chosen)
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")
+
+
+TWO_RANKS = """
+import json, sys
+from d4lens.params import TrainParams
+from d4lens.train import train
+
+folder, fits, root, params = (json.loads(word) for word in sys.argv[1:])
+best = train(folder, fits, f"{root}/out", f"{root}/work", "d4cnn", {"fields": [1, 2]}, 1, TrainParams(**params), devices=2)
+print(json.dumps(best))
+"""
+
+
+def test_two_processes_train_one_network(dataset, tmp_path, params):
+    words = (*map(str, dataset), str(tmp_path), params(epochs=2, batch_size=4).model_dump())
+    (tmp_path / "script.py").write_text(TWO_RANKS)  # the second rank is the script, started again
+    command = [sys.executable, str(tmp_path / "script.py"), *map(json.dumps, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    history = pd.read_csv(tmp_path / "out" / "history.csv", float_precision="round_trip")
+    assert len(history) == 2
+    assert json.loads(done.stdout.splitlines()[0])["loss"] in history["loss"].tolist()
+    models.load(tmp_path / "out" / "model.safetensors")

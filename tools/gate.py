@@ -1,0 +1,50 @@
+"""The consistency gate: the committed dvc.lock matches parameters and code, and the README's tables match the metrics.
+
+Reads only what is in git, so it passes on a clone that never ran the pipeline.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from d4lens import report
+
+PIPELINES = [Path("dvc.yaml"), *sorted(Path("profiles").glob("*/dvc.yaml"))]
+
+
+def stale_stages(pipeline: Path) -> list[str]:
+    """Stages that DVC would run again although their outputs are only missing here, not out of date."""
+    command = ["dvc", "repro", "--dry", "--allow-missing", str(pipeline)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        return [answer.stderr.strip().splitlines()[-1]]
+    return [line.split("'")[1] for line in answer.stdout.splitlines() if line.startswith("Running stage")]
+
+
+def main() -> None:
+    faults = []
+    for pipeline in PIPELINES:
+        if not pipeline.with_name("dvc.lock").is_file():
+            print(f"{pipeline}: never run, nothing to hold it against")
+            continue
+        stale = stale_stages(pipeline)
+        faults += [f"{pipeline}: out of date: {stage}; run the pipeline and commit dvc.lock" for stage in stale]
+        if not stale:
+            print(f"{pipeline}: dvc.lock matches parameters and code")
+    stale_tables = report.stale_readme_tables(Path("README.md"), Path("metrics"))
+    faults += [f"README.md: the table of {profile} is not metrics/{profile}'s; run make reproduce PROFILE={profile}"
+               for profile in stale_tables]  # fmt: skip
+    parts = [pd.read_csv(path) for path in Path("metrics").glob("*/results.csv")]
+    keys = ["profile", "model", "seed", "tta"]
+    joined, whole = pd.concat(parts).sort_values(keys), pd.read_csv("metrics/results.csv").sort_values(keys)
+    if not joined.reset_index(drop=True).equals(whole.reset_index(drop=True)):
+        faults.append("metrics/results.csv is not the profiles' tables joined; run make reproduce and commit it")
+    if not faults:
+        print("README.md and metrics/results.csv: tables match metrics/*/")
+    sys.exit("\n".join(faults) or 0)
+
+
+if __name__ == "__main__":
+    main()
