@@ -3,7 +3,7 @@
 import argparse
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,18 +14,35 @@ from d4lens.errors import D4LensError
 from d4lens.params import check
 
 PROFILES = Path("profiles")
-GROUPS = ("download", "preprocess", "macrofit", "train", "evaluate", "report")
+GROUPS = (
+    "download",
+    "preprocess",
+    "macrofit",
+    "train",
+    "evaluate",
+    "sensitivity",
+    "mismatch",
+    "patching",
+    "probing",
+    "symmetry",
+    "attribution",
+    "report",
+)
 OF_PROFILE = ("root", "overlay", "models", "seeds", "profile")
 Group = TypeVar("Group", bound=BaseModel)
 
 
-def arguments(description: str, *, arm: bool = False) -> argparse.Namespace:
-    """The command line of a stage: `--profile`, and for one arm of the table `--model` and `--seed`."""
+def arguments(
+    description: str | None, *, arm: bool = False, flags: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """The command line of a stage: `--profile`, for one arm of the table `--model` and `--seed`, and `flags` (name: help)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--profile", default="quick", help="quick, or a folder of profiles/ (default: quick)")
     if arm:
         parser.add_argument("--model", required=True, help="an arm named in params.yaml")
         parser.add_argument("--seed", type=int, required=True, help="seed of weights, batches and augmentation")
+    for name, text in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args()
 
 

@@ -31,10 +31,10 @@ def main() -> None:
     order = InOrder(len(images), params.batch_size)
     logits, speed = tta.predict_views(network, lambda: (images[rows] for rows in order))
 
-    paths = {split: arrays.load_split(data / "arrays", split).paths for split in ("train", "test")}
-    table = predictions.tabulate(paths["test"], images.labels, logits)
+    paths = arrays.load_split(data / "arrays", "test").paths
+    table = predictions.tabulate(paths, images.labels, logits)
     facts = {"profile": profile, "model": model, "seed": seed, "params": config["n_parameters"]}
-    facts |= {"n_train": len(paths["train"]), "n_test": len(images), "n_pixels": observation.n_pixels}
+    facts |= {"n_train": config["n_train"], "n_test": len(images), "n_pixels": observation.n_pixels}
     facts["epochs"] = len(pd.read_csv(trained / "history.csv"))
     scores = predictions.score(table, params.bootstrap, params.seed)
     minutes = report.read_json(trained / "timing.json")["train_minutes"]

@@ -14,7 +14,7 @@ from d4lens.params import MacrofitParams
 
 @one_sentence
 def main() -> None:
-    profile = arguments(__doc__ or "").profile
+    profile = arguments(__doc__).profile
     params = parameters("macrofit", MacrofitParams, profile)
     source, out = Path("data") / profile / "arrays", Path("data") / profile / "macrofit"
     facts = arrays.load_facts(source)

@@ -1,6 +1,5 @@
 """The results table of a profile, its README copy, and the curves behind it."""
 
-import sys
 from itertools import chain, product
 from pathlib import Path
 
@@ -39,11 +38,10 @@ def build(profile: str) -> None:
 
 @one_sentence
 def main() -> None:
-    only_print = "--print" in sys.argv
-    if only_print:  # after a run, and after a restored one too: the files that no single profile owns
-        sys.argv.remove("--print")
-    profile = arguments(__doc__).profile
-    if not only_print:
+    # --print: after a run, and after a restored one too, the files that no single profile owns
+    args = arguments(__doc__, flags={"print": "only join the profiles' tables, renew the README and print"})
+    profile = args.profile
+    if not args.print:
         build(profile)
     text = report.table_text(METRICS / profile)
     report.join_profiles(METRICS)

@@ -109,6 +109,7 @@ class TrainParams(_Group):
     precision: Literal["auto", "32-true", "bf16-mixed"]
     losses: LossWeights
     epochs: Count
+    limit: Count | None
 
 
 class ArmParams(_Group):

@@ -65,6 +65,7 @@ def parameters(**changes: object) -> TrainParams:
             ("total_variation", "sparsity", "centre", "poisson", "consistency", "convergence"), 0.01
         ),
         "epochs": 4,
+        "limit": None,
     }
     return TrainParams(**{**values, **changes})
 

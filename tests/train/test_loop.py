@@ -13,6 +13,7 @@ from d4lens import models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.evaluate import metrics
+from d4lens.models import weights
 from d4lens.train import checkpoint, fingerprint, loop, train
 from d4lens.train.data import load
 
@@ -184,6 +185,12 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_images(dataset, tmp_p
     rows = json.loads(str(error.value).split("rows ")[1].split(" of")[0])
     assert 7 in rows
     assert len(rows) <= 5
+    tensors, facts = weights.read(tmp_path / "work" / "nonfinite.safetensors")
+    assert facts["rows"] == rows
+    assert facts["bad"] == ["classification"]
+    bad = ~torch.isfinite(tensors["batch.residual"]).all((1, 2))
+    assert tensors["batch.index"][bad].tolist() == [7]
+    assert {"out.logits", "loss.classification"} <= set(tensors)
     assert not (tmp_path / "out").exists()
 
 
@@ -208,9 +215,24 @@ def test_weights_of_losses_are_obeyed_and_their_values_logged(dataset, tmp_path,
     assert {"total_variation", "centre", "poisson", "consistency"} <= set(row.index)
 
 
+def test_a_limit_takes_so_many_images_and_the_larger_set_contains_the_smaller(dataset, tmp_path, params):
+    observation = arrays.load_observation(dataset[0])
+    images = load(*dataset, "train", ["counts", "residual"], observation, with_kappa=True)
+    few, more = images.first(4, seed=3), images.first(9, seed=3)
+    assert set(few.rows) < set(more.rows)
+    assert set(few.rows) != set(images.first(4, seed=4).rows)
+    for name in ("counts", "residual", "label"):
+        assert torch.equal(few[[0, 3]][name], images[few.rows[[0, 3]]][name])
+    assert few[[0, 3]]["index"].tolist() == few.rows[[0, 3]].tolist()
+    run(dataset, tmp_path, PINN, params=params(epochs=1, limit=4))
+    assert models.load(tmp_path / "out" / "model.safetensors")[1]["n_train"] == 4
+    with pytest.raises(D4LensError, match=r"train\.limit is 999 but the split train holds \d+ images"):
+        run(dataset, tmp_path, PINN, params=params(limit=999))
+
+
 def test_the_learning_rate_warms_up_and_falls_to_zero(dataset, tmp_path, params):
     net = models.build("d4cnn", arrays.load_observation(dataset[0]), fields=[1, 2])
-    module = loop.Training(net, None, params(learning_rate=1.0), 0, checkpoint.Progress())
+    module = loop.Training(net, None, params(learning_rate=1.0), 0, checkpoint.Progress(), tmp_path)
     rates = [module.learning_rate(step, 100) for step in range(100)]
     assert rates[0] < 0.1
     assert rates.index(max(rates)) == 10
@@ -219,9 +241,9 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(dataset, tmp_path, params)
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_norms_and_biases_are_not_decayed(dataset, params):
+def test_norms_and_biases_are_not_decayed(dataset, tmp_path, params):
     net = models.build("d4lenspinn", arrays.load_observation(dataset[0]), fields=[1, 2])
-    module = loop.Training(net, None, params(), 0, checkpoint.Progress())
+    module = loop.Training(net, None, params(), 0, checkpoint.Progress(), tmp_path)
     shrunk, free = module.configure_optimizers().param_groups
     names = {id(p): name for name, p in net.named_parameters()}
     assert {name for p in shrunk["params"] if (name := names[id(p)]).endswith("bias") or "norm" in name} == set()

@@ -1,7 +1,7 @@
 """Batches straight from the memory maps, in an order that (seed, epoch) alone decides."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from d4lens.macrofit.split import MAPS
 from d4lens.observation import Observation
 from d4lens.simulate import SUBHALO_COLUMNS, Truth, substructure_convergence
 
+_SUBSET = 2**31 + 1  # no epoch: the seed of a smaller training set
+
 
 @dataclass
 class Lenses(Dataset):  # type: ignore[type-arg]
@@ -33,16 +35,28 @@ class Lenses(Dataset):  # type: ignore[type-arg]
     significance: NDArray[Any] | None = None
     fit: NDArray[np.float32] | None = None
     kappa: NDArray[np.float16] | None = None
+    rows: NDArray[np.int64] | None = None  # of the split's arrays, where it is not all of them
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def first(self, count: int, seed: int) -> "Lenses":
+        """`count` images drawn by `seed`, copied into memory; of one seed the larger set contains the smaller.
+
+        Raises D4LensError where there are fewer.
+        """
+        if count > len(self):
+            raise D4LensError(f"train.limit is {count} but the split train holds {len(self)} images; lower it")
+        rows = np.sort(np.random.default_rng([seed, _SUBSET]).permutation(len(self))[:count])
+        taken: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)} | {"rows": np.arange(len(self))}
+        return Lenses(**{name: None if values is None else values[rows] for name, values in taken.items()})
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         index = np.asarray(rows)
         batch = {
             "counts": torch.from_numpy(self.counts[index].astype(np.float32)),
             "label": torch.from_numpy(self.labels[index]),
-            "index": torch.from_numpy(index),
+            "index": torch.from_numpy(index if self.rows is None else self.rows[index]),
         }
         for name in (*MAPS, "fit", "kappa"):
             values = getattr(self, name)

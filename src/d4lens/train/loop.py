@@ -100,11 +100,13 @@ def train(
         progress = checkpoint.latest(work_folder, prints)
         if progress.epoch:
             _log.warning("%s, seed %d: going on after epoch %d of %d", model_name, seed, progress.epoch, params.epochs)
-        module = Training(net, observation, params, seed, progress)
+        module = Training(net, observation, params, seed, progress, work_folder)
         images, select = (
             load(arrays_folder, macrofit_folder, split, module.needs, observation, with_kappa=with_kappa)
             for split, with_kappa in (("train", "convergence" in module.losses), ("select", False))
         )
+        if params.limit is not None:
+            images = images.first(params.limit, seed)
         if progress.epoch < params.epochs:
             _fit(module, images, select, devices, _Keeper(work_folder, prints, tracker))
         best = progress.history[progress.best_epoch - 1]
@@ -206,6 +208,7 @@ def _publish(
         **models.describe(name, module.observation, options, module.net),
         "seed": module.seed,
         "epoch": progress.best_epoch,
+        "n_train": n_images,
         f"select_{SELECTION}": progress.best_score,
         "fingerprint": fingerprint,
         "versions": checkpoint.versions(),

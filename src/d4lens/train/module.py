@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from d4lens import models
 from d4lens.errors import D4LensError
 from d4lens.evaluate import metrics
+from d4lens.models import weights
 from d4lens.models.equivariant import FieldNorm
 from d4lens.observation import Observation
 from d4lens.params import TrainParams
@@ -20,6 +22,7 @@ from d4lens.train.checkpoint import Progress
 from d4lens.train.data import augment, epoch_seed
 
 SELECTION = "auc_macro"
+NONFINITE = "nonfinite.safetensors"
 
 
 class Training(L.LightningModule):
@@ -29,9 +32,16 @@ class Training(L.LightningModule):
     """
 
     def __init__(
-        self, net: nn.Module, observation: Observation, params: TrainParams, seed: int, progress: Progress
+        self,
+        net: nn.Module,
+        observation: Observation,
+        params: TrainParams,
+        seed: int,
+        progress: Progress,
+        inspect_folder: Path,
     ) -> None:
         super().__init__()
+        self.inspect_folder = inspect_folder
         self.net, self.observation, self.params, self.seed, self.progress = net, observation, params, seed, progress
         self.weights = params.losses.model_dump()
         self.needs: tuple[str, ...] = tuple(net.needs)  # type: ignore[arg-type]
@@ -105,17 +115,27 @@ class Training(L.LightningModule):
             terms |= losses.physics(self.losses, self.weights, out, batch, self.observation)
         total = sum((self.weights.get(name, 1.0) * v for name, v in terms.items() if self.weights.get(name, 1.0) > 0))
         if not torch.isfinite(total):
-            self._refuse(terms, batch, batch_idx)
+            self._refuse(terms, batch, out, batch_idx)
         self._add({"loss": total, **terms}, len(batch["label"]))
         return total
 
-    def _refuse(self, terms: dict[str, Tensor], batch: dict[str, Tensor], batch_idx: int) -> None:
+    def _refuse(
+        self, terms: dict[str, Tensor], batch: dict[str, Tensor], out: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Stop, with the batch, what the network made of it and the terms of the loss in a file to look at."""
         step = self.epoch * int(self.trainer.num_training_batches) + batch_idx
         bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["their sum"]
         rows = sorted(batch["index"].tolist())
+        tensors = {
+            f"{kind}.{k}": v
+            for kind, part in (("batch", batch), ("out", out), ("loss", terms))
+            for k, v in part.items()
+        }
+        kept = self.inspect_folder / NONFINITE
+        weights.write(kept, tensors, {"step": step, "rows": rows, "bad": bad})
         raise D4LensError(
             f"the loss is not finite at step {step} (epoch {self.epoch + 1}, batch {batch_idx + 1}; {', '.join(bad)}); "
-            f"look at rows {rows} of train.npy, or lower train.learning_rate"
+            f"look at rows {rows} of train.npy and at their tensors in {kept}, or lower train.learning_rate"
         )
 
     def _add(self, values: dict[str, Tensor], count: int) -> None:
