@@ -1,7 +1,7 @@
 """Batches straight from the memory maps, in an order that (seed, epoch) alone decides."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class Lenses(Dataset):  # type: ignore[type-arg]
         if count > len(self):
             raise D4LensError(f"train.limit is {count} but the split train holds {len(self)} images; lower it")
         rows = np.sort(np.random.default_rng([seed, _SUBSET]).permutation(len(self))[:count])
-        taken: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)} | {"rows": np.arange(len(self))}
-        return Lenses(**{name: None if values is None else values[rows] for name, values in taken.items()})
+        parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
+        return replace(self, rows=rows, **{name: part[rows] for name, part in parts.items() if part is not None})
 
     def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         index = np.asarray(rows)
