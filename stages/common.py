@@ -28,7 +28,7 @@ GROUPS = (
     "attribution",
     "report",
 )
-OF_PROFILE = ("root", "overlay", "models", "seeds", "profile")
+OF_PROFILE = ("root", "overlay", "models", "seeds", "studied", "profile")
 Group = TypeVar("Group", bound=BaseModel)
 
 
