@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import pandas as pd
@@ -12,6 +11,7 @@ from torch import Tensor
 from d4lens.errors import PhysicsError
 from d4lens.macrofit.levenberg import Minimum, minimise
 from d4lens.macrofit.likelihood import covariance, in_groups, objective
+from d4lens.macrofit.parallel import in_threads
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
 from d4lens.macrofit.start import VARIANTS, moments, start
 
@@ -86,21 +86,15 @@ def fit(
         raise PhysicsError(f"max_starts must be 1 to {len(VARIANTS)}, not {max_starts}")
     if initial is not None and initial.shape != (len(counts), len(model.free)):
         raise PhysicsError(f"initial must be {(len(counts), len(model.free))}, not {tuple(initial.shape)}")
-    had = torch.get_num_threads()
-    threads = (threads or had) if model.device.type == "cpu" else 1
+    threads = (threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
     size = min(batch_size, math.ceil(len(counts) / threads))
 
     def work(first: int) -> FitResult:
-        torch.set_num_threads(1)
         rows = slice(first, first + size)
         begin = initial[rows].double() if initial is not None else None
         return _fit_batch(counts[rows], model, begin, coarse_iterations, fine_iterations, max_starts)
 
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            results = list(pool.map(work, range(0, len(counts), size)))
-    finally:
-        torch.set_num_threads(had)
+    results = in_threads(work, range(0, len(counts), size), threads)
     return FitResult(*(torch.cat([getattr(part, field.name) for part in results]) for field in fields(FitResult)))
 
 
