@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d4lens.data import images
 from d4lens.data.images import COUNTS, NORMALISED, as_image, bin_pixels, find, observe, parse_npy, read, recover_counts
 from d4lens.errors import D4LensError
 
@@ -161,6 +162,28 @@ def test_what_is_no_plain_array_is_refused_by_name(make):
     for data, sentence in wrong.items():
         with pytest.raises(D4LensError, match=f"^1.npy .*({sentence})"):
             parse_npy(data, "1.npy")
+
+
+@pytest.mark.parametrize(
+    ("shape", "body"), [((1,) * 40, 8), ((0, 10**30), 0), ("(True, 8)", 64), ((2**63, 0), 0), ((10**30, 8), 64)]
+)
+def test_a_shape_that_no_array_can_have_is_refused(shape, body):
+    """Each declares as many bytes as follow it, or far more, and gets by numpy's own reading of the header."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(body)
+    with pytest.raises(D4LensError, match=r"^x declares (a )?shape"):
+        parse_npy(data, "x")
+
+
+def test_a_search_for_a_lattice_that_is_not_there_is_short():
+    """Blurred by an offset, these values leave many thousand lattices to try; each costs a sample and not the image."""
+    image = (100 + np.random.default_rng(0).random((150, 150))).astype(np.float32)
+    tried, strays = [], images._strays
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_strays", lambda scaled: tried.append(scaled.size) or strays(scaled))
+        assert not recover_counts(image, 10.0).is_counts
+    assert len(tried) > 100
+    assert sum(tried) < 600 * len(tried)
 
 
 @given(data=st.binary(max_size=200), where=st.integers(0, 127), byte=st.integers(0, 255))

@@ -92,7 +92,12 @@ def parse_npy(data: bytes, where: str) -> Array:
     found, size = len(data) - stream.tell(), prod(shape) * dtype.itemsize
     if any(side < 0 for side in shape) or found != size:
         raise D4LensError(f"{where} declares shape {shape} of {dtype}, {size} bytes, but holds {found}; save it again")
-    array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    try:
+        array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError, OverflowError):  # forty sides of one pixel, no pixels of a side beyond 64 bits, True
+        raise D4LensError(
+            f"{where} declares a shape of {len(shape)} sides that no array can have; save it again"
+        ) from None
     return np.ascontiguousarray(array, dtype.newbyteorder("="))
 
 
@@ -228,6 +233,7 @@ def recover_counts(image: Array, sky: float) -> Counts:
 
 def _lattice(values: NDArray[np.float64], epsilon: float) -> tuple[NDArray[np.int32], int] | None:
     """Whole-numbered ranks and the number of levels of values in [0, 1] that carry a relative rounding error epsilon."""
+    few = values.flat[:: max(1, values.size // 512)]  # where a guess fails, it fails here already
     steps = np.diff(np.sort(values, axis=None))
     step = steps[steps > 16 * epsilon].min(initial=1.0)
     # Neighbours one count apart may be missing in a small image: the step found is then a few lattice steps.
@@ -235,12 +241,19 @@ def _lattice(values: NDArray[np.float64], epsilon: float) -> tuple[NDArray[np.in
         guess = multiple / step
         blur = 2 * epsilon * guess**2 / multiple
         for n in range(max(MIN_LEVELS, round(guess - blur)), min(MAX_COUNT, round(guess + blur)) + 1):
-            scaled = values * n
-            rank = np.rint(scaled)
             # Below a tenth of a step random values would pass; above 4 n epsilon a true lattice never strays.
-            if np.abs(scaled - rank).max() <= min(max(1e-9, 4 * n * epsilon), 0.1):
-                return rank.astype(np.int32), n
+            tolerance = min(max(1e-9, 4 * n * epsilon), 0.1)
+            if _strays(few * n) > tolerance:
+                continue
+            scaled = values * n
+            if _strays(scaled) <= tolerance:
+                return np.rint(scaled).astype(np.int32), n
     return None
+
+
+def _strays(scaled: NDArray[np.float64]) -> float:
+    """How far the value farthest from a whole number is from it."""
+    return float(np.abs(scaled - np.rint(scaled)).max())
 
 
 def corner_side(n_pixels: int) -> int:
