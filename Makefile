@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smoke|quick|full)
 	@test -e $(PIPELINE) || { echo "make: no profile '$(PROFILE)'; there are: quick $(notdir $(wildcard profiles/*))"; exit 1; }
 	@$(BIN)/dvc repro $(if $(FORCE),--force --no-run-cache) $(PIPELINE)
-	@$(BIN)/python stages/report.py --profile $(PROFILE) --print
+	@$(BIN)/python stages/table.py --profile $(PROFILE) --print
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest
@@ -59,4 +59,4 @@ lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	@$(BIN)/python tools/lock.py
 
 clean: ## remove data, runs and tracking, keep the environment, the cache and what git tracks
-	rm -rf data runs mlflow.db mlartifacts
+	rm -rf data runs reports mlflow.db mlartifacts

@@ -1,52 +1,22 @@
-"""The results table of a profile, its README copy, and the curves behind it."""
+"""Everything a profile measured as one page that opens offline."""
 
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 from common import arguments, one_sentence, overlay, parameters, read
 
-from d4lens import report
-from d4lens.evaluate import plots, predictions
-from d4lens.files import write_json
-from d4lens.params import EvaluateParams, ReportParams
-
-METRICS, README = Path("metrics"), Path("README.md")
-
-
-def build(profile: str) -> None:
-    folder, runs, pictures = METRICS / profile, Path("runs") / profile / "evaluation", Path("plots") / profile
-    matrix = read(overlay(profile))
-    # not what lies in the folders: an arm that was dropped from the matrix leaves its files
-    arms = {(model, seed): f"{model}-{seed}" for model, seed in product(matrix["models"], matrix["seeds"])}
-    timing = {name: report.read_json(runs / name / "timing.json") for name in arms.values()}
-    rows = [
-        report.rows(report.read_json(folder / "evaluation" / f"{name}.json"), timing[name]["train_minutes"])
-        for name in arms.values()
-    ]
-    results = report.table(chain.from_iterable(rows))
-    tables = {arm: predictions.read(runs / name / "predictions.parquet") for arm, name in arms.items()}
-    bootstrap = parameters("evaluate", EvaluateParams, profile)
-    # Holm multiplies the smallest p-value by the number of pairs; with four times the resamples it can still be small.
-    comparisons = predictions.compare(tables, 4 * bootstrap.bootstrap, bootstrap.seed)
-    report.write_profile(folder, results, parameters("report", ReportParams, profile).caption, comparisons)
-    write_json(folder / "timing.json", timing)
-    curves, confusions = plots.curves(tables), plots.confusions(tables)
-    for name, table, draw in (("roc", curves, plots.draw_roc), ("confusion", confusions, plots.draw_confusion)):
-        report.write_csv(pictures / f"{name}.csv", table)
-        draw(pictures / f"{name}.svg", table)
+from d4lens import page
+from d4lens.params import ReportParams
 
 
 @one_sentence
 def main() -> None:
-    # --print: after a run, and after a restored one too, the files that no single profile owns
-    args = arguments(__doc__, flags={"print": "only join the profiles' tables, renew the README and print"})
-    profile = args.profile
-    if not args.print:
-        build(profile)
-    text = report.table_text(METRICS / profile)
-    report.join_profiles(METRICS)
-    report.update_readme(README, METRICS)
-    print(text)
+    profile = arguments(__doc__).profile
+    params = parameters("report", ReportParams, profile)
+    matrix = read(overlay(profile))
+    arms = list(product(matrix["models"], matrix["seeds"]))
+    page.write(params.page, Path("."), profile, arms, params.studies, params.examples)
+    print(f"{params.page}: {Path(params.page).stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

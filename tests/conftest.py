@@ -1,9 +1,12 @@
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from playwright.sync_api import Browser, sync_playwright
 
 # At a desk new examples each time, to find faults; in CI the same ones each time, to judge the change.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -24,3 +27,22 @@ def real_samples() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, without a screen and without a word to the network.
+
+    No longer than a module: while it is open, nothing else in the process can run an event loop.
+    """
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no chromium; install it: apt-get install chromium")
+    flags = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync", "disable-dev-shm-usage"]
+    quiet = ["disable-background-networking", "disable-component-update"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=path, args=[f"--{flag}" for flag in (*flags, *quiet)], timeout=120_000
+        )
+        yield started
+        started.close()

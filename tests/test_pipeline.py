@@ -48,7 +48,8 @@ for name, item in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items()
         for kind in ("outs", "metrics", "plots"):
             for out in item.get(kind, []):
                 path = out if isinstance(out, str) else next(iter(out))
-                for key, value in (("${profile.name}", "quick"), ("${item.model}", given.get("--model", "")),
+                for key, value in (("${profile.name}", "quick"),
+                                   ("${profile.report.page}", "reports/report.html"), ("${item.model}", given.get("--model", "")),
                                    ("${item.seed}", given.get("--seed", ""))):
                     path = path.replace(key, value)
                 path = Path(path)
@@ -70,7 +71,7 @@ def run(root: Path, *command: str) -> str:
 
 
 def would_run(root: Path, change: dict) -> set[str]:
-    """Names of the stages DVC would run after `change` of params.yaml; ones after them count too."""
+    """Names of the stages DVC would run after `change` of params.yaml, as far as it tells before any has run."""
     path = root / "params.yaml"
     before = path.read_text()
     values = yaml.safe_load(before)
@@ -93,9 +94,9 @@ def test_nothing_runs_twice(pipeline):
     assert would_run(pipeline, {}) == set()
 
 
-def test_an_evaluation_parameter_reruns_evaluation_and_report_alone(pipeline):
+def test_an_evaluation_parameter_reruns_evaluation_and_table_alone(pipeline):
     stages = {name.split("@")[0] for name in would_run(pipeline, {"evaluate.bootstrap": 123})}
-    assert stages == {"evaluate", "report"}
+    assert stages == {"evaluate", "table"}
 
 
 def test_one_arm_s_parameter_reruns_that_arm_alone(pipeline):
@@ -106,8 +107,12 @@ def test_one_arm_s_parameter_reruns_that_arm_alone(pipeline):
     }
 
 
-def test_a_caption_reruns_the_report_alone(pipeline):
-    assert would_run(pipeline, {"profile.report": {"caption": "another"}}) == {"report"}
+def test_a_caption_reruns_the_table_and_the_page_alone(pipeline):
+    assert would_run(pipeline, {"profile.report.caption": "another"}) == {"table", "report@quick"}
+
+
+def test_a_parameter_of_the_page_reruns_the_page_alone(pipeline):
+    assert would_run(pipeline, {"report.examples": 3}) == {"report@quick"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -126,6 +126,9 @@ class EvaluateParams(_Group):
 
 class ReportParams(_Group):
     caption: str
+    page: Annotated[str, Field(pattern=r"\.html$")]
+    studies: list[str]
+    examples: Count
 
 
 Group = TypeVar("Group", bound=BaseModel)

@@ -37,6 +37,8 @@ KEYS = ("profile", "model", "seed", "tta")
 RESULTS = "results.csv"
 RESULTS_JSON = "results.json"
 REPORT = "report.json"
+INTERPRET = ("patching", "probing", "symmetry", "attribution")
+"""Studies of the networks' inside: metrics/<profile>/interpret/<name>.json, joined in metrics/interpret/<name>.json."""
 
 # The order of a table's rows; arms that are not named here follow by name.
 MODEL_ORDER = (
@@ -119,17 +121,27 @@ def read_results(path: str | Path) -> pd.DataFrame:
         raise D4LensError(f"there are no results in {path}; run the pipeline (make reproduce)") from None
     missing = [column for column in COLUMNS if column not in frame]
     if missing:
-        raise D4LensError(f"{path} has no column {', '.join(missing)}; run the report stage again")
+        raise D4LensError(f"{path} has no column {', '.join(missing)}; run the table stage again")
     return frame
 
 
 def join_profiles(metrics: str | Path) -> pd.DataFrame:
-    """Write metrics/results.csv and .json from all metrics/<profile>/results.csv, and return them as one table."""
+    """Write metrics/results.csv and .json from all metrics/<profile>/results.csv, and return them as one table.
+
+    The records of the studies of INTERPRET are joined too, with the profile's name in each, where there are any.
+    """
     metrics = Path(metrics)
-    parts = [read_results(metrics / profile / RESULTS) for profile in profiles(metrics)]
+    names = profiles(metrics)
+    parts = [read_results(metrics / profile / RESULTS) for profile in names]
     joined = table(record for part in parts for record in _records(part))
     write_csv(metrics / RESULTS, joined)
     write_json(metrics / RESULTS_JSON, _records(joined))
+    for study in INTERPRET:
+        files = {profile: metrics / profile / "interpret" / f"{study}.json" for profile in names}
+        found = {profile: read_json(path)["records"] for profile, path in files.items() if path.is_file()}
+        if found:
+            records = [{"profile": profile, **record} for profile, part in found.items() for record in part]
+            write_json(metrics / "interpret" / f"{study}.json", records)
     return joined
 
 
@@ -140,25 +152,25 @@ def profiles(metrics: str | Path) -> list[str]:
 
 def markdown(results: pd.DataFrame, caption: str, comparisons: Sequence[Mapping[str, Any]]) -> str:
     """One profile's table for the README: caption, rows averaged over seeds, and the paired comparisons below."""
-    head, body = _cells(results)
-    lines = [_facts(results, caption), "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
-    lines += [_line(cells) for cells in body]
+    head, body = cells(results)
+    lines = [headline(results, caption), "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    lines += [_line(row) for row in body]
     if comparisons:
-        lines += ["", *_compared(results, comparisons)]
+        lines += ["", *compared(results, comparisons)]
     return "\n".join(lines)
 
 
 def table_text(folder: str | Path) -> str:
     """The results of a folder metrics/<profile>/ for the terminal."""
-    results, caption, _ = _profile(folder)
-    head, body = _cells(results)
+    results, caption, _ = read_profile(folder)
+    head, body = cells(results)
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     rules = ["-" * width for width in widths]
     lines = [
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
         for line in (head, rules, *body)
     ]
-    return "\n".join([_facts(results, caption).replace("**", ""), "", *lines])
+    return "\n".join([headline(results, caption).replace("**", ""), "", *lines])
 
 
 def update_readme(readme: str | Path, metrics: str | Path) -> list[str]:
@@ -200,10 +212,11 @@ def _markers(profile: str) -> tuple[str, str]:
 
 
 def _block(metrics: str | Path, profile: str) -> str:
-    return f"\n{markdown(*_profile(Path(metrics) / profile))}\n"
+    return f"\n{markdown(*read_profile(Path(metrics) / profile))}\n"
 
 
-def _profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, Any]]]:
+def read_profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, Any]]]:
+    """Results, caption and comparisons of a folder metrics/<profile>/. Raises D4LensError as `read_results`."""
     folder = Path(folder)
     results, report = read_results(folder / RESULTS), read_json(folder / REPORT)
     return results, report["caption"], report["comparisons"]
@@ -221,7 +234,7 @@ def _position(model: str) -> int:
     return MODEL_ORDER.index(model) if model in MODEL_ORDER else len(MODEL_ORDER)
 
 
-def _cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Heads and cells: one line a model and view, averaged over seeds."""
     several = results["seed"].nunique() > 1
     spread = "± spread" if several else "[95 %]"
@@ -244,7 +257,7 @@ def _cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
-def _facts(results: pd.DataFrame, caption: str) -> str:
+def headline(results: pd.DataFrame, caption: str) -> str:
     """What the numbers were made with, from the rows themselves."""
 
     def each(column: str) -> str:
@@ -268,7 +281,7 @@ def _facts(results: pd.DataFrame, caption: str) -> str:
     return facts + " ".join([caption.strip(), brackets]).strip()
 
 
-def _compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+def compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     """The best arm against each of the others, on the same images."""
     averaged = results[results["tta"]].groupby("model", sort=False)["auc_macro"].mean()
     best = averaged.idxmax()
