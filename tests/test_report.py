@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d4lens import report
+from d4lens import report, studies
 from d4lens.errors import D4LensError
 from d4lens.evaluate import metrics
 
@@ -74,6 +74,22 @@ def test_files_of_a_profile_and_of_all_profiles_hold_the_same_numbers(tmp_path):
     entries = json.loads((tmp_path / "quick" / report.RESULTS_JSON).read_text())
     assert set(entries) == {"resnet18-0-plain", "resnet18-0-tta", "d4cnn-0-plain", "d4cnn-0-tta"}
     assert entries["d4cnn-0-tta"]["auc_macro"] == 1 / 3 + 0.05
+
+
+def test_studies_of_all_profiles_are_joined_with_their_profile(tmp_path):
+    written(tmp_path / "quick", [evaluation()])
+    written(tmp_path / "full", [evaluation(profile="full")])
+    for profile, value in (("quick", 0.5), ("full", 0.75)):
+        study = studies.Study("patching", "?", [], [], [studies.record(value, 0, 1, 9, site="head")])
+        studies.write(tmp_path / profile / "interpret" / "patching.json", study)
+    report.join_profiles(tmp_path)
+    joined = json.loads((tmp_path / "interpret" / "patching.json").read_text())
+    assert [(row["profile"], row["site"], row["value"]) for row in joined] == [
+        ("full", "head", 0.75),
+        ("quick", "head", 0.5),
+    ]
+    assert [path.name for path in (tmp_path / "interpret").iterdir()] == ["patching.json"]
+    assert report.profiles(tmp_path) == ["full", "quick"]
 
 
 def test_results_that_are_missing_or_lack_a_column_are_refused(tmp_path):

@@ -1,47 +1,31 @@
-"""MLflow as a mirror of what is trained: it shows, the committed metrics files are the truth.
+"""One MLflow run, written while it happens, that can neither stop nor delay what it watches."""
 
-A run is found again by its fingerprint (of parameters, data and code), so repeating a training or evaluating it later
-continues its run instead of making a twin. Nothing here may stop or delay a training: without MLflow, or with a store
-that is locked, broken or not writable, one warning is logged, what was to be written is kept, and each later call tries
-again, so a store that recovers in time misses nothing.
-
-`python -m d4lens.track` opens the UI.
-"""
-
-import argparse
 import json
 import logging
 import os
 import shutil
-import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
-DATABASE = "mlflow.db"
-ARTIFACTS = "mlartifacts"
+from d4lens.track import store, system
+
 FINGERPRINT = "fingerprint"
+PARENT = "mlflow.parentRunId"
+DATA_HASH = "data_hash"
 
-# How long a locked store is waited for: once in full, then briefly at each call until it is free, and at the end.
-PATIENCE_SECONDS = 2.0
-BRIEFLY_SECONDS = 0.1
-# Another process may be creating the database: two seconds, on an overloaded machine ten times that. Only a living
-# process holds this lock, and none holds it for anything else.
-CREATION_SECONDS = 30.0
 # Limits of one request to MLflow's store.
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
+_DIGEST_LENGTH = 36
+
+_Row = tuple[str, float, int, int]
+"""Name, value, milliseconds, step."""
 
 _log = logging.getLogger(__name__)
-
-
-class StoreError(Exception):
-    """The store cannot be used now; the message says why."""
 
 
 class Tracker:
@@ -49,7 +33,8 @@ class Tracker:
 
     enabled: False makes every call do nothing. folder: the project, which holds mlflow.db and mlartifacts/.
     experiment, name: where the run appears and what it is called. fingerprint: equal fingerprints share a run.
-    params: may be nested; keys are joined by dots. tags: text. Of both, what the run has already is left alone.
+    params: may be nested; keys are joined by dots. tags: text. Of both, what the run has already is left alone. The tag
+    data_hash also names the run's input. watch: sample the machine (`system`) with each step's metrics.
     """
 
     def __init__(
@@ -61,6 +46,7 @@ class Tracker:
         fingerprint: str,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
+        watch: bool = True,
     ) -> None:
         self._enabled = enabled
         self._store = Path(folder).resolve()
@@ -70,16 +56,23 @@ class Tracker:
         self._client: Any = None
         self._known: set[tuple[str, int, float]] = set()
         self._pending: list[Callable[[], None]] = []
-        self._patience = PATIENCE_SECONDS
+        self._patience = store.PATIENCE_SECONDS
         self._warned = False
+        self._watch = watch and enabled and system.watching()
         self.run_id: str | None = None
+        self.found = False
+        """Whether the run was there before."""
+        if self._watch:
+            system.sample()
         self._flush()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Write metrics of one step (an epoch) now. What the run has already, from an earlier go, is not repeated."""
         now = time.time_ns() // 1_000_000
         rows = [(name, float(value), now, step) for name, value in metrics.items()]
-        self._do(lambda: self._write_metrics(rows))
+        seen = system.sample() if self._watch else {}
+        beside = [(name, value, now, step) for name, value in seen.items()]
+        self._do(lambda: self._write_metrics(rows, beside))
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
         """Copy a file, or all of a folder, into the run's artefacts under `folder`."""
@@ -93,9 +86,14 @@ class Tracker:
 
         self._do(copy)
 
+    def adopt(self, parent: str | None) -> None:
+        """Show the run below another one, taking it from where it was."""
+        if parent is not None:
+            self._do(lambda: self._client.set_tag(self.run_id, PARENT, parent))
+
     def close(self, status: str = "FINISHED") -> None:
         """Mark the run FINISHED, FAILED or KILLED; warns if something could not be written by now."""
-        self._patience = PATIENCE_SECONDS
+        self._patience = store.PATIENCE_SECONDS
         self._do(lambda: self._client.set_terminated(self.run_id, status))
         if self._pending:
             _log.warning("MLflow run '%s' stays incomplete; the metrics files are not affected", self._name)
@@ -120,20 +118,20 @@ class Tracker:
             if self.run_id is None:
                 self._open()
             while self._pending:
-                _probe(self._store, self._patience)
+                store.probe(self._store, self._patience)
                 self._try(self._pending[0])
                 self._pending.pop(0)
-            self._patience, self._warned = PATIENCE_SECONDS, False
+            self._patience, self._warned = store.PATIENCE_SECONDS, False
         except ImportError:
             self._enabled = False
             _log.warning("MLflow is not installed, so this run is not tracked; everything else goes on")
         except Exception as error:  # whatever a tracking store does wrong, the training goes on
-            self._patience = BRIEFLY_SECONDS
+            self._patience = store.BRIEFLY_SECONDS
             if not self._warned:
                 _log.warning(
                     "MLflow store %s cannot be written (%s); everything else goes on",
-                    self._store / DATABASE,
-                    _line(error),
+                    self._store / store.DATABASE,
+                    store.one_line(error),
                 )
             self._warned = True
 
@@ -144,19 +142,21 @@ class Tracker:
         except Exception as error:
             if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE":  # locked after the probe, disk full
                 raise
-            _log.warning("MLflow run '%s' lacks something (%s); everything else goes on", self._name, _line(error))
+            _log.warning(
+                "MLflow run '%s' lacks something (%s); everything else goes on", self._name, store.one_line(error)
+            )
 
     def _open(self) -> None:
         """Find the run or create it, under a lock, so that neither database nor experiment nor run gets a twin."""
         from filelock import FileLock
 
-        _mlflow_client()  # the import is slow: no other process should wait for it
-        with FileLock(self._store / f"{DATABASE}.lock", timeout=CREATION_SECONDS):
-            _probe(self._store, self._patience)
-            client = _client(self._store)
+        store.mlflow_client()  # the import is slow: no other process should wait for it
+        with FileLock(self._store / f"{store.DATABASE}.lock", timeout=store.CREATION_SECONDS):
+            store.probe(self._store, self._patience)
+            client = store.client(self._store)
             experiment = client.get_experiment_by_name(self._experiment)
             if experiment is None:
-                location = (self._store / ARTIFACTS / self._experiment).as_uri()
+                location = (self._store / store.ARTIFACTS / self._experiment).as_uri()
                 experiment_id = client.create_experiment(self._experiment, artifact_location=location)
             else:
                 experiment_id = experiment.experiment_id
@@ -170,22 +170,30 @@ class Tracker:
                 self._known |= {(name, row.step, row.value) for row in client.get_metric_history(run_id, name)}
         self._client = client
         self._describe(run)
-        self.run_id = run_id
+        self.run_id, self.found = run_id, bool(found)
 
     def _describe(self, run: Any) -> None:
         """Write the parameters and tags that the run lacks; those it was created with tell how it was trained."""
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         params = [Param(key, value) for key, value in self._params.items() if key not in run.data.params]
         for start in range(0, len(params), _PARAMS_PER_BATCH):
             self._client.log_batch(run.info.run_id, params=params[start : start + _PARAMS_PER_BATCH])
         tags = [RunTag(key, value) for key, value in self._tags.items() if key not in run.data.tags]
         self._client.log_batch(run.info.run_id, tags=tags)
+        if DATA_HASH in self._tags and not run.inputs.dataset_inputs:
+            name = self._tags.get("profile", "data")
+            source = json.dumps({"uri": f"data/{name}/arrays"})
+            data = Dataset(name, self._tags[DATA_HASH][:_DIGEST_LENGTH], "local", source)
+            context = InputTag("mlflow.data.context", "training, selection and test")
+            self._client.log_inputs(run.info.run_id, [DatasetInput(data, [context])])
 
-    def _write_metrics(self, rows: list[tuple[str, float, int, int]]) -> None:
+    def _write_metrics(self, rows: list[_Row], beside: list[_Row]) -> None:
+        """The rows that are new; `beside` only if any is."""
         from mlflow.entities import Metric
 
         new = [row for row in rows if (row[0], row[3], row[1]) not in self._known]
+        new += beside if new else []
         for start in range(0, len(new), _METRICS_PER_BATCH):
             part = new[start : start + _METRICS_PER_BATCH]
             self._client.log_batch(self.run_id, metrics=[Metric(*row) for row in part])
@@ -220,94 +228,8 @@ def run_tags(folder: str | Path, stage: str, profile: str, model: str, seed: int
     return tags
 
 
-def compare_urls(folder: str | Path, address: str) -> dict[str, str]:
-    """For each experiment with runs: the page of the UI at `address` that compares all of them side by side.
-
-    Raises StoreError for a store that cannot be read.
-    """
-    store = Path(folder).resolve()
-    if not (store / DATABASE).exists():
-        return {}
-    _probe(store, PATIENCE_SECONDS)
-    client = _client(store)
-    result = {}
-    for experiment in client.search_experiments():
-        runs = [run.info.run_id for run in client.search_runs([experiment.experiment_id], max_results=100)]
-        if runs:
-            query = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps([experiment.experiment_id]))}"
-            result[experiment.name] = f"{address}/#/compare-runs?{query}"
-    return result
-
-
-def uri(folder: str | Path) -> str:
-    """The store's address: absolute, since MLflow takes a relative one from the folder it happens to run in."""
-    return f"sqlite:///{Path(folder).resolve() / DATABASE}"
-
-
-def _mlflow_client() -> Any:
-    """MLflow's client class, kept quiet."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # their tables and tracebacks; what matters reaches our one warning
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    return MlflowClient
-
-
-def _client(store: Path) -> Any:
-    return _mlflow_client()(tracking_uri=uri(store))
-
-
-def _probe(store: Path, seconds: float) -> None:
-    """Raise StoreError unless the database could be written within `seconds`.
-
-    MLflow itself would wait 20 s for a lock at each call, and retry for minutes to open a file that is no database.
-    """
-    path = store / DATABASE
-    try:
-        connection = sqlite3.connect(path, timeout=seconds, isolation_level=None)
-    except sqlite3.Error as error:
-        raise StoreError(str(error)) from error
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        connection.execute("ROLLBACK")
-    except sqlite3.Error as error:
-        raise StoreError(str(error)) from error
-    finally:
-        connection.close()
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def _git(folder: str | Path, *arguments: str) -> str:
     if shutil.which("git") is None:
         return ""
     done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def main() -> None:
-    """Print each experiment's comparison link and serve the UI on 127.0.0.1 until Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m d4lens.track", description=main.__doc__)
-    parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--folder", type=Path, default=Path("."), help="the project's folder (default: here)")
-    options = parser.parse_args()
-    try:
-        urls = compare_urls(options.folder, f"http://127.0.0.1:{options.port}")
-    except StoreError as error:
-        sys.exit(f"track: {options.folder / DATABASE} cannot be read ({error}); close what holds it, or move it away")
-    if not urls:
-        sys.exit("track: no runs yet; train something first, e.g. make reproduce PROFILE=smoke")
-    for name, url in urls.items():
-        print(f"compare the runs of {name}: {url}", flush=True)
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    serve = ["-m", "mlflow", "ui", "--backend-store-uri", uri(options.folder), "--host", "127.0.0.1"]
-    os.execv(sys.executable, [sys.executable, *serve, "--port", str(options.port), "--workers", "1"])
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from d4lens import track
+from d4lens.track import store as places
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def store(created, tmp_path):
     return tmp_path
 
 
-def tracker(folder, fingerprint="f0", name="resnet18-0", params=None, tags=None, enabled=True):
+def tracker(folder, fingerprint="f0", name="resnet18-0", params=None, tags=None, enabled=True, watch=False):
     return track.Tracker(
         enabled,
         folder,
@@ -35,11 +36,12 @@ def tracker(folder, fingerprint="f0", name="resnet18-0", params=None, tags=None,
         fingerprint,
         params or {"train": {"epochs": 2, "losses": [1, 2]}, "model": "resnet18"},
         tags or {"profile": "smoke", "seed": 0},
+        watch,
     )
 
 
 def client(folder):
-    return track._client(folder)
+    return places.client(folder)
 
 
 def runs(folder):
@@ -111,7 +113,7 @@ def test_a_locked_store_delays_a_training_little_and_misses_nothing_once_free(st
     run = tracker(store, "f4")
     for epoch in range(10):
         run.log_metrics({"train/loss": 1 / (epoch + 1)}, step=epoch)
-    assert time.monotonic() - started < track.PATIENCE_SECONDS + 3
+    assert time.monotonic() - started < places.PATIENCE_SECONDS + 3
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "locked" in caplog.text
     assert run.run_id is None
@@ -132,7 +134,7 @@ def test_a_store_locked_to_the_end_of_a_running_training_costs_its_tail_only(sto
     started = time.monotonic()
     run.log_metrics({"train/loss": 0.5}, step=1)
     run.close()
-    assert time.monotonic() - started < 2 * track.PATIENCE_SECONDS + 3
+    assert time.monotonic() - started < 2 * places.PATIENCE_SECONDS + 3
     assert [("locked" in r.message, "incomplete" in r.message) for r in caplog.records] == [
         (True, False),
         (False, True),
@@ -170,12 +172,12 @@ def test_a_broken_store_warns_once_and_the_training_goes_on(tmp_path, caplog, fa
     folder = tmp_path / "project"
     folder.mkdir()
     fault(folder)
-    track._mlflow_client()  # its import is not what is timed
+    places.mlflow_client()  # its import is not what is timed
     started = time.monotonic()
     with tracker(folder) as run:
         for epoch in range(3):
             run.log_metrics({"train/loss": 1.0}, step=epoch)
-    assert time.monotonic() - started < 2 * track.PATIENCE_SECONDS + 3
+    assert time.monotonic() - started < 2 * places.PATIENCE_SECONDS + 3
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "cannot be written" in caplog.records[0].message
     assert "incomplete" in caplog.records[1].message
@@ -214,7 +216,7 @@ def test_a_tracker_switched_off_touches_nothing(tmp_path, monkeypatch):
 def test_two_trainings_that_create_the_store_at_once_share_it(tmp_path):
     code = (
         "import sys; from d4lens import track\n"
-        "with track.Tracker(True, sys.argv[1], 'd4lens-smoke', sys.argv[2], sys.argv[2]) as run:\n"
+        "with track.Tracker(True, sys.argv[1], 'd4lens-smoke', sys.argv[2], sys.argv[2], watch=False) as run:\n"
         "    run.log_metrics({'train/loss': 1.0})\n"
     )
     started = [
@@ -227,6 +229,37 @@ def test_two_trainings_that_create_the_store_at_once_share_it(tmp_path):
     found = runs(tmp_path)
     assert sorted(run.data.tags["fingerprint"] for run in found) == ["one", "two"]
     assert all(run.data.metrics == {"train/loss": 1.0} for run in found)
+
+
+def test_the_machine_is_watched_beside_each_new_step_unless_switched_off(store, monkeypatch):
+    with tracker(store, "f8", watch=True) as run:
+        run.log_metrics({"train/loss": 1.0}, step=1)
+        run.log_metrics({"train/loss": 1.0}, step=1)
+    found = client(store).get_run(run.run_id).data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} < set(found)
+    assert found["system/process_memory_megabytes"] > 100
+    assert len(client(store).get_metric_history(run.run_id, "system/process_memory_megabytes")) == 1
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with tracker(store, "f9", watch=True) as run:
+        run.log_metrics({"train/loss": 1.0}, step=1)
+    assert set(client(store).get_run(run.run_id).data.metrics) == {"train/loss"}
+
+
+def test_the_data_are_an_input_with_their_digest_and_a_run_can_be_put_below_another(store):
+    tags = {"profile": "smoke", "data_hash": "0123456789" * 6}
+    with tracker(store, "g0", tags=tags) as parent, tracker(store, "g1", tags=tags) as run:
+        run.adopt(parent.run_id)
+        assert not run.found
+    with tracker(store, "g1", tags=tags) as again:
+        assert again.found
+    found = client(store).get_run(run.run_id)
+    (data,) = found.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("smoke", "012345678901234567890123456789012345")
+    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+    # what is compared is trainings
+    (url,) = track.compare_urls(store, "").values()
+    assert run.run_id in url
+    assert parent.run_id not in url
 
 
 def test_tags_name_the_commit_and_whether_it_was_changed(tmp_path, monkeypatch):

@@ -1,0 +1,5 @@
+"""`python -m d4lens.track` opens the UI."""
+
+from d4lens.track.ui import main
+
+main()
