@@ -6,7 +6,7 @@ import torch
 from common import arguments, one_sentence, parameters
 
 from d4lens.data import arrays
-from d4lens.files import sha256
+from d4lens.files import require_space, sha256, sole_writer
 from d4lens.macrofit import fit_split, preset_model
 from d4lens.observation import Observation
 from d4lens.params import MacrofitParams
@@ -26,25 +26,29 @@ def main() -> None:
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     manifest = sha256(source / arrays.MANIFEST)
-    for name in arrays.SPLITS:
-        split = arrays.load_split(source, name)
-        if not len(split):
-            continue
-        table = fit_split(
-            split.counts,
-            split.paths,
-            model,
-            out,
-            name,
-            source=manifest,
-            units=facts["units"],
-            coarse_iterations=params.coarse_iterations,
-            fine_iterations=params.fine_iterations,
-            max_starts=params.max_starts,
-            batch_size=params.batch_size,
-        )
-        fitted = f"{table['converged'].sum()} of {len(table)} {name} images converged"
-        print(f"{fitted}; median chi2 a pixel {table['chi2'].median():.3f}")
+    with sole_writer(out):
+        if not out.with_name("macrofit.partial").exists():  # two maps of float16 an image
+            n_images = sum(sum(by_class.values()) for by_class in facts["images"].values())
+            require_space(out.parent, 4 * n_images * facts["n_pixels"] ** 2)
+        for name in arrays.SPLITS:
+            split = arrays.load_split(source, name)
+            if not len(split):
+                continue
+            table = fit_split(
+                split.counts,
+                split.paths,
+                model,
+                out,
+                name,
+                source=manifest,
+                units=facts["units"],
+                coarse_iterations=params.coarse_iterations,
+                fine_iterations=params.fine_iterations,
+                max_starts=params.max_starts,
+                batch_size=params.batch_size,
+            )
+            fitted = f"{table['converged'].sum()} of {len(table)} {name} images converged"
+            print(f"{fitted}; median chi2 a pixel {table['chi2'].median():.3f}")
 
 
 if __name__ == "__main__":

@@ -7,3 +7,11 @@ class D4LensError(Exception):
 
 class PhysicsError(D4LensError, ValueError):
     """An argument outside its physical range; the message names the argument and its value."""
+
+
+class WriteError(D4LensError, OSError):
+    """A file that cannot be written, an OSError as well; `errno`, `strerror` and `filename` are set."""
+
+    def __str__(self) -> str:
+        reason = (self.strerror or "unknown reason").lower()
+        return f"{self.filename} cannot be written: {reason}; mend that and run the same command again"

@@ -1,31 +1,114 @@
 """Files that appear whole or not at all."""
 
+import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from d4lens.errors import D4LensError, WriteError
+
+_HEX = 8 * "[0-9a-f]"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; on success it is flushed to disk and renamed to `path`, on failure removed.
+    """Yield a temporary sibling of `path`, empty; on success it is flushed to disk and renamed to `path`, on failure
+    removed. What killed writers of `path` left beside it is removed first.
 
-    The sibling keeps the suffix, since writers such as `np.save` and pandas read it.
+    The sibling keeps the suffix, since writers such as `np.save` and pandas read it. Raises WriteError where the disk is
+    full or the folder cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
+    with _named(path, always=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        temporary.touch(exist_ok=False)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _named(path), ExitStack() as stack:
+            with suppress(OSError):  # a file system without locks: what is left there stays
+                stack.enter_context(held(temporary))
+            yield temporary
+        with _named(path, always=True):
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path, always: bool = False) -> Iterator[None]:
+    """Say of an OSError which file it kept from being written: of any, or of those that only writing meets."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, D4LensError) or not (always or error.errno in _NO_ROOM):
+            raise
+        raise WriteError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def sweep(path: str | Path) -> None:
+    """Remove the temporary siblings of `path`, a file or a folder, whose writers are dead: those that nobody holds."""
+    path = Path(path)
+    stem, name, suffix = map(glob.escape, (path.stem, path.name, path.suffix))
+    # Files are called as above, folders as in `data.arrays.atomic_folder`.
+    for pattern in {f".{stem}.{_HEX}{suffix}", f".{name}.{_HEX}", f".{name}.{_HEX}.old"}:
+        for left in path.parent.glob(pattern):
+            with suppress(OSError), held(left):
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder; the operating system drops it with the process, however that ends.
+
+    Raises BlockingIOError if another holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def sole_writer(path: str | Path) -> Iterator[None]:
+    """Be the only process that writes `path`. Raises D4LensError while another is."""
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(lock))
+        except BlockingIOError:
+            raise D4LensError(f"another process is writing {path}; wait for it or end it") from None
+        yield
+
+
+def require_space(folder: str | Path, n_bytes: int) -> None:
+    """Raise D4LensError unless the disk of `folder` has room for `n_bytes` more: a full disk kills a process that writes
+    through a memory map without a word."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise D4LensError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB free where {n_bytes / 1e6:.0f} MB are needed; make room and "
+            "run the same command again"
+        )
 
 
 def write_text(path: str | Path, text: str) -> None:

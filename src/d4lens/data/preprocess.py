@@ -17,7 +17,7 @@ from d4lens.data.archive import DEFAULT_LIMITS, MAX_TABLE_BYTES, PRESET, TABLES,
 from d4lens.data.arrays import FACTS, MANIFEST, MANIFEST_COLUMNS, SPLITS, RowWriter, atomic_folder
 from d4lens.data.images import COUNTS, Observed, as_image, corner_side, observe, parse_npy
 from d4lens.errors import D4LensError
-from d4lens.files import sha256, write_json
+from d4lens.files import held, sha256, sweep, write_json
 from d4lens.observation import Observation
 from d4lens.progress import progress
 
@@ -64,7 +64,8 @@ def build(
     with Archive(archive, limits) as source:
         tables = _read_tables(source)
         try:
-            with atomic_folder(folder) as temporary:
+            sweep(folder)
+            with atomic_folder(folder) as temporary, held(temporary):
                 return _build(source, temporary, tables, (pixel_scale, psf_sigma, sky), factor, select_fraction, seed)
         except OSError as error:
             raise D4LensError(f"{folder} cannot be written: {(error.strerror or str(error)).lower()}") from None
