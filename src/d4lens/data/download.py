@@ -7,6 +7,7 @@ together is held against the pinned SHA-256 or, where none is pinned, against th
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,11 +41,13 @@ class Expected:
 @dataclass(frozen=True)
 class Patience:
     """How long to try: `retries` after the first attempt, `timeout` seconds without a byte, and a wait of `backoff`
-    seconds before the first retry, doubled each time."""
+    seconds before the first retry, doubled each time. `attempt`: seconds that one attempt may last, for a server that
+    drips; six of two hours bring 1.1 GB at 26 kB/s, and what came so far is gone on from in the next."""
 
     retries: int
     timeout: float
     backoff: float
+    attempt: float = 7200.0
 
 
 class _Fatal(Exception):
@@ -142,7 +145,7 @@ def _fetch(drive_id: str, url: str, cached: Path, expected: Expected, patience: 
     wrong: set[str] = set()
     for attempt in range(patience.retries + 1):
         try:
-            file = _transfer(url, partial, patience.timeout)
+            file = _transfer(url, partial, patience)
             try:
                 digest = _check(file, expected)
             except D4LensError as error:
@@ -171,7 +174,7 @@ def _fetch(drive_id: str, url: str, cached: Path, expected: Expected, patience: 
     )
 
 
-def _transfer(url: str, partial: Path, timeout: float) -> Path:
+def _transfer(url: str, partial: Path, patience: Patience) -> Path:
     """One attempt of gdown, resuming what an earlier one left in `partial`. Raises _Again or _Fatal."""
     try:
         import gdown
@@ -184,6 +187,10 @@ def _transfer(url: str, partial: Path, timeout: float) -> Path:
     target.unlink(missing_ok=True)  # gdown would take it for the finished file, unchecked
     if len(list(partial.glob("*.part"))) > 1:
         _clear(partial)
+    too_slow = threading.Event()
+    watch = threading.Timer(patience.attempt, too_slow.set)
+    watch.daemon = True
+    watch.start()
     try:
         with Meter(None, "download", "B") as meter:
             gdown.download(
@@ -193,9 +200,12 @@ def _transfer(url: str, partial: Path, timeout: float) -> Path:
                 use_cookies=False,
                 resume=True,
                 retries=0,
-                timeout=(min(_CONNECT_SECONDS, timeout), timeout),
+                timeout=(min(_CONNECT_SECONDS, patience.timeout), patience.timeout),
                 progress=meter.to,
+                cancel=too_slow,
             )
+    except gdown.exceptions.DownloadCancelled:
+        raise _Again(f"the server is too slow, the file was not whole after {patience.attempt:g} s") from None
     except gdown.exceptions.FileURLRetrievalError as error:
         text = " ".join(str(error).split())
         raise (_Fatal if _QUOTA.search(text) else _Again)(f"Google Drive refuses the file ({text})") from None
@@ -214,6 +224,8 @@ def _transfer(url: str, partial: Path, timeout: float) -> Path:
         raise _Fatal(f"{partial} cannot be written: {_plain_os(error)}") from None
     except (AssertionError, AttributeError, KeyError, ValueError) as error:  # gdown reading a page it does not know
         raise _Again(f"the server's answer makes no sense ({type(error).__name__})") from None
+    finally:
+        watch.cancel()
     return target
 
 
