@@ -5,19 +5,23 @@ from pathlib import Path
 
 from common import arguments, one_sentence, overlay, parameters, read
 
-from d4lens import report
+from d4lens import card, registry, report
 from d4lens.evaluate import plots, predictions
-from d4lens.files import write_json
+from d4lens.files import write_json, write_text
 from d4lens.params import EvaluateParams, ReportParams
 
-METRICS, README = Path("metrics"), Path("README.md")
+METRICS, README, CARD = Path("metrics"), Path("README.md"), Path("docs") / card.FILE
+
+
+def arms_of(profile: str) -> list[tuple[str, int]]:
+    # not what lies in the folders: an arm that was dropped from the matrix leaves its files
+    matrix = read(overlay(profile))
+    return list(product(matrix["models"], matrix["seeds"]))
 
 
 def build(profile: str) -> None:
     folder, runs, pictures = METRICS / profile, Path("runs") / profile / "evaluation", Path("plots") / profile
-    matrix = read(overlay(profile))
-    # not what lies in the folders: an arm that was dropped from the matrix leaves its files
-    arms = {(model, seed): f"{model}-{seed}" for model, seed in product(matrix["models"], matrix["seeds"])}
+    arms = {(model, seed): f"{model}-{seed}" for model, seed in arms_of(profile)}
     timing = {name: report.read_json(runs / name / "timing.json") for name in arms.values()}
     rows = [
         report.rows(report.read_json(folder / "evaluation" / f"{name}.json"), timing[name]["train_minutes"])
@@ -46,6 +50,9 @@ def main() -> None:
     text = report.table_text(METRICS / profile)
     report.join_profiles(METRICS)
     report.update_readme(README, METRICS)
+    if args.print:
+        write_text(CARD, card.of_package(METRICS))
+        registry.mirror(Path("."), profile, arms_of(profile), parameters("report", ReportParams, profile).page)
     print(text)
 
 

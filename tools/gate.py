@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from d4lens import report
+from d4lens import card, report
 
 PIPELINES = [Path("dvc.yaml"), *sorted(Path("profiles").glob("*/dvc.yaml"))]
 
@@ -36,13 +36,15 @@ def main() -> None:
     stale_tables = report.stale_readme_tables(Path("README.md"), Path("metrics"))
     faults += [f"README.md: the table of {profile} is not metrics/{profile}'s; run make reproduce PROFILE={profile}"
                for profile in stale_tables]  # fmt: skip
+    if Path("docs", card.FILE).read_text(encoding="utf-8") != card.of_package("metrics"):
+        faults.append(f"docs/{card.FILE} is not that of the package's weights and metrics; run make reproduce")
     parts = [pd.read_csv(path) for path in Path("metrics").glob("*/results.csv")]
     keys = ["profile", "model", "seed", "tta"]
     joined, whole = pd.concat(parts).sort_values(keys), pd.read_csv("metrics/results.csv").sort_values(keys)
     if not joined.reset_index(drop=True).equals(whole.reset_index(drop=True)):
         faults.append("metrics/results.csv is not the profiles' tables joined; run make reproduce and commit it")
     if not faults:
-        print("README.md and metrics/results.csv: tables match metrics/*/")
+        print(f"README.md, metrics/results.csv and docs/{card.FILE} match metrics/*/")
     sys.exit("\n".join(faults) or 0)
 
 

@@ -86,6 +86,10 @@ class Tracker:
 
         self._do(copy)
 
+    def log_text(self, text: str, name: str) -> None:
+        """Write a text into the run's artefacts as the file `name`."""
+        self._do(lambda: self._client.log_text(self.run_id, text, name))
+
     def adopt(self, parent: str | None) -> None:
         """Show the run below another one, taking it from where it was."""
         if parent is not None:
