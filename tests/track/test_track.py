@@ -376,7 +376,7 @@ def server(store):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        for _ in range(1500):
             try:
                 with urllib.request.urlopen(f"{address}/health", timeout=10):
                     break

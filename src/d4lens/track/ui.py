@@ -48,5 +48,6 @@ def main() -> None:
     for name, url in urls.items():
         print(f"compare the runs of {name}: {url}", flush=True)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # a second process, of no use here
     serve = ["-m", "mlflow", "ui", "--backend-store-uri", uri(options.folder), "--host", "127.0.0.1"]
     os.execv(sys.executable, [sys.executable, *serve, "--port", str(options.port), "--workers", "1"])
