@@ -1,4 +1,6 @@
+import resource
 import stat
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -156,6 +158,46 @@ def test_encryption_and_rare_compression_are_refused(tmp_path):
         writer.writestr("a", b"x" * 100)
     with pytest.raises(D4LensError, match="neither by deflate nor stored"):
         SafeZip(path)
+
+
+def test_a_hundred_thousand_entries_are_listed_in_little_memory(tmp_path):
+    """A directory written by hand: a fault on that scale would be memory or time that grow with the square."""
+    local = struct.pack("<4sHHHHHIIIHH", b"PK\x03\x04", 20, 0, 0, 0, 0x21, 0, 0, 0, 28, 0)
+    entry = "<4sHHHHHHIIIHHHHHII"
+    n = 100_000
+    with open(tmp_path / "many.zip", "wb") as file:
+        names = [b"dataset/train/no/%07d.npy" % number for number in range(n)]  # 28 letters each
+        for name in names:
+            file.write(local + name)
+        start = file.tell()
+        for number, name in enumerate(names):
+            offset = number * (len(local) + 28)
+            file.write(
+                struct.pack(entry, b"PK\x01\x02", 788, 20, 0, 0, 0, 0x21, 0, 0, 0, 28, 0, 0, 0, 0, 0, offset) + name
+            )
+        size = file.tell() - start
+        file.write(struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, n, n, size, start))
+        file.write(struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1))
+        file.write(struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, size, start, 0))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with SafeZip(tmp_path / "many.zip") as archive:
+        assert len(archive.members) == n
+        assert archive.read(names[-1].decode()) == b""
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_whatever_zipfile_says_of_damage_is_one_sentence(pack, small_tree):
+    """Versions of the format to come, an extra field cut short: NotImplementedError, struct.error, IndexError of zipfile."""
+    whole = pack(small_tree).read_bytes()
+    entry = whole.index(b"PK\x01\x02")
+    for place, value in ((entry + 6, b"\xff"), (entry + 30, b"\x04"), (entry + 42, b"\xff\xff\xff\x7f")):
+        path = pack(small_tree)
+        path.write_bytes(whole[:place] + value + whole[place + len(value) :])
+        with (
+            pytest.raises(D4LensError, match=r"lenses\.zip(: 'dataset.*' is damaged| is not a readable zip| holds)"),
+            Archive(path) as a,
+        ):
+            a.verify()
 
 
 def test_damage_is_named(small_tree, pack, tmp_path):
