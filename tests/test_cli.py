@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,14 @@ def test_simulate_takes_overrides(tmp_path):
         (["simulate", "--n", "3", "--set", "sersic_n", "-o", "x.zip"], "--set takes NAME=VALUE"),
         (["simulate", "--n", "3", "--set", "theta_E=-1", "-o", "x.zip"], "theta_E"),
         (["predict", "nowhere"], "no file or folder nowhere"),
+        (
+            ["predict", "nowhere", "-o", "table.xlsx"],
+            "table.xlsx names no table format; end it in .csv, .parquet or .json",
+        ),
+        (["predict", "nowhere", "--psf", "psf.fits"], "psf.fits is neither a number of arcsec nor a file"),
+        (["fit", "nowhere", "--pixel-scale", "0"], "the pixel scale must be above 0"),
+        (["explain", "nowhere", "--gain", "-1"], "the gain must be above 0"),
+        (["fit", "*.fits"], "*.fits holds no image"),
         (["fit", "nowhere"], "no file or folder nowhere"),
         (["predict", ".", "--weights", "none.safetensors"], "none.safetensors"),
     ],
@@ -75,6 +84,27 @@ def test_a_bad_image_among_good_ones_fails_the_command_and_keeps_the_rows(tmp_pa
     assert main(["fit", str(tmp_path / "one.zip"), str(tmp_path / "bad.npy"), "-o", str(out)]) == 1
     assert "bad.npy" in capsys.readouterr().err
     assert list(pd.read_csv(out)["converged"]) == [True, False]
+
+
+def test_the_suffix_names_the_table_s_format_and_all_say_the_same(tmp_path, capsys):
+    main(["simulate", "--n", "1", "-o", str(tmp_path / "one.zip")])
+    tables = []
+    for suffix, read in ((".csv", pd.read_csv), (".parquet", pd.read_parquet), (".json", pd.read_json)):
+        out = tmp_path / f"fit{suffix}"
+        assert main(["fit", str(tmp_path / "one.zip"), "--pixel-scale", "0.05", "--free", "n", "-o", str(out)]) == 0
+        tables.append(read(out))
+    for table in tables[1:]:
+        assert list(table.columns) == list(tables[0].columns)
+        assert table.loc[0, "theta_E"] == pytest.approx(tables[0].loc[0, "theta_E"], abs=1e-4)
+    assert "pixel scale 0.05 arcsec as told" in tables[0].loc[0, "processing"]
+
+
+def test_a_psf_that_is_no_gaussian_is_said(tmp_path, capsys):
+    x = np.arange(31) - 15.0
+    np.save(tmp_path / "psf.npy", (1 + (x**2 + x[:, None] ** 2) / 4) ** -1.5)
+    np.save(tmp_path / "lens.npy", np.full((150, 150), np.nan))
+    assert main(["fit", str(tmp_path / "lens.npy"), "--psf", str(tmp_path / "psf.npy")]) == 1
+    assert "psf.npy is no Gaussian" in capsys.readouterr().err
 
 
 def test_when_every_image_fails_nothing_is_written(tmp_path, capsys):
@@ -101,6 +131,21 @@ def test_a_switch_of_a_preset_can_be_thrown(tmp_path):
         assert main(["simulate", *given]) == 0
         sizes.append(out.read_bytes())
     assert sizes[0] != sizes[1]
+
+
+@pytest.mark.parametrize("command", ["simulate", "join", "predict", "fit", "explain"])
+def test_every_command_s_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"d4lens {command} " in capsys.readouterr().out.partition("example:")[2]
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == f"d4lens {metadata.version('d4lens')}"
 
 
 def test_help_is_quick_and_names_the_commands():

@@ -5,12 +5,13 @@ import torch
 
 from d4lens import models, predict
 from d4lens.classes import CLASSES
+from d4lens.data.images import Header, ImageSource, Raw, find, instrument, prepare
 from d4lens.errors import D4LensError
 from d4lens.macrofit import TABLE_COLUMNS
 from d4lens.models import weights
 from d4lens.observation import Observation
-from d4lens.predict import PREDICT_COLUMNS, fit_table, predict_table
-from d4lens.simulate import PRESETS, draw, render
+from d4lens.predict import PREDICT_COLUMNS, fit_images, fit_sources, fit_table, lens_of, predict_table, smooth_lens
+from d4lens.simulate import PRESETS, draw, preset, render
 
 OBSERVATION = Observation(75, 0.1, 0.08625, 40.0)
 
@@ -81,24 +82,95 @@ def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses
     np.save(tmp_path / "4.npy", good + 1e-4 * np.random.default_rng(0).normal(size=good.shape))
     (tmp_path / "5.npy").write_bytes(b"")
     answer = predict_table([tmp_path], network)
-    assert [bool(label) for label in answer.table["label"]] == [True, False, False, False, False]
+    assert [bool(label) for label in answer.table["label"]] == [True, False, False, True, False]
     flags = list(answer.table["flag"])
-    for flag, reason in zip(flags[1:], ("NaN", "100 pixels a side", "lattice", "empty"), strict=True):
-        assert flag.startswith("failed: ")
-        assert reason in flag
-    assert len(answer.failures) == 4
+    for place, reason in ((1, "NaN"), (2, "100 pixels a side"), (4, "5.npy is empty")):
+        assert flags[place].startswith("failed: ")
+        assert reason in flags[place]
+    assert len(answer.failures) == 3
+    # Without photon counts an image is fitted all the same, with a guess of its noise.
+    assert flags[3] == "no photon counts"
+    assert "lattice" in answer.table.loc[3, "processing"]
 
 
 def test_fit_gives_the_lens_and_flags_what_it_cannot_fit(lenses, tmp_path):
     table = fit_table([lenses]).table
-    assert list(table.columns) == list(TABLE_COLUMNS)
+    assert list(table.columns) == [*TABLE_COLUMNS, "flag", "processing"]
     truth = draw(PRESETS["deeplense"], 3, range(4)).images
     assert np.allclose(table["theta_E"], truth["theta_E"], atol=0.05)
     assert table["converged"].all()
     np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
     failed = fit_table([tmp_path / "bad.npy"])
     assert not failed.table.loc[0, "converged"]
+    assert "NaN" in failed.table.loc[0, "flag"]
     assert len(failed.failures) == 1
+
+
+def test_an_image_named_twice_is_one_row_and_other_company_changes_nothing(network, lenses, tmp_path):
+    answer = predict_table([lenses / "1.npy", lenses, lenses / "*.npy"], network, tta=False)
+    assert [path[-5:] for path in answer.table["path"]] == ["1.npy", "2.npy", "3.npy", "4.npy"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "n", "known"), [(0.07, 107, {}), (0.05, 190, {}), (0.05, 151, {}), (0.1, 64, {"psf": 0.09})]
+)
+def test_lenses_on_other_pixels_are_found_as_they_are(scale, n, known):
+    """The same photons a square arcsec, telescopes apart: the fit finds the lens wherever the pixels lie."""
+    area = (scale / 0.05) ** 2
+    seen = preset("deeplense", {"n_pixels": n, "pixel_scale": scale, "sersic_amplitude": 100 * area, "sky": 10 * area})
+    truth = draw(seen, 3, [0]).without_substructure()
+    counts = np.asarray(render(truth, seen))[0]
+    source = ImageSource("0", lambda band: Raw(counts.astype(float), Header(scale, "electrons")))
+    table = fit_sources([source], told=instrument(**known), progress=False).table
+    assert table.loc[0, "converged"]
+    for name in ("theta_E", "gamma1", "gamma2", "source_x", "source_y"):
+        assert table.loc[0, name] == pytest.approx(truth.images[name][0], abs=0.02)
+
+
+def test_only_an_image_like_the_published_ones_gets_the_preset_s_lens(lenses):
+    raw = next(find([lenses / "1.npy"])).read(None)
+    assert smooth_lens(prepare(raw, OBSERVATION), OBSERVATION) is lens_of(OBSERVATION)
+    for known, freed in (
+        ({"pixel_scale": 0.05}, {"amplitude", "sky"}),
+        ({"psf": 0.12}, {"amplitude", "sky"}),
+        ({"sky": 12.0}, {"amplitude"}),
+    ):
+        lens = smooth_lens(prepare(raw, OBSERVATION, instrument(**known)), OBSERVATION, ("n",))
+        assert set(lens.free) - set(lens_of(OBSERVATION).free) == freed | {"n"}
+        assert lens.observation.psf_sigma == pytest.approx(known.get("psf", 0.08625))
+        if "sky" in known:
+            assert lens.constants["sky"] * lens.binning**2 == pytest.approx(48)
+    with pytest.raises(D4LensError, match="'R' is no parameter of the smooth lens"):
+        smooth_lens(prepare(raw, OBSERVATION), OBSERVATION, ("R",))
+
+
+def test_images_that_share_a_lens_are_fitted_together_and_every_one_once(lenses):
+    raws = [source.read(None) for source in find([lenses])]
+    told = [instrument(), instrument(psf=0.12), instrument(), instrument(psf=0.12)]
+    ready = [prepare(raw, OBSERVATION, known) for raw, known in zip(raws, told, strict=True)]
+    groups = [part.names for part in fit_images(["a", "b", "c", "d"], ready, OBSERVATION, ())]
+    assert sorted(groups) == [["a", "c"], ["b", "d"]]
+
+
+def test_memory_does_not_grow_with_the_images(monkeypatch):
+    """Of three batches, the pixels of two are held at once: the one that is fitted and the one read ahead."""
+    held, most = set(), 0
+
+    class Pixels(np.ndarray):
+        def __del__(self):
+            held.discard(id(self))
+
+    def read(band):
+        nonlocal most
+        image = np.zeros((150, 150)).view(Pixels)
+        held.add(id(image))
+        most = max(most, len(held))
+        return Raw(image)
+
+    monkeypatch.setattr(predict, "_BATCH", 4)
+    answer = fit_sources([ImageSource(str(i), read) for i in range(12)], progress=False)
+    assert len(answer.failures) == 12  # constant images: what is tested is the reading
+    assert most <= 8
 
 
 def test_no_image_and_no_weights_are_said(network, tmp_path, monkeypatch):

@@ -3,9 +3,12 @@
 import argparse
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from d4lens.errors import D4LensError
+from d4lens.tables import check_suffix, write_table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
-        _check_out(arguments.out)
+        _check_out(arguments.out, tables=arguments.command in ("predict", "fit"))
         return arguments.run(arguments)
     except D4LensError as error:
         print(f"d4lens {arguments.command}: {error}", file=sys.stderr)
@@ -33,9 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="d4lens", description="Tells from one image of a strong gravitational lens which dark matter is in it."
     )
+    parser.add_argument("--version", action="version", version=f"d4lens {version('d4lens')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    simulate = commands.add_parser("simulate", help="simulate lens images, with their truth, into one archive")
+    simulate = _command(
+        commands,
+        "simulate",
+        "simulate lens images, with their truth, into one archive",
+        "d4lens simulate --preset deeplense --n 30 --seed 1 -o thirty.zip",
+    )
     simulate.add_argument("--preset", default="deeplense", metavar="{deeplense,model-i}",
                           help="what is simulated (default: deeplense)")  # fmt: skip
     simulate.add_argument("--n", type=int, required=True, help="number of images, in equal classes")
@@ -51,33 +60,68 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.set_defaults(run=_simulate)
 
-    join = commands.add_parser("join", help="join the shards of one simulated data set into one archive")
+    join = _command(
+        commands,
+        "join",
+        "join the shards of one simulated data set into one archive",
+        "d4lens join one.zip two.zip -o lenses.zip",
+    )
     join.add_argument("paths", nargs="+", type=Path, metavar="SHARD", help="all shards, in any order")
     join.add_argument("-o", "--out", type=Path, required=True, help="archive to write, ending in .zip")
     join.set_defaults(run=_join)
 
-    predict = commands.add_parser("predict", help="classify images")
+    predict = _command(
+        commands,
+        "predict",
+        "classify images",
+        "d4lens predict my_images/ -o predictions.csv\n"
+        "  d4lens predict lens.fits --band F814W --psf 0.05 -o predictions.parquet",
+    )
     _add_images(predict, out="predictions.csv")
     predict.add_argument("--weights", type=Path, help="a model.safetensors (default: the weights of the package)")
     predict.add_argument("--no-tta", action="store_true", help="one view of each image instead of all eight")
     predict.set_defaults(run=_predict)
 
-    fit = commands.add_parser("fit", help="fit a smooth lens to each image")
+    fit = _command(
+        commands,
+        "fit",
+        "fit a smooth lens to each image",
+        "d4lens fit 'survey/*.fits' --free n,R_e -o fit.csv",
+    )
     _add_images(fit, out="fit.csv")
     fit.set_defaults(run=_fit)
 
-    explain = commands.add_parser("explain", help="draw what the answer for one image rests on")
-    explain.add_argument("path", metavar="IMAGE", help="one .npy file")
+    explain = _command(
+        commands,
+        "explain",
+        "draw what the answer for one image rests on",
+        "d4lens explain lens.npy -o lens.png",
+    )
+    explain.add_argument("path", metavar="IMAGE", help="one image file, of the formats that predict takes")
+    _add_instrument(explain)
     explain.add_argument("--weights", type=Path, help="a model.safetensors (default: the weights of the package)")
     explain.add_argument("-o", "--out", type=Path, default=Path("explained.png"), help="picture to write")
     explain.set_defaults(run=_explain)
     return parser
 
 
-def _check_out(out: Path | None) -> None:
+def _command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
+    """A command whose help ends in an example."""
+    return commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _check_out(out: Path | None, tables: bool) -> None:
     """Refuse a place that cannot be written before the work is done, not after."""
     if out is None:
         return
+    if tables and not out.is_dir():
+        check_suffix(out)
     if out.is_dir():
         raise D4LensError(f"{out} is a folder; name a file in it: -o {out / 'NAME'}")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
@@ -86,8 +130,34 @@ def _check_out(out: Path | None) -> None:
 
 
 def _add_images(parser: argparse.ArgumentParser, out: str) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=".npy files, folders or zips of them")
-    parser.add_argument("-o", "--out", type=Path, help=f"table to write, such as {out} (default: print it)")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="images (.npy, .npz, .fits, .png, .tif), folders or zips of them, or quoted patterns",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, help=f"table to write, such as {out}, or .parquet or .json (default: print csv)"
+    )
+    _add_instrument(parser)
+
+
+def _add_instrument(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "what is known of the images", "where their headers do not tell, or to overrule them"
+    )
+    group.add_argument("--pixel-scale", type=float, metavar="ARCSEC", help="arcsec per pixel")
+    group.add_argument("--psf", metavar="FILE|SIGMA", help="the PSF: its sigma in arcsec, or an image of it")
+    group.add_argument("--gain", type=float, help="photons (electrons) per unit of the values; 1 for photon counts")
+    group.add_argument("--exposure", type=float, metavar="SECONDS", help="multiplies values that are a rate")
+    group.add_argument("--sky", type=float, metavar="COUNTS", help="mean sky photons per pixel, also where subtracted")
+    group.add_argument("--band", metavar="NAME|INDEX", help="which image of files that hold several")
+    group.add_argument(
+        "--free",
+        default="",
+        metavar="NAMES",
+        help="parameters to fit beyond the preset's, such as n,R_e,lens_e1,lens_e2",
+    )
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
@@ -142,36 +212,45 @@ def _override(text: str) -> tuple[str, bool | float | list[float]]:
 def _predict(arguments: argparse.Namespace) -> int:
     from d4lens.predict import predict_table
 
-    return _write(predict_table(arguments.paths, weights=arguments.weights, tta=not arguments.no_tta), arguments)
+    answer = predict_table(arguments.paths, arguments.weights, tta=not arguments.no_tta, **_known(arguments))
+    return _write(answer, arguments)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
     from d4lens.predict import fit_table
 
-    return _write(fit_table(arguments.paths), arguments)
+    return _write(fit_table(arguments.paths, **_known(arguments)), arguments)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     from d4lens.explain import draw, explain
 
-    explanation = explain(arguments.path, arguments.weights)
+    explanation = explain(arguments.path, arguments.weights, **_known(arguments))
     draw(explanation, arguments.out)
     print(f"{arguments.path}: drawn in {arguments.out}")
     return 0
 
 
+def _known(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user tells of the images; what is odd about it is said."""
+    from d4lens.data.images import instrument
+
+    names = ("pixel_scale", "psf", "gain", "exposure", "sky", "band")
+    told = instrument(**{name: getattr(arguments, name) for name in names})
+    if told.psf is not None and told.psf.note:
+        print(f"d4lens {arguments.command}: {told.psf.note}", file=sys.stderr)
+    return {"told": told, "free": tuple(name for name in arguments.free.split(",") if name)}
+
+
 def _write(answer, arguments: argparse.Namespace) -> int:
     """Write or print the table; every image that failed is told on standard error and makes the exit status 1."""
-    from d4lens.files import atomic_path
-
     for path, reason in answer.failures:
         print(f"d4lens {arguments.command}: {path}: {reason}", file=sys.stderr)
     if len(answer.failures) < len(answer.table):
         if arguments.out is None:
             answer.table.to_csv(sys.stdout, index=False, float_format="%.6g")
         else:
-            with atomic_path(arguments.out) as temporary:
-                answer.table.to_csv(temporary, index=False, float_format="%.6g")
+            write_table(answer.table, arguments.out)
             print(f"{len(answer.table)} rows in {arguments.out}")
     if answer.failures:
         print(

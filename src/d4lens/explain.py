@@ -1,5 +1,6 @@
 """One image explained in a picture: what was seen, what a smooth lens makes of it, what is left, what the network drew."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,15 +9,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.data import images
+from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
-from d4lens.evaluate.tta import exported, predict_logits
+from d4lens.evaluate.tta import predict_logits
 from d4lens.files import atomic_path
-from d4lens.macrofit import fit
 from d4lens.observation import Observation
-from d4lens.predict import counts_of, default_weights, lens_of, network_batch
+from d4lens.predict import Classifier, fit_images, load_classifier, network_batch, prepare_source
 
 _HALF = 2.6  # arcsec shown to either side: the arcs, not the empty sky
 
@@ -40,36 +40,58 @@ class Explanation:
     probabilities: tuple[float, ...]
     chi2: float
     converged: bool
+    processing: tuple[str, ...] = ()
+
+    def plot(self) -> Figure:
+        """Six panels and the probabilities."""
+        return _figure(self)
 
 
-def explain(path: str | Path, weights: str | Path | None = None) -> Explanation:
+def explain(
+    path: str | Path,
+    weights: str | Path | None = None,
+    *,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+) -> Explanation:
     """Fit and classify the one image at `path` and keep what was computed on the way.
 
-    Raises D4LensError for a path with no or several images, an unusable image, or weights of a network that draws no
+    told: what is known of the instrument. free: parameters of the smooth lens to fit beyond the preset's. Raises
+    D4LensError for a path with no or several images, an unusable image, or weights of a network that draws no
     convergence.
     """
     found = list(images.find([path]))
     if len(found) != 1:
         raise D4LensError(f"{path} holds {len(found)} images; name one")
-    network, config = models.load(weights or default_weights())
-    observation = Observation.from_dict(config["observation"])
-    network = exported(network)
+    return explain_source(found[0], load_classifier(weights), told=told, free=free)
+
+
+def explain_source(
+    source: ImageSource,
+    classifier: Classifier,
+    *,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+) -> Explanation:
+    """The explanation of an image found already. Raises D4LensError as `explain` does."""
+    network, grid = classifier.network, classifier.grid
     try:
-        pixels = counts_of(found[0], observation)
+        image = prepare_source(source, grid, told)
     except D4LensError as error:
-        raise D4LensError(f"{found[0].name}: {error}") from None
-    counts = torch.from_numpy(pixels.astype("float32"))[None]
-    lens = lens_of(observation)
-    result = fit(counts, lens)
-    batch = network_batch(counts, result, lens)
+        raise D4LensError(str(error) if source.name in str(error) else f"{source.name}: {error}") from None
+    (fitted,) = fit_images([source.name], [image], grid, free)
+    counts, result = fitted.counts, fitted.result
+    batch = network_batch(counts, result, fitted.lens, None if image.standard else grid)
     with torch.inference_mode():
         out = network(batch)
     if "kappa" not in out:
-        raise D4LensError(f"{config['name']} draws no convergence to explain; give the weights of a d4lenspinn")
+        raise D4LensError(
+            f"{classifier.config['name']} draws no convergence to explain; give the weights of a d4lenspinn"
+        )
     engine = getattr(network, "engine", None)
     return Explanation(
-        name=found[0].name,
-        observation=observation,
+        name=source.name,
+        observation=grid,
         counts=counts[0],
         smooth=result.model_counts[0],
         residual=result.residual[0],
@@ -80,12 +102,25 @@ def explain(path: str | Path, weights: str | Path | None = None) -> Explanation:
         probabilities=tuple(predict_logits(network, [batch], tta=True).softmax(1)[0].tolist()),
         chi2=float(result.chi2[0]),
         converged=bool(result.converged[0]),
+        processing=image.notes,
     )
 
 
 def draw(explanation: Explanation, path: str | Path) -> None:
-    """Draw it into an image file, atomically; the suffix names the format. Raises D4LensError for one unknown."""
-    path, half = Path(path), explanation.observation.half_width
+    """Draw it into an image file, atomically; the suffix names the format. What was done to the image stands in the file's
+    metadata too. Raises D4LensError for an unknown format."""
+    path = Path(path)
+    key = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}.get(path.suffix.lower())
+    metadata = {key: "; ".join(explanation.processing)} if key else None
+    try:
+        with atomic_path(path) as temporary:
+            _figure(explanation).savefig(temporary, dpi=110, metadata=metadata)
+    except ValueError:
+        raise D4LensError(f"{path.name} names no picture format; end it in .png, .pdf or .svg") from None
+
+
+def _figure(explanation: Explanation) -> Figure:
+    half = explanation.observation.half_width
     panels: list[tuple[str, Tensor | None, dict]] = [
         ("image (square root of counts)", explanation.counts.clamp_min(0).sqrt(), {"cmap": "magma"}),
         ("smooth lens", explanation.smooth.sqrt(), {"cmap": "magma"}),
@@ -116,8 +151,4 @@ def draw(explanation: Explanation, path: str | Path) -> None:
         axes[1, 3].set_axis_off()
         state = "converged" if explanation.converged else "NOT CONVERGED"
         figure.suptitle(f"{explanation.name}: smooth fit {state}, χ²/px {explanation.chi2:.3f}", fontsize=10)
-        try:
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, dpi=110)
-        except ValueError:
-            raise D4LensError(f"{path.name} names no picture format; end it in .png, .pdf or .svg") from None
+    return figure

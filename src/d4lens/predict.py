@@ -1,25 +1,34 @@
 """Images in, table out: the whole way of an image through the fit and the network, for every user of it."""
 
+import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.data import images
+from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.errors import D4LensError
 from d4lens.evaluate.tta import exported, predict_logits
 from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, significance
+from d4lens.macrofit.presets import pseudo_counts
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
 from d4lens.observation import Observation
 from d4lens.progress import Meter
 
-PREDICT_COLUMNS = ("path", "label", *(f"p_{name}" for name in CLASSES), "chi2", "flag")
+PREDICT_COLUMNS = ("path", "label", *(f"p_{name}" for name in CLASSES), "chi2", "flag", "processing")
+FIT_TABLE_COLUMNS = (*TABLE_COLUMNS, "flag", "processing")
 WEIGHTS = Path(str(files("d4lens"))) / "weights" / "d4lenspinn.safetensors"
 """The network that ships with the package."""
 PRESET = "deeplense"
@@ -36,73 +45,157 @@ class Answer:
     failures: list[tuple[str, str]] = field(default_factory=list)
 
 
-@dataclass
-class _Batch:
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network ready to predict with, and what its file says of it."""
+
+    network: nn.Module
+    config: dict[str, Any]
+
+    @property
+    def grid(self) -> Observation:
+        """The pixels, PSF and sky of the images it was trained on."""
+        return Observation.from_dict(self.config["observation"])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Images (B) of one batch with one smooth lens: their names, what was done to each, and the fit."""
+
     names: list[str]
+    images: list[Prepared]
     counts: Tensor
-    broken: list[tuple[str, str]]
+    lens: SmoothLensModel
+    result: FitResult
 
 
-def predict_table(paths: Sequence[str | Path], weights: str | Path | None = None, *, tta: bool = True) -> Answer:
-    """Classify every image under `paths` (.npy files, folders, zips): PREDICT_COLUMNS.
+def load_classifier(weights: str | Path | None = None) -> Classifier:
+    """The network in a model.safetensors; None takes the package's. Raises D4LensError for a file it cannot use."""
+    network, config = models.load(weights or default_weights())
+    return Classifier(exported(network), config)
+
+
+def predict_table(
+    paths: Sequence[str | Path],
+    weights: str | Path | None = None,
+    *,
+    tta: bool = True,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+) -> Answer:
+    """Classify every image under `paths` (files, folders, zips, patterns): PREDICT_COLUMNS.
 
     weights: a model.safetensors of this project; None takes those of the package. tta: average over the eight symmetries
-    of the square. chi2 is that of the smooth lens per pixel. flag: empty, `not converged` where the smooth fit did not,
-    `unlike training` where its chi2 lies beyond all but a thousandth of the training set's, or why an image could not be
-    used. Raises D4LensError for paths without images and for unusable weights.
+    of the square. told: what is known of the instrument. free: parameters of the smooth lens to fit beyond the preset's.
+    chi2 is that of the smooth lens per pixel. flag: empty, or joined by "; " `not converged` where the smooth fit did not,
+    `unlike training` where its chi2 lies beyond all but a thousandth of the training set's, `no photon counts` where the
+    noise had to be guessed; or `failed: ` and why an image could not be used. processing: what was done to the image.
+    Raises D4LensError for paths without images and for unusable weights.
     """
-    network, config = models.load(weights or default_weights())
-    observation = Observation.from_dict(config["observation"])
-    network = exported(network)
+    classifier = load_classifier(weights)
+    return classify(list(images.find(paths)), classifier, tta=tta, told=told, free=free)
+
+
+def classify(
+    sources: Sequence[ImageSource],
+    classifier: Classifier,
+    *,
+    tta: bool = True,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+    progress: bool = True,
+) -> Answer:
+    """The rows of `predict_table` for images found already."""
     rows: dict[str, list[object]] = {}
     failures = []
-    sources = list(images.find(paths))
-    lens = lens_of(observation)
-    for batch in _batches(sources, observation):
-        failures += batch.broken
-        for name, reason in batch.broken:
-            rows[name] = [name, "", *[float("nan")] * len(CLASSES), float("nan"), f"failed: {reason}"]
-        if not batch.names:
-            continue
-        result = fit(batch.counts, lens)
-        probabilities = predict_logits(network, [network_batch(batch.counts, result, lens)], tta).softmax(1)
-        for name, p, chi2, converged in zip(batch.names, probabilities, result.chi2, result.converged, strict=True):
-            flag = _flag(bool(converged), float(chi2), config.get("largest_chi2"))
-            rows[name] = [name, CLASSES[int(p.argmax())], *p.tolist(), float(chi2), flag]
+    grid = classifier.grid
+    for fitted, broken in _fitted(sources, grid, told, free, progress):
+        failures += broken
+        for name, reason in broken:
+            rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, f"failed: {reason}", ""]
+        for part in fitted:
+            batch = network_batch(part.counts, part.result, part.lens, None if part.images[0].standard else grid)
+            probabilities = predict_logits(classifier.network, [batch], tta).softmax(1)
+            for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
+                chi2, flag = float(part.result.chi2[i]), _flag(part, i, classifier.config.get("largest_chi2"))
+                rows[name] = [name, CLASSES[int(p.argmax())], *p.tolist(), chi2, flag, "; ".join(part.images[i].notes)]
     table = pd.DataFrame([rows[source.name] for source in sources], columns=list(PREDICT_COLUMNS))
     return Answer(table, failures)
 
 
-def _flag(converged: bool, chi2: float, largest: float | None) -> str:
-    if not converged:
-        return "not converged"
-    return "unlike training" if largest is not None and chi2 > largest else ""
+def fit_table(
+    paths: Sequence[str | Path],
+    *,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+) -> Answer:
+    """Fit the smooth lens of the default preset to every image under `paths`: FIT_TABLE_COLUMNS, lengths in arcsec.
 
-
-def fit_table(paths: Sequence[str | Path]) -> Answer:
-    """Fit the smooth lens of the default preset to every image under `paths`: TABLE_COLUMNS, lengths in arcsec.
-
-    An image that nothing fits has its chi2 and `converged` False. Raises D4LensError for paths without images.
+    told, free, flag and processing as `predict_table` has them. An image that nothing fits has its chi2 and `converged`
+    False. Raises D4LensError for paths without images.
     """
-    lens = preset_model(PRESET)
+    return fit_sources(list(images.find(paths)), told=told, free=free)
+
+
+def fit_sources(
+    sources: Sequence[ImageSource],
+    *,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+    progress: bool = True,
+) -> Answer:
+    """The rows of `fit_table` for images found already."""
     rows: dict[str, list[object]] = {}
     failures = []
-    sources = list(images.find(paths))
-    for batch in _batches(sources, lens.observation):
-        failures += batch.broken
-        for name, _ in batch.broken:
-            rows[name] = [name, *[float("nan")] * (len(TABLE_COLUMNS) - 2), False]
-        if batch.names:
-            table = fit(batch.counts, lens).table(batch.names)
-            rows |= {row[0]: list(row) for row in table.itertuples(index=False)}
-    table = pd.DataFrame([rows[source.name] for source in sources], columns=list(TABLE_COLUMNS))
+    for fitted, broken in _fitted(sources, preset_model(PRESET).observation, told, free, progress):
+        failures += broken
+        for name, reason in broken:
+            rows[name] = [name, *[math.nan] * (len(FIT_TABLE_COLUMNS) - 4), False, f"failed: {reason}", ""]
+        for part in fitted:
+            found = part.result.table(part.names)
+            # From the image's own centre, where the grid's lies half a pixel off.
+            found[["source_x", "source_y"]] -= np.array([image.centre for image in part.images])
+            for i, row in enumerate(found.itertuples(index=False)):
+                rows[row[0]] = [*row, _flag(part, i, None), "; ".join(part.images[i].notes)]
+    table = pd.DataFrame([rows[source.name] for source in sources], columns=list(FIT_TABLE_COLUMNS))
     return Answer(table, failures)
 
 
-def network_batch(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> dict[str, Tensor]:
-    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32."""
+def fit_images(
+    names: Sequence[str], prepared: Sequence[Prepared], grid: Observation, free: Sequence[str]
+) -> list[Fitted]:
+    """Fit images on the pixels of `grid`, those that share a smooth lens together."""
+    groups: dict[int, tuple[SmoothLensModel, list[int]]] = {}
+    for i, image in enumerate(prepared):
+        lens = smooth_lens(image, grid, tuple(free))
+        groups.setdefault(id(lens), (lens, []))[1].append(i)
+    fitted = []
+    for lens, members in groups.values():
+        taken = [prepared[i] for i in members]
+        counts = torch.from_numpy(np.stack([image.pixels for image in taken]))
+        if taken[0].units != COUNTS:
+            counts = pseudo_counts(counts)
+        fitted.append(Fitted([names[i] for i in members], taken, counts, lens, fit(counts, lens)))
+    return fitted
+
+
+def network_batch(
+    counts: Tensor, result: FitResult, lens: SmoothLensModel, grid: Observation | None = None
+) -> dict[str, Tensor]:
+    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32.
+
+    grid: the observation a network was trained on, where the images have another sky: their counts are brought to its
+    sky's level and noise. Residual and significance are in standard deviations and need nothing.
+    """
+    shown = counts.float()
+    if grid is not None and grid.sky > 0:
+        skies = torch.full((len(counts),), lens.constants["sky"], dtype=torch.float64)
+        if "sky" in lens.free:
+            skies = result.parameters[:, lens.free.index("sky")]
+        sky = (skies * lens.binning**2)[:, None, None]
+        shown = ((counts - sky) * (grid.sky / sky).sqrt() + grid.sky).float()
     return {
-        "counts": counts.float(),
+        "counts": shown,
         "residual": result.residual,
         "significance": significance(counts, result.parameters, lens),
         "fit": result.columns.float(),
@@ -116,35 +209,12 @@ def default_weights() -> Path:
     return WEIGHTS
 
 
-def _batches(sources: Sequence[images.ImageSource], observation: Observation) -> Iterator[_Batch]:
-    """Images as counts on the pixels of `observation`, in batches."""
-    waiting: list[tuple[str, np.ndarray]] = []
-    broken: list[tuple[str, str]] = []
-    with Meter(len(sources), "images") as meter:
-        for done, source in enumerate(sources, 1):
-            try:
-                waiting.append((source.name, counts_of(source, observation)))
-            except D4LensError as error:
-                broken.append((source.name, str(error)))
-            if len(waiting) == _BATCH or done == len(sources):
-                counts = np.stack([pixels for _, pixels in waiting]) if waiting else np.empty(0)
-                yield _Batch([name for name, _ in waiting], torch.from_numpy(counts.astype(np.float32)), broken)
-                waiting, broken = [], []
-            meter.to(done)
+def prepare_source(source: ImageSource, grid: Observation, told: Instrument) -> Prepared:
+    """Photon counts of one image on the pixels of `grid`. Raises D4LensError saying what does not fit."""
+    return images.prepare(source.read(told.band), grid, told)
 
 
-def counts_of(source: images.ImageSource, observation: Observation) -> np.ndarray:
-    """Photon counts (N, N) of one image on the pixels of `observation`. Raises D4LensError saying what does not fit."""
-    image = source.load()
-    factor, rest = divmod(len(image), observation.n_pixels)
-    if rest or not factor:
-        raise D4LensError(
-            f"it is {len(image)} pixels a side; this model takes {observation.n_pixels} pixels of "
-            f"{observation.pixel_scale:g} arcsec or a whole multiple, which is binned"
-        )
-    return images.observe(image, observation.sky / factor**2, factor, units=images.COUNTS).pixels
-
-
+@lru_cache(maxsize=8)
 def lens_of(observation: Observation) -> SmoothLensModel:
     """The smooth lens on the pixels of `observation`, sampled on the preset's own finer ones where it is binned."""
     native = preset_model(PRESET).observation
@@ -152,3 +222,99 @@ def lens_of(observation: Observation) -> SmoothLensModel:
     if native.binned(binning) != observation:
         native, binning = observation, 1
     return preset_model(PRESET, native, binning)
+
+
+def smooth_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) -> SmoothLensModel:
+    """The smooth lens to fit to `image` on the pixels of `grid`: the preset's for an image like the published ones; for
+    any other the source's brightness is fitted too, and the sky where the user has not told it.
+
+    Raises D4LensError for a name in `free` that is no parameter.
+    """
+    for name in free:
+        if name not in PARAMETERS:
+            raise D4LensError(
+                f"{name!r} is no parameter of the smooth lens; those that can be freed: {_listed(PARAMETERS)}"
+            )
+    if image.standard and not free:
+        return lens_of(grid)
+    # Powers of two: only where the fit sets out from, and few models for many images.
+    scale = None
+    if image.units == COUNTS:
+        peak = max(float(image.pixels.max()) - image.sky, 1.0)
+        scale = _near(peak / 10), image.sky if image.sky_known else _near(image.sky)
+    return _own_lens(grid, image.psf_sigma, image.centre, scale, image.sky_known, free)
+
+
+@lru_cache(maxsize=64)
+def _own_lens(
+    grid: Observation,
+    psf_sigma: float,
+    centre: tuple[float, float],
+    scale: tuple[float, float] | None,
+    sky_known: bool,
+    extra: tuple[str, ...],
+) -> SmoothLensModel:
+    step = preset_model(PRESET).observation.pixel_scale
+    b = max(1, round(grid.pixel_scale / step))
+    fine = grid.pixel_scale / b
+    # Summing b samples blurs by itself.
+    sigma = max(psf_sigma**2 - (grid.pixel_scale**2 - fine**2) / 12, (fine / 4) ** 2) ** 0.5
+    observation = Observation(grid.n_pixels * b, fine, sigma, 1.0)
+    unknown = ("amplitude",) if sky_known else ("amplitude", "sky")
+    names = [name for name in PARAMETERS if name in (*FIT_COLUMNS, *unknown, *extra)]
+    base = preset_model(PRESET, observation, b, free=names, units="normalised")
+    constants = {**base.constants, "lens_x": centre[0], "lens_y": centre[1]}
+    if scale is not None:
+        constants |= {"amplitude": scale[0] / b**2, "sky": scale[1] / b**2}
+    return SmoothLensModel(observation, constants, names, base.priors, binning=b)
+
+
+def _near(value: float) -> float:
+    """The nearest power of two."""
+    return 2.0 ** round(math.log2(max(value, 1e-3)))
+
+
+def _flag(part: Fitted, i: int, largest: float | None) -> str:
+    flags = []
+    if not part.result.converged[i]:
+        flags.append("not converged")
+    elif largest is not None and float(part.result.chi2[i]) > largest:
+        flags.append("unlike training")
+    if part.images[i].units != COUNTS:
+        flags.append("no photon counts")
+    return "; ".join(flags)
+
+
+_Broken = list[tuple[str, str]]
+
+
+def _fitted(
+    sources: Sequence[ImageSource], grid: Observation, told: Instrument, free: Sequence[str], progress: bool
+) -> Iterator[tuple[list[Fitted], _Broken]]:
+    """Images fitted in batches; the next batch is read meanwhile, so memory does not grow with the number of images."""
+
+    def read(part: Sequence[ImageSource]) -> tuple[list[str], list[Prepared], _Broken]:
+        names, ready, broken = [], [], []
+        for source in part:
+            try:
+                ready.append(prepare_source(source, grid, told))
+                names.append(source.name)
+            except D4LensError as error:
+                broken.append((source.name, str(error)))
+        return names, ready, broken
+
+    parts = [sources[first : first + _BATCH] for first in range(0, len(sources), _BATCH)]
+    done = 0
+    with ThreadPoolExecutor(1) as pool, Meter(len(sources), "images") if progress else nullcontext() as meter:
+        ahead = pool.submit(read, parts[0] if parts else [])
+        for part, following in zip(parts, [*parts[1:], []], strict=True):
+            names, ready, broken = ahead.result()
+            ahead = pool.submit(read, following)
+            yield fit_images(names, ready, grid, free), broken
+            done += len(part)
+            if meter is not None:
+                meter.to(done)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,21 +1,16 @@
-"""One image: read from a file or a zip's member, held to a square of finite numbers, its photon counts recovered.
+"""One image's array: held to a square of finite numbers, its photon counts recovered.
 
 The published pixels are photon counts in disguise: x = (k - k_min)/(k_max - k_min) with integer k, so that the smallest
 step between distinct values is 1/(k_max - k_min) and every count comes back exactly but for k_min, which the sky's known
 mean gives (fitted to genuine images of the set of arXiv:1909.07346).
 """
 
-import io
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from d4lens.data.archive import DEFAULT_LIMITS, MAX_IMAGE_BYTES, Limits, SafeZip, is_junk, natural_key
 from d4lens.errors import D4LensError
 
 Array = NDArray[Any]
@@ -58,49 +53,6 @@ class Observed:
     counts: Counts
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """An image found but not yet read: a name to show, and `load()` -> (H, W) array; it raises D4LensError if the file
-    cannot be used."""
-
-    name: str
-    load: Callable[[], Array]
-
-
-def parse_npy(data: bytes, where: str) -> Array:
-    """The array in the bytes of an .npy file, in native byte order and C order.
-
-    Never unpickles, and believes the header only as far as the bytes bear it out. Raises D4LensError, naming `where`, for
-    anything but real or integer numbers and for a declared shape that does not fit the bytes.
-    """
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise ValueError(f"format version {version[0]}.{version[1]}")
-    except Exception:  # numpy's header parser lets through whatever a malformed literal raises
-        what = "is empty" if not data else "is not an .npy array, or its header is damaged"
-        raise D4LensError(f"{where} {what}; save the image again with numpy.save") from None
-    if dtype.hasobject:
-        raise D4LensError(f"{where} holds pickled Python objects, which are never loaded; save plain numbers")
-    if dtype.kind not in "fiu" or dtype.itemsize > 8:
-        raise D4LensError(f"{where} holds values of type {dtype}; an image needs float or integer pixels")
-    found, size = len(data) - stream.tell(), prod(shape) * dtype.itemsize
-    if any(side < 0 for side in shape) or found != size:
-        raise D4LensError(f"{where} declares shape {shape} of {dtype}, {size} bytes, but holds {found}; save it again")
-    try:
-        array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, TypeError, OverflowError):  # forty sides of one pixel, no pixels of a side beyond 64 bits, True
-        raise D4LensError(
-            f"{where} declares a shape of {len(shape)} sides that no array can have; save it again"
-        ) from None
-    return np.ascontiguousarray(array, dtype.newbyteorder("="))
-
-
 def as_image(array: Array, where: str) -> Array:
     """The (N, N) image in an array of shape (N, N) or (1, N, N).
 
@@ -121,73 +73,6 @@ def as_image(array: Array, where: str) -> Array:
     if low == high:
         raise D4LensError(f"{where} is constant: every pixel is {low:g}; it holds no image")
     return image
-
-
-READERS: dict[str, Callable[[bytes, str], Array]] = {".npy": parse_npy}
-"""File formats by suffix: bytes and a name for messages -> array."""
-
-
-def read(path: str | Path) -> Array:
-    """The image in one file, as `as_image` gives it. Raises D4LensError naming the file if it is missing or unusable."""
-    path = Path(path)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise D4LensError(f"{path} is of no readable format; images are {', '.join(READERS)} files")
-    try:
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise D4LensError(f"{path} is larger than {MAX_IMAGE_BYTES / 1e6:.0f} MB, too large for one image")
-        data = path.read_bytes()
-    except OSError as error:
-        raise D4LensError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
-    return as_image(reader(data, str(path)), str(path))
-
-
-def find(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> Iterator[ImageSource]:
-    """The images under files, folders (recursively) and zips (in place), lazily, each in natural order.
-
-    Folders inside may have any structure; files of other formats in folders and zips are passed over. Raises D4LensError
-    for a path that is missing, of no readable format, or holds no image; what is wrong inside an image shows at `load`.
-    """
-    for path in map(Path, paths):
-        if not path.exists():
-            raise D4LensError(f"no file or folder {path}; check the path")
-        if path.is_dir():
-            yield from _some(_in_folder(path), path)
-        elif path.suffix.lower() == ".zip":
-            yield from _some(_in_zip(path, limits), path)
-        elif path.suffix.lower() in READERS:
-            yield ImageSource(str(path), lambda path=path: read(path))  # type: ignore[misc]
-        else:
-            raise D4LensError(f"{path} is of no readable format; give {', '.join(READERS)} files, folders or zips")
-
-
-def _some(sources: Iterator[ImageSource], path: Path) -> Iterator[ImageSource]:
-    empty = True
-    for source in sources:
-        empty = False
-        yield source
-    if empty:
-        raise D4LensError(f"{path} holds no image; readable formats are {', '.join(READERS)}")
-
-
-def _in_folder(folder: Path) -> Iterator[ImageSource]:
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in READERS)
-    for path in sorted(files, key=lambda path: natural_key(path.relative_to(folder).as_posix())):
-        if not is_junk(path.relative_to(folder).as_posix()):
-            yield ImageSource(str(path), lambda path=path: read(path))  # type: ignore[misc]
-
-
-def _in_zip(path: Path, limits: Limits) -> Iterator[ImageSource]:
-    archive = SafeZip(path, limits)  # stays open as long as a source that may load from it lives
-    for member in sorted(archive.members, key=natural_key):
-        reader = READERS.get(Path(member).suffix.lower())
-        if reader is not None:
-            where = f"{path}: {member}"
-
-            def load(member: str = member, reader: Any = reader, where: str = where) -> Array:
-                return as_image(reader(archive.read(member), where), where)
-
-            yield ImageSource(where, load)
 
 
 def recover_counts(image: Array, sky: float) -> Counts:

@@ -1,0 +1,48 @@
+"""Images from anywhere: found, read, their photon counts recovered, put on a network's grid."""
+
+from d4lens.data.images.counts import (
+    COUNTS,
+    MAX_COUNT,
+    MIN_LEVELS,
+    MIN_SIDE,
+    NORMALISED,
+    Counts,
+    Observed,
+    as_image,
+    bin_pixels,
+    corner_side,
+    observe,
+    recover_counts,
+)
+from d4lens.data.images.formats import READERS, Header, Raw, parse_npy
+from d4lens.data.images.instrument import Instrument, Psf, instrument, measure_psf
+from d4lens.data.images.regrid import Prepared, prepare
+from d4lens.data.images.sources import ImageSource, find, read
+
+__all__ = [
+    "COUNTS",
+    "MAX_COUNT",
+    "MIN_LEVELS",
+    "MIN_SIDE",
+    "NORMALISED",
+    "READERS",
+    "Counts",
+    "Header",
+    "ImageSource",
+    "Instrument",
+    "Observed",
+    "Prepared",
+    "Psf",
+    "Raw",
+    "as_image",
+    "bin_pixels",
+    "corner_side",
+    "find",
+    "instrument",
+    "measure_psf",
+    "observe",
+    "parse_npy",
+    "prepare",
+    "read",
+    "recover_counts",
+]

@@ -1,0 +1,323 @@
+"""File formats: bytes in, one band's pixels and what the header says of them out. Nothing in a file is trusted.
+
+A file holds one or more named bands: an .npz its keys, a FITS file its image extensions (a cube's planes as NAME:0,
+NAME:1, ...), a picture its channels R, G, B, an .npy of three axes the places along its shortest axis.
+"""
+
+import gzip
+import io
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from d4lens.data.archive import MAX_IMAGE_BYTES
+from d4lens.errors import D4LensError
+
+Array = NDArray[Any]
+MAX_PIXELS = MAX_IMAGE_BYTES // 8
+
+_ARCSEC = {"deg": 3600.0, "degree": 3600.0, "degrees": 3600.0, "arcmin": 60.0, "arcsec": 1.0, "mas": 1e-3}
+_SCALES = ("PIXSCALE", "PIXSCAL1", "SECPIX", "SECPIX1", "PIXELSCL", "D001SCAL")
+_EXPOSURES = ("EXPTIME", "EXPOSURE", "TEXPTIME")
+_GAINS = ("GAIN", "CCDGAIN", "ATODGAIN")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image: arcsec per pixel, the values' unit, seconds, and electrons per unit; None or ""
+    where it says nothing."""
+
+    pixel_scale: float | None = None
+    unit: str = ""
+    exposure: float | None = None
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One band as it stands in a file: `pixels` (H, W), real or integer, in native byte order; `band` its name if the
+    file has several."""
+
+    pixels: Array
+    header: Header = Header()
+    band: str = ""
+
+
+Reader = Callable[[bytes, str, str | None], Raw]
+
+
+def parse_npy(data: bytes, where: str) -> Array:
+    """The array in the bytes of an .npy file, in native byte order and C order.
+
+    Never unpickles, and believes the header only as far as the bytes bear it out. Raises D4LensError, naming `where`, for
+    anything but real or integer numbers and for a declared shape that does not fit the bytes.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise ValueError(f"format version {version[0]}.{version[1]}")
+    except Exception:  # numpy's header parser lets through whatever a malformed literal raises
+        what = "is empty" if not data else "is not an .npy array, or its header is damaged"
+        raise D4LensError(f"{where} {what}; save the image again with numpy.save") from None
+    if dtype.hasobject:
+        raise D4LensError(f"{where} holds pickled Python objects, which are never loaded; save plain numbers")
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        raise D4LensError(f"{where} holds values of type {dtype}; an image needs float or integer pixels")
+    found, size = len(data) - stream.tell(), prod(shape) * dtype.itemsize
+    if any(side < 0 for side in shape) or found != size:
+        raise D4LensError(f"{where} declares shape {shape} of {dtype}, {size} bytes, but holds {found}; save it again")
+    try:
+        array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError, OverflowError):  # forty sides of one pixel, no pixels of a side beyond 64 bits, True
+        raise D4LensError(
+            f"{where} declares a shape of {len(shape)} sides that no array can have; save it again"
+        ) from None
+    return np.ascontiguousarray(array, dtype.newbyteorder("="))
+
+
+def choose(names: Sequence[str], band: str | None, where: str) -> int:
+    """Place of `band`, a name (in any case) or else a number from 0, among a file's `names`.
+
+    Without a band the only one is taken, or the one called SCI. Raises D4LensError where that leaves none or several.
+    """
+    held = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    if band is None:
+        if len(names) == 1:
+            return 0
+        science = [i for i, name in enumerate(names) if name.casefold() == "sci"]
+        if len(science) == 1:
+            return science[0]
+        raise D4LensError(f"{where} holds {len(names)} images ({held}); choose one by --band NAME or number from 0")
+    named = [i for i, name in enumerate(names) if name.casefold() == band.casefold()]
+    if len(named) == 1:
+        return named[0]
+    if not named and band.isdecimal() and int(band) < len(names):
+        return int(band)
+    how = "several bands" if named else "no band"
+    raise D4LensError(f"{where} has {how} {band!r}; it holds {held}, numbered from 0")
+
+
+def read_npy(data: bytes, where: str, band: str | None = None) -> Raw:
+    """An .npy image: (H, W), or three axes of which the shortest counts the bands."""
+    return _plane(parse_npy(data, where), where, band)
+
+
+def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
+    """One array of an .npz file, the others unread."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if not info.is_dir()}
+            if not members:
+                raise D4LensError(f"{where} holds no array; save the image again with numpy.savez")
+            names = list(members)
+            # With one array of several planes, the band is the plane's.
+            name = names[0] if len(names) == 1 and band not in names else names[choose(names, band, where)]
+            info = members[name]
+            if info.file_size > MAX_IMAGE_BYTES:
+                raise D4LensError(
+                    f"{where}: {name!r} unpacks to {info.file_size / 1e6:.0f} MB, too large for one image"
+                )
+            with archive.open(info) as stream:
+                array = parse_npy(stream.read(MAX_IMAGE_BYTES), f"{where}: {name!r}")
+    except D4LensError:
+        raise
+    except Exception:  # zipfile lets through whatever a malformed directory raises, IndexError and struct.error too
+        raise D4LensError(f"{where} is not an .npz file, or is damaged; save it again with numpy.savez") from None
+    if len(names) == 1:
+        return _plane(array, where, None if band in (None, *names) else band)
+    raw = _plane(array, f"{where}: {name!r}", None)
+    return Raw(raw.pixels, raw.header, name)
+
+
+def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
+    """One image of a FITS file, plain, gzipped or tile-compressed; pixel scale, unit, exposure and gain by its header.
+
+    The pixel scale is the CD matrix's, or CDELT's (with or without PC), where the axes are on the sky; then what
+    PIXSCALE and its like say. BSCALE and BZERO are applied.
+    """
+    from astropy.io import fits
+
+    if data[:2] == b"\x1f\x8b":
+        data = _gunzip(data, where)
+    if data[:6] != b"SIMPLE":
+        what = "is empty" if not data else "is no FITS file"
+        raise D4LensError(f"{where} {what}; write it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", message=".*truncated.*")
+            with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=False) as hdus:
+                planes = [(name, hdu, index) for hdu in hdus for name, index in _fits_planes(hdu, hdus)]
+                if not planes:
+                    raise D4LensError(f"{where} holds no image, only tables or headers; name a file that has one")
+                name, hdu, index = planes[choose([plane[0] for plane in planes], band, where)]
+                if prod(hdu.shape) > MAX_PIXELS:
+                    raise D4LensError(f"{where}: {name} has shape {hdu.shape}, too large for one image; cut it out")
+                values = np.asarray(hdu.data).reshape(-1, *hdu.shape[-2:])[index]
+                # A copy in native order: FITS is big-endian, and what follows would be slow or refuse it.
+                pixels = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+                header = _fits_header(hdu.header, hdus[0].header, where)
+    except D4LensError:
+        raise
+    except Exception as error:  # astropy raises whatever a damaged card or block leads to
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise D4LensError(f"{where} is truncated or damaged ({reason}); fetch it again") from None
+    if pixels.dtype.kind not in "fiu":
+        raise D4LensError(f"{where} holds values of type {pixels.dtype}; an image needs float or integer pixels")
+    return Raw(pixels, header, name if len(planes) > 1 else "")
+
+
+def read_picture(data: bytes, where: str, band: str | None = None) -> Raw:
+    """A greyscale PNG or TIFF of 8, 16 or 32 bits, one of its frames, or one channel of 8-bit colour.
+
+    Refused: palettes and other modes that are no intensities, 16-bit colour (which Pillow would cut to 8), pixels that
+    are transparent.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as picture:
+                if prod(picture.size) > MAX_PIXELS:
+                    raise D4LensError(
+                        f"{where} is {picture.size[0]} x {picture.size[1]} pixels, too large for one image; cut it out"
+                    )
+                return _picture_band(picture, data, where, band)
+    except D4LensError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise D4LensError(
+            f"{where} unpacks to more pixels than one image has; a decompression bomb is refused"
+        ) from None
+    except UnidentifiedImageError:
+        what = "is empty" if not data else "is not a readable PNG or TIFF picture"
+        raise D4LensError(f"{where} {what}; save it again, as 8- or 16-bit greyscale") from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... for damage
+        raise D4LensError(f"{where} is truncated or damaged ({str(error)[:120]}); save it again") from None
+
+
+READERS: dict[str, Reader] = {
+    ".npy": read_npy,
+    ".npz": read_npz,
+    ".fits": read_fits,
+    ".fit": read_fits,
+    ".fts": read_fits,
+    ".fits.gz": read_fits,
+    ".fits.fz": read_fits,
+    ".png": read_picture,
+    ".tif": read_picture,
+    ".tiff": read_picture,
+}
+"""File formats by the end of the name: bytes, a name for messages and a band (or None) -> Raw."""
+
+
+def reader_of(name: str) -> Reader | None:
+    """The reader for a file's name; None if its format is not read."""
+    return next((reader for suffix, reader in READERS.items() if name.lower().endswith(suffix)), None)
+
+
+def _plane(array: Array, where: str, band: str | None) -> Raw:
+    """One plane of an array: leading axes of length one do not count, nor does the band of an image that has one."""
+    while array.ndim > 2 and len(array) == 1:
+        array = array[0]
+    if array.ndim == 2:
+        choose(["0"], band, where)
+        return Raw(array)
+    if array.ndim != 3 or 0 in array.shape:
+        raise D4LensError(f"{where} has shape {array.shape}; an image is (H, W), or (bands, H, W)")
+    axis = int(np.argmin(array.shape))
+    index = choose([str(i) for i in range(array.shape[axis])], band, where)
+    return Raw(np.ascontiguousarray(np.moveaxis(array, axis, 0)[index]), Header(), str(index))
+
+
+def _gunzip(data: bytes, where: str) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            plain = stream.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
+        raise D4LensError(f"{where} is damaged gzip or cut short; fetch it again") from None
+    if len(plain) > MAX_IMAGE_BYTES:
+        raise D4LensError(f"{where} unpacks to more than {MAX_IMAGE_BYTES / 1e6:.0f} MB, too large for one image")
+    return plain
+
+
+def _fits_planes(hdu: Any, hdus: Any) -> list[tuple[str, int]]:
+    """Names and flat indices of an HDU's image planes; leading axes are run through, the last two are the image's."""
+    if not getattr(hdu, "is_image", False) or len(hdu.shape) < 2 or 0 in hdu.shape:
+        return []
+    name, n = hdu.name or f"HDU{hdus.index(hdu)}", prod(hdu.shape[:-2])
+    return [(name, 0)] if n == 1 else [(f"{name}:{i}", i) for i in range(n)]
+
+
+def _fits_header(header: Any, primary: Any, where: str) -> Header:
+    def number(keys: Sequence[str]) -> float | None:
+        for cards in (header, primary):
+            for key in keys:
+                value = cards.get(key)
+                if isinstance(value, (int, float)) and isfinite(value) and value > 0:
+                    return float(value)
+        return None
+
+    scale = _sky_scale(header, where)
+    unit = header.get("BUNIT") or primary.get("BUNIT") or ""
+    return Header(scale or number(_SCALES), str(unit).strip(), number(_EXPOSURES), number(_GAINS))
+
+
+def _sky_scale(header: Any, where: str) -> float | None:
+    """Arcsec per pixel by the linear part of the WCS (Calabretta & Greisen 2002); None if its axes are not the sky's."""
+    if not (header.get("CTYPE1") or header.get("CUNIT1")):
+        return None
+    unit = _ARCSEC.get(str(header.get("CUNIT1") or "deg").strip().lower())
+    places = [(i, j) for i in (1, 2) for j in (1, 2)]
+    if any(f"CD{i}_{j}" in header for i, j in places):
+        matrix = [header.get(f"CD{i}_{j}", 0.0) for i, j in places]
+    elif "CDELT1" in header:
+        matrix = [header.get(f"PC{i}_{j}", float(i == j)) * header.get(f"CDELT{i}", 1.0) for i, j in places]
+    else:
+        return None
+    across, down = np.hypot(*np.array(matrix, float).reshape(2, 2))
+    if unit is None or not (isfinite(across) and isfinite(down) and across > 0 and down > 0):
+        return None
+    if abs(across / down - 1) > 0.01:
+        raise D4LensError(
+            f"{where} has pixels of {across * unit:g} x {down * unit:g} arcsec; resample it to square ones first"
+        )
+    return float(np.sqrt(across * down)) * unit
+
+
+def _picture_band(picture: Any, data: bytes, where: str, band: str | None) -> Raw:
+    deep = data[24:25] == b"\x10" if picture.format == "PNG" else max(picture.tag_v2.get(258) or (8,)) > 8
+    frames = getattr(picture, "n_frames", 1)
+    if picture.mode in ("L", "F", "I") or picture.mode.startswith("I;16"):
+        index = choose([str(i) for i in range(frames)], band, where)
+        picture.seek(index)
+        values = np.asarray(picture)
+        return Raw(np.ascontiguousarray(values, values.dtype.newbyteorder("=")), band=str(index) if frames > 1 else "")
+    if picture.mode not in ("LA", "RGB", "RGBA"):
+        kind = "a palette, not intensities" if picture.mode in ("P", "PA") else f"pixels of mode {picture.mode}"
+        raise D4LensError(f"{where} holds {kind}; save it as 8- or 16-bit greyscale")
+    if deep:
+        raise D4LensError(
+            f"{where} is colour or transparent at 16 bits, which is not read; save one channel as greyscale"
+        )
+    channels = dict(zip(picture.getbands(), np.moveaxis(np.asarray(picture), 2, 0), strict=True))
+    if "A" in channels and channels.pop("A").min() < 255:
+        raise D4LensError(f"{where} has transparent pixels, whose values are unknown; save it without transparency")
+    names, planes = list(channels), list(channels.values())
+    if all(np.array_equal(planes[0], plane) for plane in planes[1:]) and band is None:
+        return Raw(np.ascontiguousarray(planes[0]))  # grey saved as colour
+    index = choose(names, band, where)
+    return Raw(np.ascontiguousarray(planes[index]), band=names[index])

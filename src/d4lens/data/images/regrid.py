@@ -1,0 +1,325 @@
+"""An image of any size, pixel scale and unit -> photon counts on the pixels that a network knows.
+
+What the fit's likelihood assumes of the result is Poisson: each pixel's variance is its mean, sky included. Whole
+multiples of the pixel keep that exactly (pixels are summed); any other pixel scale is resampled by the areas' overlap,
+which conserves flux and the noise of any patch larger than a pixel but correlates neighbours, so that chi2 per pixel
+falls below 1 by the factor that `Prepared.noise` gives.
+"""
+
+from dataclasses import dataclass
+from math import hypot
+
+import numpy as np
+
+from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, corner_side, recover_counts
+from d4lens.data.images.formats import Array, Header, Raw
+from d4lens.data.images.instrument import Instrument
+from d4lens.errors import D4LensError
+from d4lens.observation import Observation
+
+_SAME = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
+_POISSON = (0.6, 1.6)  # variance over mean of a sky that is taken for photons; a corner scatters by a tenth
+_ELECTRONS = {"electron", "electrons", "e-", "e", "photon", "photons", "ph"}
+_COUNTED = {"count", "counts", "ct", "cts"}
+_DIGITAL = {"adu", "dn"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image ready to be fitted.
+
+    Attributes
+    ----------
+    pixels: (N, N) photon counts with their sky if `units` is "counts"; from 0 to 1 if "normalised".
+    units: "counts", or "normalised" where no photon counts can be had.
+    standard: the image is as the published ones are, so all that the preset knows holds for it.
+    sky: mean sky counts per pixel of the grid (0 if normalised); `sky_known` says that the user told it.
+    psf_sigma: arcsec, standard deviation of the PSF as the grid's pixels show it, their own width included.
+    centre: (x, y) arcsec of the image's centre on the grid: half a pixel off where an odd number of pixels was cut.
+    noise: variance over mean of the sky on the grid: 1, less where resampling has averaged neighbours.
+    notes: what was done, in words.
+    """
+
+    pixels: Array
+    units: str
+    standard: bool
+    sky: float
+    sky_known: bool
+    psf_sigma: float
+    centre: tuple[float, float]
+    noise: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Photons:
+    """Photons per native pixel with their sky, or the values as they are where `units` is "normalised"."""
+
+    values: Array
+    units: str
+    standard: bool
+    sky: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis's way to the grid: `matrix` (N, n) takes flux from n pixels, `covered` (N,) the share of each of the
+    grid's pixels that the image reaches, `start`:`stop` the pixels used, `centre` arcsec of the image's centre."""
+
+    matrix: Array
+    covered: Array
+    start: int
+    stop: int
+    centre: float
+
+
+def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Prepared:  # noqa: B008 - frozen
+    """The image `raw` as photon counts on the pixels of `grid`, whose sky and PSF are the image's where nothing else is
+    known.
+
+    Pixel scale: told, else the header's, else such that the image has the grid's field of view, where it has a whole
+    multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled; what lies outside the
+    field is cut, what is missing filled with the sky. Pixels that are not finite are cut if they lie outside, refused
+    inside. Photons: `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie
+    on; where all fail, units are "normalised".
+
+    Raises D4LensError saying what does not fit.
+    """
+    image, n = raw.pixels, grid.n_pixels
+    if min(image.shape) < MIN_SIDE:
+        raise D4LensError(f"it is {_size(image)} pixels; at least {MIN_SIDE} a side are needed")
+    scale, notes = _scale(raw, grid, told)
+    factor = grid.pixel_scale / scale
+    exact = round(factor) >= 1 and abs(factor / round(factor) - 1) < _SAME
+    ratio = float(round(factor)) if exact else factor
+    axes = [_whole(side, n, round(factor), scale) if exact else _overlap(side, n, factor) for side in image.shape]
+    rows, columns = axes
+    image = _finite(image, rows, columns)
+    photons = _photons(image, raw.header, told, grid.sky / ratio**2)
+    notes += photons.notes
+    cut = photons.values
+    if cut.shape == raw.pixels.shape:
+        cut = cut[rows.start : rows.stop, columns.start : columns.stop]
+    if exact:
+        pixels, how = (
+            _sum(cut, n, round(factor), photons.sky),
+            _how(image.shape, raw.pixels.shape, axes, round(factor), n),
+        )
+        noise, broadened = 1.0, (grid.pixel_scale**2 - scale**2) / 12
+    else:
+        down, across = (axis.matrix[:, axis.start : axis.stop] for axis in axes)
+        missing = 1 - rows.covered[:, None] * columns.covered
+        pixels = down @ cut.astype(np.float64) @ across.T + missing * photons.sky * ratio**2
+        noise = _shared(rows) * _shared(columns)
+        broadened = (grid.pixel_scale**2 + scale**2) / 12
+        how = (
+            f"resampled from {_size(raw.pixels)} pixels of {scale:g} arcsec to {n} of {grid.pixel_scale:g} by overlap",
+            f"neighbours share noise: chi2 of a true model is {noise:.2f}",
+            *_edges(image.shape, (n * factor, n * factor)),
+        )
+    psf = told.psf.arcsec(scale) if told.psf is not None else grid.psf_sigma
+    if told.psf is not None:
+        notes += (f"PSF sigma {psf:.4g} arcsec", *([told.psf.note] if told.psf.note else []))
+    if photons.units == NORMALISED:
+        low, high = pixels.min(), pixels.max()
+        if low == high:
+            raise D4LensError("it is constant within the field of view; it holds no image")
+        pixels = (pixels - low) / (high - low)
+    told_nothing = told.pixel_scale is None and raw.header.pixel_scale is None and told.psf is None and told.sky is None
+    return Prepared(
+        pixels=pixels.astype(np.float32),
+        units=photons.units,
+        standard=photons.standard and exact and told_nothing and raw.pixels.shape[0] == raw.pixels.shape[1],
+        sky=photons.sky * ratio**2 if photons.units == COUNTS else 0.0,
+        sky_known=told.sky is not None and photons.units == COUNTS,
+        psf_sigma=(psf**2 + broadened) ** 0.5,
+        centre=(columns.centre, rows.centre),
+        noise=noise,
+        notes=(*notes, *how),
+    )
+
+
+def _scale(raw: Raw, grid: Observation, told: Instrument) -> tuple[float, tuple[str, ...]]:
+    """Arcsec per pixel of the image, and where it comes from."""
+    if told.pixel_scale is not None:
+        return told.pixel_scale, (f"pixel scale {told.pixel_scale:g} arcsec as told",)
+    if raw.header.pixel_scale is not None:
+        return raw.header.pixel_scale, (f"pixel scale {raw.header.pixel_scale:.5g} arcsec by the header",)
+    factor, rest = divmod(len(raw.pixels), grid.n_pixels)
+    if rest or not factor or raw.pixels.shape[0] != raw.pixels.shape[1]:
+        side = f"{len(raw.pixels)}" if raw.pixels.shape[0] == raw.pixels.shape[1] else _size(raw.pixels)
+        raise D4LensError(
+            f"it is {side} pixels a side; this model takes {grid.n_pixels} pixels of {grid.pixel_scale:g} arcsec or a "
+            "whole multiple, which is binned; give --pixel-scale ARCSEC to have it resampled"
+        )
+    scale = grid.pixel_scale / factor
+    return scale, (f"pixel scale taken to be {scale:g} arcsec",)
+
+
+def _whole(side: int, n: int, factor: int, scale: float) -> _Axis:
+    """The pixels of an axis of `side` that a grid of n pixels of `factor` of them takes about its centre."""
+    want = n * factor
+    start = max(0, (side - want) // 2)
+    stop = min(side, start + want)
+    before = (want - (stop - start)) // 2
+    centre = (side / 2 - start + before - want / 2) * scale
+    return _Axis(np.empty((0, 0)), np.empty(0), start, stop, centre)
+
+
+def _overlap(side: int, n: int, factor: float) -> _Axis:
+    """Share of each of `side` pixels' flux that falls into each of n pixels, `factor` times as wide, about one centre."""
+    edges = (np.arange(n + 1) - n / 2) * factor + side / 2
+    pixel = np.arange(side)
+    shared = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    matrix = np.clip(shared, 0, None)
+    used = np.flatnonzero(matrix.any(0))
+    return _Axis(matrix, matrix.sum(1) / factor, int(used[0]), int(used[-1]) + 1, 0.0)
+
+
+def _shared(axis: _Axis) -> float:
+    """Variance over mean of what white noise of variance 1 over mean 1 becomes along an axis, in the mean of the pixels
+    that it covers."""
+    inside = axis.matrix[axis.covered > 0.999] if (axis.covered > 0.999).any() else axis.matrix
+    return float(((inside**2).sum(1) / inside.sum(1)).mean())
+
+
+def _finite(image: Array, rows: _Axis, columns: _Axis) -> Array:
+    """The image, or its used part if pixels elsewhere are not finite. Raises D4LensError for those within."""
+    if not np.isfinite(image).all():
+        image = image[rows.start : rows.stop, columns.start : columns.stop]
+        bad = np.argwhere(~np.isfinite(image))
+        if len(bad):
+            row, column = bad[0] + (rows.start, columns.start)
+            raise D4LensError(
+                f"it holds {len(bad)} pixels that are NaN or infinite within the field of view, the first in row {row}, "
+                f"column {column}; fill them or cut the image out without them"
+            )
+    if image.min() == image.max():
+        raise D4LensError(f"it is constant: every pixel is {image.flat[0]:g}; it holds no image")
+    return image
+
+
+def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Photons:
+    """The image (H, W) in photons with their sky, whose mean per pixel is `sky` where nothing else is known."""
+    factor, notes = _photons_per_unit(header, told)
+    if factor is not None:
+        return _levelled(image * factor, told.sky, notes)
+    if told.gain is None and told.exposure is None and not notes:
+        counts = recover_counts(image, told.sky or sky)
+        if counts.is_counts:
+            return _from_lattice(image, counts, told.sky, sky)
+        notes = ("no photon counts: the values lie on no lattice of them",)
+    return _Photons(image.astype(np.float64), NORMALISED, False, float(np.median(_corners(image)[0])), notes)
+
+
+def _from_lattice(image: Array, counts: Counts, told_sky: float | None, expected: float) -> _Photons:
+    means, variances = _corners(counts.k)
+    mean, variance = float(np.median(means)), float(np.median(variances))
+    whole = counts.k.flat[0] == image.flat[0] and bool((counts.k == image).all())
+    if whole:
+        if told_sky is not None:
+            return _levelled(counts.k, told_sky, ("values taken for photon counts",))
+        if not _POISSON[0] * mean < variance < _POISSON[1] * mean:
+            note = (
+                f"no photon counts: whole numbers, but the sky's variance {variance:.3g} is not its mean {mean:.3g}; "
+                "give --gain and --sky if they are a camera's"
+            )
+            return _Photons(image.astype(np.float64), NORMALISED, False, mean, (note,))
+        if _POISSON[0] * expected < mean < _POISSON[1] * expected:
+            return _Photons(counts.k, COUNTS, True, expected, ("values taken for photon counts",))
+        return _Photons(counts.k, COUNTS, False, mean, (f"values taken for photon counts, sky {mean:.4g} measured",))
+    if told_sky is not None or _POISSON[0] * expected < variance < _POISSON[1] * expected:
+        sky = told_sky or expected
+        return _Photons(counts.k, COUNTS, told_sky is None, sky, ("photon counts recovered",))
+    k = recover_counts(image, variance).k
+    return _Photons(k, COUNTS, False, variance, (f"photon counts recovered, sky {variance:.4g} by its variance",))
+
+
+def _levelled(values: Array, sky: float | None, notes: tuple[str, ...]) -> _Photons:
+    """Photons raised to the sky that their noise is from, where it was subtracted."""
+    means, variances = _corners(values)
+    mean, variance = float(np.median(means)), float(np.median(variances))
+    if sky is not None:
+        lift = sky - mean if abs(sky - mean) > 0.02 * sky else 0.0
+    elif _POISSON[0] * mean < variance < _POISSON[1] * mean:
+        sky, lift = mean, 0.0
+    else:
+        # A sky without noise cannot be weighed: one photon stands for it.
+        sky = max(variance, 1.0)
+        lift = sky - mean
+    if lift:
+        notes += (f"raised by {lift:.4g} photons to a sky of {sky:.4g}",)
+    return _Photons(values + lift if lift else values, COUNTS, False, sky, notes)
+
+
+def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, tuple[str, ...]]:
+    """The factor from values to photons and what it comes from; None where nothing, or not enough, is known."""
+    base, rate = _unit(header.unit)
+    said = told.gain is not None or told.exposure is not None
+    if not said and not base and header.gain is None:
+        return None, ()
+    electrons = base in _ELECTRONS
+    if not said and base and not electrons and base not in _COUNTED | _DIGITAL:
+        return None, (f"no photon counts: the unit {header.unit} is none of them; give --gain photons per unit",)
+    gain = told.gain if told.gain is not None else 1.0 if electrons else header.gain
+    if gain is None:
+        if base in _DIGITAL and not said:
+            return None, (f"no photon counts: in {header.unit}, whose gain the header does not tell; give --gain",)
+        gain = 1.0
+    exposure = told.exposure if told.exposure is not None else header.exposure if rate else 1.0
+    if exposure is None:
+        return None, (f"no photon counts: a rate in {header.unit} without exposure; give --exposure SECONDS",)
+    of = f" of {exposure:g} s" if rate or told.exposure is not None else ""
+    return gain * exposure, (f"photons = values x {gain * exposure:.6g} (gain {gain:g}{of})",)
+
+
+def _unit(text: str) -> tuple[str, bool]:
+    """ "ELECTRONS/S" -> ("electrons", True): the unit that is counted, and whether per second."""
+    text = text.strip().lower()
+    if text == "cps":
+        return "counts", True
+    for end in ("/second", "/sec", "/s", " s-1", " s^-1", " s**-1", ".s-1"):
+        if text.endswith(end):
+            return text.removesuffix(end).strip(), True
+    return text, False
+
+
+def _sum(cut: Array, n: int, factor: int, sky: float) -> Array:
+    """Blocks of factor x factor pixels summed onto (n, n), what is missing all round filled with the sky."""
+    want = n * factor
+    if cut.shape != (want, want):
+        full = np.full((want, want), sky)
+        top, left = ((want - side) // 2 for side in cut.shape)
+        full[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+        cut = full
+    blocks = cut.reshape(n, factor, n, factor)
+    return blocks.sum((1, 3), dtype=np.int64 if cut.dtype.kind in "iu" else np.float64)
+
+
+def _how(used: tuple[int, ...], whole: tuple[int, ...], axes: list[_Axis], factor: int, n: int) -> tuple[str, ...]:
+    notes = _edges(whole, (n * factor, n * factor))
+    if any(axis.centre for axis in axes):
+        off = hypot(*(axis.centre for axis in axes))
+        notes += (f"its centre lies {off:.3g} arcsec off the grid's, an odd number of pixels having gone",)
+    return (*notes, f"binned {factor} x {factor}") if factor > 1 else notes
+
+
+def _edges(shape: tuple[int, ...], want: tuple[float, ...]) -> tuple[str, ...]:
+    cut = any(side > target + 0.5 for side, target in zip(shape, want))
+    short = any(side < target - 0.5 for side, target in zip(shape, want))
+    size = f"{shape[1]} x {shape[0]} to {want[1]:.4g} x {want[0]:.4g} pixels"
+    if cut and short:
+        return (f"cut and padded with sky from {size}",)
+    return (f"cut from {size}",) if cut else (f"padded with sky from {size}",) if short else ()
+
+
+def _corners(image: Array) -> tuple[list[float], list[float]]:
+    """Means and variances of the four corners."""
+    side = corner_side(min(image.shape))
+    parts = [image[y, x] for y in (slice(side), slice(-side, None)) for x in (slice(side), slice(-side, None))]
+    return [float(part.mean()) for part in parts], [float(part.var()) for part in parts]
+
+
+def _size(image: Array) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"

@@ -1,0 +1,131 @@
+"""Where images lie: files, folders, zips and patterns, listed first and read one by one."""
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from d4lens.data.archive import DEFAULT_LIMITS, MAX_IMAGE_BYTES, Limits, SafeZip, is_junk, natural_key
+from d4lens.data.images.counts import as_image
+from d4lens.data.images.formats import READERS, Array, Raw, Reader, reader_of
+from d4lens.errors import D4LensError
+
+_MAGIC = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image found but not yet read: a name to show, and `read(band)` -> Raw, a name or number choosing among a file's
+    bands; it raises D4LensError if the file cannot be used."""
+
+    name: str
+    read: Callable[[str | None], Raw]
+
+    def load(self) -> Array:
+        """The file's only image, (N, N), held to what `as_image` demands."""
+        return as_image(self.read(None).pixels, self.name)
+
+
+def read(path: str | Path) -> Array:
+    """The image in one file, as `as_image` gives it. Raises D4LensError naming the file if it is missing or unusable."""
+    return as_image(read_raw(path).pixels, str(path))
+
+
+def read_raw(path: str | Path, band: str | None = None) -> Raw:
+    """One band of one file. Raises D4LensError naming the file if it is missing or unusable."""
+    path = Path(path)
+    reader = reader_of(path.name)
+    if reader is None:
+        raise D4LensError(f"{path} is of no readable format; images are {_formats()} files")
+    try:
+        if path.stat().st_size > MAX_IMAGE_BYTES:
+            raise D4LensError(f"{path} is larger than {MAX_IMAGE_BYTES / 1e6:.0f} MB, too large for one image")
+        data = path.read_bytes()
+    except OSError as error:
+        raise D4LensError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+    return reader(data, str(path), band)
+
+
+def find(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> Iterator[ImageSource]:
+    """The images under files, folders (recursively), zips (in place) and patterns (`**` reaches into folders), lazily,
+    each in natural order; one that several paths lead to comes once.
+
+    Folders inside may have any structure; files of other formats in folders, zips and patterns are passed over. Raises
+    D4LensError for a path that is missing, of no readable format, or holds no image, and for a zip inside a zip; what is
+    wrong inside an image shows at `read`.
+    """
+    seen: set[tuple[str, str]] = set()
+    for path in paths:
+        for key, source in _under(Path(path), limits):
+            if key not in seen:
+                seen.add(key)
+                yield source
+
+
+_Found = tuple[tuple[str, str], ImageSource]
+
+
+def _under(path: Path, limits: Limits) -> Iterator[_Found]:
+    if not path.exists():
+        if not _MAGIC & set(str(path)):
+            raise D4LensError(f"no file or folder {path}; check the path")
+        yield from _some(_matching(path, limits), path)
+    elif path.is_dir():
+        yield from _some(_in_folder(path), path)
+    elif path.suffix.lower() == ".zip":
+        yield from _some(_in_zip(path, limits), path)
+    elif reader_of(path.name):
+        yield _file(path)
+    else:
+        raise D4LensError(f"{path} is of no readable format; give {_formats()} files, folders or zips")
+
+
+def _some(found: Iterator[_Found], path: Path) -> Iterator[_Found]:
+    empty = True
+    for item in found:
+        empty = False
+        yield item
+    if empty:
+        raise D4LensError(f"{path} holds no image; readable formats are {_formats()}")
+
+
+def _matching(pattern: Path, limits: Limits) -> Iterator[_Found]:
+    for match in sorted(glob.glob(str(pattern), recursive=True), key=natural_key):
+        path = Path(match)
+        if path.is_dir():
+            yield from _in_folder(path)
+        elif path.suffix.lower() == ".zip":
+            yield from _in_zip(path, limits)
+        elif reader_of(path.name) and not is_junk(path.name):
+            yield _file(path)
+
+
+def _in_folder(folder: Path) -> Iterator[_Found]:
+    files = (path for path in folder.rglob("*") if reader_of(path.name) and path.is_file())
+    for path in sorted(files, key=lambda path: natural_key(path.relative_to(folder).as_posix())):
+        if not is_junk(path.relative_to(folder).as_posix()):
+            yield _file(path)
+
+
+def _file(path: Path) -> _Found:
+    return (os.path.realpath(path), ""), ImageSource(str(path), lambda band: read_raw(path, band))
+
+
+def _in_zip(path: Path, limits: Limits) -> Iterator[_Found]:
+    archive = SafeZip(path, limits)  # stays open as long as a source that may load from it lives
+    for member in sorted(archive.members, key=natural_key):
+        if member.lower().endswith(".zip"):
+            raise D4LensError(f"{path} holds the zip {member!r}, and zips in zips are not opened; unpack it first")
+        reader = reader_of(member)
+        if reader is not None:
+            where = f"{path}: {member}"
+
+            def load(band: str | None, member: str = member, reader: Reader = reader, where: str = where) -> Raw:
+                return reader(archive.read(member), where, band)
+
+            yield (os.path.realpath(path), member), ImageSource(where, load)
+
+
+def _formats() -> str:
+    return ", ".join(READERS)

@@ -1,0 +1,34 @@
+"""Tables written as csv, parquet or json, whichever the file's name ends in."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from d4lens.errors import D4LensError
+from d4lens.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUFFIXES = (".csv", ".parquet", ".json")
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raise D4LensError for a name that `write_table` has no format for."""
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise D4LensError(f"{path} names no table format; end it in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+
+
+def write_table(table: "pd.DataFrame", path: str | Path) -> None:
+    """Write a table atomically: csv with six digits, parquet with all, json as a list of records (no number is null).
+
+    Raises D4LensError for a name of another format.
+    """
+    check_suffix(path)
+    suffix = Path(path).suffix.lower()
+    with atomic_path(path) as temporary:
+        if suffix == ".csv":
+            table.to_csv(temporary, index=False, float_format="%.6g")
+        elif suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            table.to_json(temporary, orient="records", indent=1, double_precision=10)

@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+
+from d4lens.data.images import COUNTS, NORMALISED, Header, Raw, instrument, observe, prepare
+from d4lens.errors import D4LensError
+from d4lens.observation import Observation
+
+GRID = Observation(48, 0.1, 0.08625, 40.0)
+
+
+def blob(n: int, scale: float, flux: float = 4e4, sigma: float = 0.4) -> np.ndarray:
+    """Mean photons a pixel of a Gaussian of `flux` photons at (0.3, -0.2) arcsec."""
+    x = (np.arange(n) - (n - 1) / 2) * scale
+    light = np.exp(-0.5 * (((x - 0.3) / sigma) ** 2 + ((x[:, None] + 0.2) / sigma) ** 2))
+    return flux * light * scale**2 / (2 * np.pi * sigma**2)
+
+
+def exposed(n: int, scale: float, sky: float = 40.0, seed: int = 0) -> np.ndarray:
+    """Photons (n, n) over a sky of `sky` per 0.1 arcsec square."""
+    return np.random.default_rng(seed).poisson(blob(n, scale) + sky * (scale / 0.1) ** 2)
+
+
+def place(pixels: np.ndarray, scale: float = 0.1) -> tuple[float, float, float]:
+    """Flux, and centroid in arcsec, of what stands above the sky."""
+    light = pixels - 40.0
+    x = (np.arange(len(pixels)) - (len(pixels) - 1) / 2) * scale
+    return light.sum(), (light * x).sum() / light.sum(), (light * x[:, None]).sum() / light.sum()
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_published_images_go_the_way_they_always_went(make, factor):
+    counts = make.photons(1, n=48 * factor)
+    sky = make.sky
+    grid = Observation(48, 0.1, 0.08625, sky * factor**2)
+    for image in (make.disguise(counts)[0], counts):
+        done = prepare(Raw(image), grid)
+        assert done.standard
+        assert (done.units, done.noise, done.centre) == (COUNTS, 1.0, (0.0, 0.0))
+        assert np.array_equal(done.pixels, observe(image, sky, factor, units=COUNTS).pixels)
+
+
+@pytest.mark.parametrize(("n", "scale"), [(64, 0.05), (131, 0.07), (512, 0.013), (70, 0.13), (36, 0.2)])
+def test_resampling_conserves_flux_place_and_sky(n, scale):
+    # Noise free: a mean image is its own expectation under a linear map.
+    image = blob(n, scale) + 40 * (scale / 0.1) ** 2
+    done = prepare(Raw(image), GRID, instrument(pixel_scale=scale, gain=1, sky=40 * (scale / 0.1) ** 2))
+    flux, x, y = place(done.pixels)
+    assert flux == pytest.approx(4e4, rel=0.02)
+    assert (x, y) == (pytest.approx(0.3, abs=0.01), pytest.approx(-0.2, abs=0.01))
+    assert np.median(done.pixels) == pytest.approx(40, rel=1e-3)
+    assert not done.standard
+
+
+def test_noise_after_resampling_is_what_is_said():
+    sky = np.random.default_rng(2).poisson(400, (90, 90))
+    for scale in (0.07, 0.16, 0.2):
+        done = prepare(Raw(sky), GRID, instrument(pixel_scale=scale, gain=1))
+        inside = done.pixels[8:-8, 8:-8]
+        assert inside.var() / inside.mean() == pytest.approx(done.noise, rel=0.2)
+        assert done.noise < 0.8
+        # Over patches beyond a pixel the photons' own noise is kept.
+        patches = inside[:32, :32].reshape(4, 8, 4, 8).sum((1, 3))
+        assert patches.var() / patches.mean() == pytest.approx(1, abs=0.75)
+    assert prepare(Raw(sky), GRID, instrument(pixel_scale=0.05, gain=1)).noise == 1
+
+
+def test_sizes_are_cut_and_padded_about_the_centre():
+    for n in (40, 60, 61):
+        done = prepare(Raw(exposed(n, 0.1)), GRID, instrument(pixel_scale=0.1))
+        _, x, y = place(done.pixels)
+        shift = done.centre
+        assert (x - shift[0], y - shift[1]) == (pytest.approx(0.3, abs=0.03), pytest.approx(-0.2, abs=0.03))
+        assert shift == ((0.05, 0.05) if n == 61 else (0, 0))
+    padded = prepare(Raw(exposed(40, 0.1)), GRID, instrument(pixel_scale=0.1))
+    assert np.ptp(padded.pixels[:4]) == 0
+    assert padded.pixels[0, 0] == pytest.approx(40, rel=0.05)
+    assert any("padded with sky from 40 x 40 to 48 x 48" in note for note in padded.notes)
+    oblong = prepare(Raw(exposed(60, 0.1)[:40]), GRID, instrument(pixel_scale=0.1))
+    assert oblong.pixels.shape == (48, 48)
+    assert any("cut and padded" in note for note in oblong.notes)
+
+
+def test_the_header_s_word_counts_and_the_user_s_counts_more():
+    counts = exposed(96, 0.05)
+    header = Header(0.05, "ELECTRONS/S", 200.0, 7.0)
+    done = prepare(Raw(counts / 200, header), GRID)
+    assert done.units == COUNTS
+    assert np.allclose(done.pixels, counts.reshape(48, 2, 48, 2).sum((1, 3)), rtol=1e-5)
+    assert done.sky == pytest.approx(40, rel=0.03)
+    told = prepare(Raw(counts / 200, Header(0.05, "e-/s", 9.0)), GRID, instrument(pixel_scale=0.1, exposure=200))
+    assert told.pixels.sum() == pytest.approx(counts[24:72, 24:72].sum(), rel=1e-5)
+    digital = prepare(Raw(counts / 2.5, Header(0.05, "ADU", None, 2.5)), GRID)
+    assert np.allclose(digital.pixels, done.pixels, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        (Header(0.1, "nJy"), "the unit nJy is none of them"),
+        (Header(0.1, "DN"), "in DN, whose gain the header does not tell"),
+        (Header(0.1, "electrons/s"), "a rate in electrons/s without exposure"),
+        (Header(0.1), "lie on no lattice"),
+    ],
+)
+def test_without_photons_the_image_is_normalised_and_the_reason_kept(header, sentence):
+    image = exposed(48, 0.1) * 1.7 + np.random.default_rng(1).normal(0, 0.3, (48, 48))
+    done = prepare(Raw(image, header), GRID)
+    assert (done.units, done.sky, done.standard) == (NORMALISED, 0.0, False)
+    assert (done.pixels.min(), done.pixels.max()) == (0, 1)
+    assert any(sentence in note for note in done.notes)
+    assert prepare(Raw(image, header), GRID, instrument(gain=0.5, exposure=1)).units == COUNTS
+
+
+def test_a_subtracted_sky_is_put_back():
+    counts = exposed(48, 0.1).astype(float)
+    for known in ({"sky": 40.0}, {}):
+        done = prepare(Raw(counts - 40), GRID, instrument(gain=1, **known))
+        # Told, the level is the corners' mean to a few tenths; measured, it is their variance, to a tenth of it.
+        assert done.pixels.mean() == pytest.approx(counts.mean(), abs=1 if known else 8)
+        assert done.sky_known == bool(known)
+        assert any("raised by" in note for note in done.notes)
+    # A rescaled image of another sky: its variance tells.
+    faint = np.random.default_rng(3).poisson(blob(48, 0.1) + 200)
+    done = prepare(Raw((faint - faint.min()) / np.ptp(faint)), GRID)
+    assert not done.standard
+    assert done.pixels.mean() == pytest.approx(faint.mean(), rel=0.15)
+    assert any("by its variance" in note for note in done.notes)
+    whole = prepare(Raw(faint), GRID)
+    assert np.array_equal(whole.pixels, faint)
+    assert whole.sky == pytest.approx(200, rel=0.03)
+    assert not whole.standard
+
+
+def test_whole_numbers_that_are_no_photons_are_not_taken_for_them():
+    stretched = np.rint(255 * np.sqrt(blob(48, 0.1) / blob(48, 0.1).max())).astype(np.uint8)
+    stretched = np.maximum(stretched, np.random.default_rng(0).integers(10, 14, stretched.shape).astype(np.uint8))
+    done = prepare(Raw(stretched), GRID)
+    assert done.units == NORMALISED
+    assert any("is not its mean" in note for note in done.notes)
+
+
+def test_pixels_that_are_not_finite_matter_within_the_field_only():
+    image = exposed(64, 0.1).astype(float)
+    image[:5] = image[:, -3:] = np.nan
+    done = prepare(Raw(image), GRID, instrument(pixel_scale=0.1))
+    assert np.isfinite(done.pixels).all()
+    image[30, 20] = np.inf
+    with pytest.raises(D4LensError, match=r"1 pixels that are NaN or infinite .* row 30, column 20"):
+        prepare(Raw(image), GRID, instrument(pixel_scale=0.1))
+
+
+def test_what_does_not_fit_is_said():
+    for image, known, sentence in (
+        (exposed(50, 0.1), {}, "it is 50 pixels a side; this model takes 48 .* give --pixel-scale"),
+        (exposed(96, 0.1)[:48], {}, "it is 96 x 48 pixels a side"),
+        (exposed(48, 0.1)[:7], {}, "it is 48 x 7 pixels; at least 8"),
+        (np.full((48, 48), 3.0), {}, "it is constant: every pixel is 3"),
+    ):
+        with pytest.raises(D4LensError, match=sentence):
+            prepare(Raw(image), GRID, instrument(**known))

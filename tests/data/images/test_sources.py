@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from d4lens.data.images import find, read
+from d4lens.errors import D4LensError
+
+
+def test_images_are_found_lazily_in_files_folders_and_zips(make, tmp_path, pack):
+    folder = tmp_path / "any" / "deep"
+    folder.mkdir(parents=True)
+    for number in (10, 2, 1):
+        np.save(folder / f"{number}.npy", make.disguise(make.photons(number)))
+    (folder / "notes.txt").write_text("x")
+    (folder / "._1.npy").write_bytes(b"fork")
+    (folder / "3.npy").write_bytes(b"broken")
+    zipped = pack({"b/10.npy": make.npy(make.photons(10)), "b/9.npy": make.npy(make.photons(9)), "c.txt": b""}, "z.zip")
+    sources = list(find([tmp_path / "any", zipped, str(folder / "2.npy")]))
+    names = [source.name for source in sources]
+    assert names == [
+        *(str(folder / f"{number}.npy") for number in (1, 2, 3, 10)),
+        f"{zipped}: b/9.npy",
+        f"{zipped}: b/10.npy",
+    ]
+    assert np.array_equal(sources[5].load(), make.photons(10))
+    assert np.array_equal(sources[1].load(), make.disguise(make.photons(2))[0])
+    with pytest.raises(D4LensError, match=r"3\.npy is not an .npy array"):
+        sources[2].load()
+
+
+def test_patterns_reach_what_their_shell_would_and_folders_below(make, tmp_path):
+    for name in ("a/1.npy", "a/b/2.npy", "3.npy", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / name, make.photons(0)) if name.endswith("npy") else (tmp_path / name).write_text("x")
+    for pattern, names in (
+        ("*", {"3.npy", "1.npy", "2.npy"}),
+        ("*.npy", {"3.npy"}),
+        ("**/*.npy", {"1.npy", "2.npy", "3.npy"}),
+        ("a/?.npy", {"1.npy"}),
+    ):
+        assert {source.name.rpartition("/")[2] for source in find([tmp_path / pattern])} == names
+    with pytest.raises(D4LensError, match=r"\*\.fits holds no image"):
+        list(find([str(tmp_path / "*.fits")]))
+
+
+def test_an_image_named_twice_comes_once(make, tmp_path, pack, monkeypatch):
+    np.save(tmp_path / "1.npy", make.photons(0))
+    zipped = pack({"1.npy": make.npy(make.photons(0))})
+    (tmp_path / "link.npy").symlink_to(tmp_path / "1.npy")
+    monkeypatch.chdir(tmp_path)
+    found = [source.name for source in find(["1.npy", "./1.npy", tmp_path, "*.npy", zipped, zipped, "link.npy"])]
+    assert found == ["1.npy", f"{zipped}: 1.npy"]
+
+
+def test_a_zip_in_a_zip_and_a_bomb_are_refused(make, pack, tmp_path):
+    inner = pack({"1.npy": make.npy(make.photons(0))}, "inner.zip").read_bytes()
+    with pytest.raises(D4LensError, match=r"outer\.zip holds the zip 'in/inner\.zip', and zips in zips are not opened"):
+        list(find([pack({"a.npy": make.npy(make.photons(0)), "in/inner.zip": inner}, "outer.zip")]))
+    with pytest.raises(D4LensError, match=r"bomb\.zip.*zip bomb is refused"):
+        list(find([pack({"a.npy": make.npy(np.zeros((2000, 2000)))}, "bomb.zip")]))
+
+
+def test_what_holds_no_image_is_named(make, tmp_path, pack):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    for path, sentence in (
+        (tmp_path / "absent", "no file or folder"),
+        (tmp_path / "empty", "empty holds no image"),
+        (tmp_path / "a.jpg", "of no readable format"),
+        (pack({"a.txt": b""}, "no.zip"), "no.zip holds no image"),
+        (pack({"../a.npy": b""}, "evil.zip"), "leads outside"),
+    ):
+        with pytest.raises(D4LensError, match=sentence):
+            list(find([path]))
+    with pytest.raises(D4LensError, match="cannot be read: no such file"):
+        read(tmp_path / "absent.npy")
+    with pytest.raises(D4LensError, match="of no readable format"):
+        read(tmp_path / "a.jpg")
+    with open(tmp_path / "huge.npy", "wb") as file:
+        file.truncate(1 << 27)
+    with pytest.raises(D4LensError, match="larger than 67 MB"):
+        read(tmp_path / "huge.npy")
