@@ -124,6 +124,67 @@ class EvaluateParams(_Group):
     seed: Seed
 
 
+class PatchingParams(_Group):
+    models: Annotated[list[str], Field(min_length=1)]
+    pairs: Annotated[int, Field(ge=2)]
+    controls: Annotated[int, Field(ge=2)]
+    min_difference: Positive
+    bootstrap: Annotated[int, Field(ge=100)]
+    seed: Seed
+
+
+class ProbingParams(_Group):
+    models: Annotated[list[str], Field(min_length=1)]
+    twin: str
+    images: Annotated[int, Field(ge=30)]
+    dimension: Count
+    splits: Annotated[int, Field(ge=2)]
+    seed: Seed
+
+
+class SymmetryParams(_Group):
+    images: Annotated[int, Field(ge=6)]
+    layer_images: Count
+    bootstrap: Annotated[int, Field(ge=100)]
+    seed: Seed
+
+
+class AttributionParams(_Group):
+    models: Annotated[list[str], Field(min_length=1)]
+    images: Annotated[int, Field(ge=2)]
+    steps: Count
+    bootstrap: Annotated[int, Field(ge=100)]
+    seed: Seed
+
+
+class PlacesParams(_Group):
+    side: Count
+    half_width: Positive
+    mass: Positive
+    repeats: Count
+
+
+class SensitivityParams(_Group):
+    arms: list[str]
+    recover: str
+    false_positive_rate: Fraction
+    mass_edges: list[Positive]
+    radius_edges: list[NonNegative]
+    per_cell: Count
+    places: PlacesParams
+    recover_images: Count
+    bootstrap: Annotated[int, Field(ge=100)]
+    seed: Seed
+
+
+class MismatchParams(_Group):
+    arms: list[str]
+    answers_for: str
+    images: Annotated[int, Field(ge=3)]
+    bootstrap: Annotated[int, Field(ge=100)]
+    seed: Seed
+
+
 class ReportParams(_Group):
     caption: str
     page: Annotated[str, Field(pattern=r"\.html$")]

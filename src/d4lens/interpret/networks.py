@@ -1,0 +1,54 @@
+"""The trained networks a study looks at, and their untrained counterparts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from d4lens import models
+from d4lens.errors import D4LensError
+from d4lens.evaluate.tta import exported
+from d4lens.observation import Observation
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of the table: its trained networks, exported, one for each seed, and what builds it."""
+
+    name: str
+    networks: list[nn.Module]
+    config: dict[str, Any]
+
+    @property
+    def observation(self) -> Observation:
+        return Observation.from_dict(self.config["observation"])
+
+    def untrained(self, seed: int) -> nn.Module:
+        """The same network before training, exported; `seed` draws its weights."""
+        return untrained(self.config["name"], self.observation, seed, **self.config["options"])
+
+
+def untrained(name: str, observation: Observation, seed: int, **options: Any) -> nn.Module:
+    """A fresh network, exported, whose weights `seed` draws; torch's random state stays as it was."""
+    options = {key: value for key, value in options.items() if key != "pretrained"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return exported(models.build(name, observation, **options))
+
+
+def load_arms(folder: str | Path, wanted: Sequence[str], present: Sequence[str], seeds: Sequence[int]) -> list[Arm]:
+    """The arms `wanted` that are `present` in the profile, from `folder`/<arm>-<seed>.safetensors, all seeds of each.
+
+    Raises D4LensError where none is present or a file is unusable.
+    """
+    chosen = [name for name in wanted if name in present]
+    if not chosen:
+        raise D4LensError(f"none of {', '.join(wanted)} is trained in this profile; add one to its `models`")
+    arms = []
+    for name in chosen:
+        loaded = [models.load(Path(folder) / f"{name}-{seed}.safetensors") for seed in seeds]
+        arms.append(Arm(name, [exported(network) for network, _ in loaded], loaded[0][1]))
+    return arms
