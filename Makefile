@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Threads that wait asleep: spinning ones slow a training on a shared machine twentyfold, and sleeping costs little.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup reproduce test lint verify gate ui figures ship lock clean
+.PHONY: help setup reproduce test lint verify gate ui docs wheel figures ship lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -48,6 +48,12 @@ gate: $(READY) ## check that dvc.lock matches parameters and code, and the READM
 
 ui: $(READY) ## open MLflow on 127.0.0.1 with the runs' comparison (PORT=5000)
 	@$(BIN)/python -m d4lens.track --port $(PORT)
+
+docs: $(READY) ## write the API pages to build/docs
+	@$(BIN)/python tools/docs.py
+
+wheel: $(READY) ## build the wheel and predict with it in an environment of its own
+	@$(BIN)/python tools/wheel_check.py
 
 figures: $(READY) ## draw the README's picture anew
 	@$(BIN)/python tools/figures.py

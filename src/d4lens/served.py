@@ -14,7 +14,11 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from d4lens.classes import CLASSES
 from d4lens.predict import predict_table
+
+
+COLUMNS = ["label", *(f"p_{name}" for name in CLASSES), "chi2", "flag"]
 
 
 class Served(PythonModel):
@@ -27,12 +31,12 @@ class Served(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """The rows of `d4lens predict` without their paths. Raises D4LensError for weights that cannot be used."""
+        """COLUMNS of `d4lens predict`. Raises D4LensError for weights that cannot be used."""
         with TemporaryDirectory() as folder:
             for row, image in enumerate(model_input):
                 np.save(Path(folder) / f"{row:09d}.npy", image)
             answer = predict_table([folder], self.weights)
-        return answer.table.drop(columns="path")
+        return answer.table[COLUMNS]
 
 
 mlflow.models.set_model(Served())

@@ -2,4 +2,5 @@
 
 from d4lens.track.ui import main
 
-main()
+if __name__ == "__main__":
+    main()

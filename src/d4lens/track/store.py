@@ -38,6 +38,7 @@ def mlflow_client() -> Any:
 
 
 def client(store: Path) -> Any:
+    """A client of the store in the folder `store`."""
     return mlflow_client()(tracking_uri=uri(store))
 
 
@@ -62,4 +63,5 @@ def probe(store: Path, seconds: float) -> None:
 
 
 def one_line(error: Exception) -> str:
+    """The first line of what an exception says, or its kind."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

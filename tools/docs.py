@@ -1,0 +1,36 @@
+"""The API pages, from the docstrings of every public module. Writes build/docs/, opened by build/docs/index.html."""
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pdoc
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "d4lens"
+
+
+def modules() -> list[str]:
+    """Names of the modules and packages that stand in d4lens itself; a package's own come with it."""
+    files = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    return sorted(f"d4lens.{path.stem}" for path in files if not path.stem.startswith("_"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--out", type=Path, default=Path("build/docs"))
+    out = parser.parse_args().out
+    os.environ.setdefault("PDOC_ALLOW_EXEC", "1")  # numpy asks the processor's kind when it is imported
+    pdoc.render.configure(docformat="numpy", show_source=False)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        pdoc.pdoc(*modules(), output_directory=out)
+    faults = [str(one.message) for one in found if "pdoc" in Path(one.filename).parts]
+    if faults:
+        sys.exit("\n".join(faults))
+    print(f"{out / 'index.html'}: {len(list(out.rglob('*.html')))} pages")
+
+
+if __name__ == "__main__":
+    main()
