@@ -1,6 +1,7 @@
 """ROC and confusion of all arms: the tables behind DVC's plots, and the same as pictures for reading offline."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def confusions(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta"
             for j, predicted in enumerate(CLASSES)
         ]
     return pd.DataFrame(rows)
+
+
+@contextmanager
+def drawing(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure of `size` inches that is written to `path` on leaving; equal drawings give equal bytes."""
+    with mpl.rc_context(_SVG):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        _save(figure, path)
 
 
 def draw_roc(path: str | Path, table: pd.DataFrame) -> None:

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from d4lens.errors import D4LensError
+from d4lens.evaluate import classify, predictions
+from d4lens.evaluate.metrics import softmax
+
+
+def test_evidence_is_the_log_odds_of_substructure_and_does_not_saturate():
+    logits = np.random.default_rng(0).normal(0, 3, (50, 3))
+    p = softmax(logits)
+    np.testing.assert_allclose(classify.evidence(logits), np.log((p[:, 1] + p[:, 2]) / p[:, 0]), rtol=1e-9)
+    assert classify.evidence([[0, 500.0, 0]])[0] < classify.evidence([[0, 600.0, 0]])[0]
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.5])
+def test_the_threshold_lets_its_share_of_smooth_images_through(rate):
+    of_no = np.random.default_rng(1).normal(size=10_000)
+    assert (of_no > classify.threshold(of_no, rate)).mean() == pytest.approx(rate, abs=2e-4)
+
+
+def test_no_smooth_image_is_no_threshold():
+    with pytest.raises(D4LensError, match="class no"):
+        classify.threshold([], 0.01)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 10), (10, 10), (500, 1000)])
+def test_the_interval_of_a_share_is_wilson_s(hits, n):
+    expected = binomtest(hits, n).proportion_ci(0.95, "wilson")
+    assert classify.wilson(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_the_flag_is_predict_s_rule():
+    chi2 = np.arange(1, 1001, dtype=float)
+    largest = classify.largest_chi2(chi2)
+    assert (chi2 > largest).sum() == 1
+    flagged = classify.unlike_training([1.0, 1e4, 1.0, np.inf], [True, True, False, True], largest)
+    assert flagged.tolist() == [False, True, True, True]
+
+
+def test_scored_reads_the_view_asked_for(tmp_path):
+    plain, tta = np.eye(3), 5 * np.eye(3)
+    table = predictions.tabulate(["a", "b", "c"], [0, 1, 2], {"plain": plain, "tta": tta})
+    predictions.write(tmp_path / "predictions.parquet", table)
+    for view, logits in (("plain", plain), ("tta", tta)):
+        paths, labels, evidence = classify.scored(tmp_path, view)
+        assert (paths, labels.tolist()) == (["a", "b", "c"], [0, 1, 2])
+        np.testing.assert_allclose(evidence, classify.evidence(logits), rtol=1e-6)
+
+
+def test_an_arm_that_was_not_trained_is_named(tmp_path):
+    with pytest.raises(D4LensError, match="d4cnn-7"):
+        classify.load_arms(tmp_path, ["d4cnn"], 7)
