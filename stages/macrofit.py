@@ -6,7 +6,7 @@ import torch
 from common import arguments, one_sentence, parameters
 
 from d4lens.data import arrays
-from d4lens.files import require_space, sha256, sole_writer
+from d4lens.files import require_space, sha256, sole_writer, writing
 from d4lens.macrofit import fit_split, preset_model
 from d4lens.observation import Observation
 from d4lens.params import MacrofitParams
@@ -26,7 +26,7 @@ def main() -> None:
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     manifest = sha256(source / arrays.MANIFEST)
-    with sole_writer(out):
+    with sole_writer(out), writing(out):
         if not out.with_name("macrofit.partial").exists():  # two maps of float16 an image
             n_images = sum(sum(by_class.values()) for by_class in facts["images"].values())
             require_space(out.parent, 4 * n_images * facts["n_pixels"] ** 2)

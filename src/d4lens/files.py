@@ -29,16 +29,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
-    with _named(path, always=True):
+    with writing(path, always=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
         temporary.touch(exist_ok=False)
     try:
-        with _named(path), ExitStack() as stack:
+        with writing(path), ExitStack() as stack:
             with suppress(OSError):  # a file system without locks: what is left there stays
                 stack.enter_context(held(temporary))
             yield temporary
-        with _named(path, always=True):
+        with writing(path, always=True):
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -47,14 +47,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path, always: bool = False) -> Iterator[None]:
-    """Say of an OSError which file it kept from being written: of any, or of those that only writing meets."""
+def writing(path: Path, always: bool = False) -> Iterator[None]:
+    """Raise WriteError, which names `path`, for OSErrors: for all, or for those that only writing meets."""
     try:
         yield
     except OSError as error:
         if isinstance(error, D4LensError) or not (always or error.errno in _NO_ROOM):
             raise
-        raise WriteError(error.errno, error.strerror or str(error), str(path)) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)  # pyarrow's own is a sentence of its own
+        raise WriteError(error.errno, reason, str(path)) from error
 
 
 def sweep(path: str | Path) -> None:

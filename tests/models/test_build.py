@@ -1,4 +1,6 @@
+import json
 import os
+import struct
 
 import pytest
 import torch
@@ -108,6 +110,33 @@ def test_files_of_others_are_refused(saved, tmp_path):
     weights.write(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"name": "resnet18"})
     with pytest.raises(D4LensError, match="its description has no classes, observation, options"):
         models.load(tmp_path / "other.safetensors")
+
+
+def safetensors(header: dict | bytes, body: bytes = b"", length: int | None = None) -> bytes:
+    """A file by hand: the header's length, the header, the tensors' bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        safetensors(b"{}", length=2**63),
+        safetensors(b"{}", length=99_999_999),
+        safetensors({"a": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4 * 10**18]}}),
+        safetensors({"a": {"dtype": "F32", "shape": [2**63, 2**63], "data_offsets": [0, 0]}}),
+        safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 400]}}, bytes(8)),
+        safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, bytes(4)),
+        safetensors({"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+        safetensors(b"[" * 100_000),
+        safetensors(b"\xff\xfe{}"),
+    ],
+)
+def test_a_header_that_claims_what_is_not_there_is_refused(tmp_path, data):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(D4LensError, match="is truncated or no safetensors file"):
+        models.load(path)
 
 
 def test_weights_and_description_must_agree(saved):
