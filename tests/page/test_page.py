@@ -54,6 +54,8 @@ def project(tmp_path_factory):
     pairs = [{"a": ARMS[0][0], "b": ARMS[1][0], "difference": 0.1, "low": 0.0, "high": 0.2, "p_holm": 0.04}]
     report.write_profile(folder, report.table(rows), "Small.", pairs)
     write_json(folder / "timing.json", timing)
+    growing = pd.DataFrame(rows).assign(model=["a_300", "a_300", "a_1000", "a_1000"], n_train=[300, 300, 1000, 1000])
+    report.write_csv(root / "metrics" / "learning_curve" / report.RESULTS, growing)
     (root / "plots").mkdir()
     (root / "plots" / "map.svg").write_text(SVG)
     for name in ("sensitivity", "interpret/patching"):
@@ -80,7 +82,7 @@ def test_it_holds_every_part_and_fetches_nothing(written):
         assert word in text
     for word in ("python stages/x.py", "make reproduce PROFILE=small", "archive, SHA-256", "processor", "torch"):
         assert word in text
-    assert "Profile small does not ask for: learning curve, mismatch, probing, symmetry, attribution." in text
+    assert "Profile small does not ask for: mismatch, probing, symmetry, attribution." in text
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|url\(|@import|https?://(?!www\.w3\.org)""", text)
 
 
@@ -150,7 +152,7 @@ def test_in_a_browser_every_figure_shows_and_nothing_runs_off_the_side(browser, 
             return drawn && box.width > 60 && box.height > 60;
         })"""
     )
-    n_charts, n_gallery, n_studies = 2 + 3 + len(ARMS), 4 * N_TEST, 2
+    n_charts, n_gallery, n_studies = 2 + 1 + 3 + len(ARMS), 4 * N_TEST, 2
     assert n_charts + n_studies < len(figures) <= n_charts + n_gallery + n_studies
     assert all(figures)
     smallest = opened.evaluate(
@@ -189,3 +191,15 @@ def test_in_a_browser_a_heading_sorts_by_keyboard_and_the_theme_turns(browser, w
     assert light != dark
     assert opened.evaluate("document.documentElement.dataset.theme") == "dark"
     context.close()
+
+
+def test_stretched_scales_place_by_ratio_and_by_odds():
+    x, y = chart.Axis("n", (100.0, 10_000.0), scale="log"), chart.Axis("auc", (0.5, 0.99), scale="logit")
+    svg = chart.draw("", [chart.Line("one", [100, 1000, 10_000], [0.5, 0.9, 0.99], 0)], x, y)
+    (path,) = re.findall(r'class="curve c0" d="M([^"]+)"', svg)
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point.split())) for point in path.split("L")]
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert (y0 - y1) / (y0 - y2) == pytest.approx(np.log(9) / np.log(99), abs=0.01)
+    for name in ("100", "300", "3000", "0.5", "0.95"):
+        assert f">{name}</text>" in svg
+    assert ">0.995</text>" not in svg

@@ -20,7 +20,6 @@ from d4lens.page import chart, facts, gallery
 Arm = tuple[str, int]
 
 STUDIES = {
-    "learning_curve": ("Learning curve", "Learning curve: how many images each arm needs"),
     "sensitivity": ("Sensitivity", "Sensitivity: which masses are seen"),
     "mismatch": ("Mismatch", "Mismatch: images unlike the training set's"),
     "interpret/patching": ("Patching", "Interpretability: patching"),
@@ -30,6 +29,8 @@ STUDIES = {
 }
 """Short and long title of each study by its file below metrics/<profile>/ without the suffix, in the page's order."""
 _EXPLAINED = "d4lenspinn"
+_GROWING = "learning_curve"
+"""The profile whose arms differ in their training images: the number ends the arm's name."""
 _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -71,7 +72,12 @@ def write(
         head=head,
         body=body,
         compared=[line.removeprefix("- ") for line in report.compared(results, comparisons) if line],
-        plots=[_history(runs, arms, profile), _roc(tables, profile), _calibration(tables, profile)],
+        plots=[
+            _history(runs, arms, profile),
+            *_growth(root),
+            _roc(tables, profile),
+            _calibration(tables, profile),
+        ],
         confusions=_confusions(tables),
         classes=CLASSES,
         galleries=_galleries(root, profile, tables, n),
@@ -128,6 +134,25 @@ def _history(runs: Path, arms: Sequence[Arm], profile: str) -> Plot:
     text = "One line a training. The epoch kept is the best on the selection split; the test split has no part in it."
     command = f"python stages/train.py --profile {profile} --model {arms[0][0]} --seed {arms[0][1]}"
     return Plot("Training history", charts, text, command, list(colours.items()))
+
+
+def _growth(root: Path) -> list[Plot]:
+    """Macro AUC against training images, where that profile has results."""
+    if not (root / "metrics" / _GROWING / report.RESULTS).is_file():
+        return []
+    results = report.read_results(root / "metrics" / _GROWING / report.RESULTS)
+    results = results[results["tta"]].assign(arm=results["model"].str.replace(r"_\d+$", "", regex=True))
+    averaged = results.groupby(["arm", "n_train"], sort=False)["auc_macro"].mean().clip(upper=0.9999).reset_index()
+    names = list(averaged["arm"].unique())
+    lines = []
+    for colour, name in enumerate(names):
+        part = averaged[averaged["arm"] == name].sort_values("n_train")
+        lines.append(chart.Line(name, part["n_train"], part["auc_macro"], colour, mark=True))
+    x, y = chart.Axis("training images", scale="log"), chart.Axis("macro AUC, test split", scale="logit")
+    text = f"Profile {_GROWING}, averaged over eight views; both scales are stretched. Its own table has the intervals."
+    legend = [(name, colour) for colour, name in enumerate(names)]
+    drawn = chart.draw("AUC against training images", lines, x, y)
+    return [Plot("Learning curve", [drawn], text, f"make reproduce PROFILE={_GROWING}", legend)]
 
 
 def _roc(tables: Mapping[Arm, pd.DataFrame], profile: str) -> Plot:

@@ -1,14 +1,18 @@
 """Line charts as inline SVG that take the page's colours: readable on light and dark ground, small, without ids."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 360, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 28, 42
+_LOG_TICKS = [digit * 10.0**power for power in range(6) for digit in (1, 3)]
+_LOGIT_TICKS = [0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999]
 N_COLOURS = 10
 """How many colours the page's style sheet names: classes c0 to c9."""
 
@@ -26,36 +30,48 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """A label, and the range shown; None takes that of the points."""
+    """A label, and the range shown; None takes that of the points.
+
+    `whole` names whole numbers only. `scale` "log" is for positive values, "logit" for those between 0 and 1.
+    """
 
     label: str
     range: tuple[float, float] | None = None
     whole: bool = False
+    scale: Literal["linear", "log", "logit"] = "linear"
+
+    def place(self, value: float) -> float:
+        """The value as it is laid out."""
+        if self.scale == "linear":
+            return value
+        return math.log10(value if self.scale == "log" else value / (1 - value))
 
 
 def draw(title: str, lines: Sequence[Line], x: Axis, y: Axis, diagonal: bool = False) -> str:
     """An SVG element with the curves; `diagonal` adds the line from corner to corner, for chance or perfection."""
     (x_low, x_high), (y_low, y_high) = (
-        axis.range or _range([value for line in lines for value in getattr(line, name)])
+        [axis.place(end) for end in axis.range]
+        if axis.range
+        else _range([axis.place(value) for line in lines for value in getattr(line, name)])
         for name, axis in (("x", x), ("y", y))
     )
 
     def place_x(value: float) -> float:
-        return _LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (x.place(value) - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
 
     def place_y(value: float) -> float:
-        return HEIGHT - _BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - _TOP - _BOTTOM)
+        return HEIGHT - _BOTTOM - (y.place(value) - y_low) / (y_high - y_low) * (HEIGHT - _TOP - _BOTTOM)
 
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
         f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>',
     ]
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
-    for value in _ticks(x_low, x_high, x.whole):
+    for value in _ticks(x_low, x_high, x):
         at = place_x(value)
         parts.append(f'<path class="grid" d="M{at:.1f} {_TOP}V{bottom}"/>')
         parts.append(f'<text x="{at:.1f}" y="{bottom + 15}" text-anchor="middle">{value:g}</text>')
-    for value in _ticks(y_low, y_high, y.whole):
+    for value in _ticks(y_low, y_high, y):
         at = place_y(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {at:.1f}H{right}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:g}</text>')
@@ -83,7 +99,11 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _ticks(low: float, high: float, whole: bool) -> list[float]:
-    values = MaxNLocator(5, integer=whole).tick_values(low, high)
+def _ticks(low: float, high: float, axis: Axis) -> list[float]:
+    """Values to name between two places of an axis."""
+    if axis.scale != "linear":
+        known = _LOG_TICKS if axis.scale == "log" else _LOGIT_TICKS
+        return [value for value in known if low <= axis.place(value) <= high]
+    values = MaxNLocator(5, integer=axis.whole).tick_values(low, high)
     shown = [float(value) for value in np.round(values, 10) if low <= value <= high]
-    return [value for value in shown if value.is_integer()] if whole else shown
+    return [value for value in shown if value.is_integer()] if axis.whole else shown
