@@ -90,6 +90,14 @@ def test_every_command_is_understood(path):
         check_command(words)
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=names(DOCUMENTS))
+def test_every_command_in_a_sentence_is_understood(path):
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+    for span in re.findall(r"`((?:make|dvc|python|bash) [^`]+)`", text):
+        if "…" not in span and "..." not in span:
+            check_command(shlex.split(span))
+
+
 def test_a_command_that_is_wrong_is_told():
     for words in (
         ["make", "reproduse"],
