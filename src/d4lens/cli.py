@@ -245,7 +245,8 @@ def _known(arguments: argparse.Namespace) -> dict[str, Any]:
 def _write(answer, arguments: argparse.Namespace) -> int:
     """Write or print the table; every image that failed is told on standard error and makes the exit status 1."""
     for path, reason in answer.failures:
-        print(f"d4lens {arguments.command}: {path}: {reason}", file=sys.stderr)
+        told = reason if path in reason else f"{path}: {reason}"
+        print(f"d4lens {arguments.command}: {told}", file=sys.stderr)
     if len(answer.failures) < len(answer.table):
         if arguments.out is None:
             answer.table.to_csv(sys.stdout, index=False, float_format="%.6g")

@@ -283,3 +283,33 @@ def test_pictures_that_are_no_intensities_are_refused_by_name(make):
     ):
         with pytest.raises(D4LensError, match=f"^x.png.*({sentence})"):
             read_picture(data, "x.png")
+
+
+@given(data=st.data())
+@settings(max_examples=120, deadline=None)
+def test_damage_anywhere_ends_in_an_image_or_one_sentence(make, data):
+    """Bytes changed and ends cut off, in every format."""
+    image = make.photons(0)
+    name, reader, good = data.draw(
+        st.sampled_from(
+            [
+                ("x.npz", read_npz, npz(a=image)),
+                ("x.fits", read_fits, fits_bytes(primary(None), fits.ImageHDU(image.astype("f4"), name="SCI"))),
+                ("x.png", read_picture, picture(image.astype(np.uint16))),
+                ("x.tif", read_picture, picture(image.astype(np.uint16), "TIFF")),
+            ]
+        )
+    )
+    damaged = bytearray(good[: data.draw(st.integers(0, len(good)))] if data.draw(st.booleans()) else good)
+    for place, byte in data.draw(st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), max_size=4)):
+        if place < len(damaged):
+            damaged[place] = byte
+    reason, pixels = "", image
+    try:
+        pixels = reader(bytes(damaged), name).pixels
+    except D4LensError as error:
+        reason = str(error)
+    assert pixels.ndim == 2
+    assert pixels.dtype.kind in "fiu"
+    assert not reason or reason.startswith(name)
+    assert "\n" not in reason
