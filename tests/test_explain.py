@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from d4lens import models
+from d4lens.classes import CLASSES
 from d4lens.cli import main
 from d4lens.errors import D4LensError
 from d4lens.explain import draw, explain
@@ -34,6 +35,14 @@ def test_it_holds_what_was_computed_on_the_way(explanation):
     assert float(explanation.residual.square().mean()) == pytest.approx(explanation.chi2, rel=1e-5)
     assert sum(explanation.probabilities) == pytest.approx(1, abs=1e-6)
     assert explanation.source is not None
+
+
+def test_its_attribution_is_of_the_likelier_substructure(explanation):
+    likelier = max((1, 2), key=lambda i: explanation.probabilities[i])
+    assert explanation.attributed_to == CLASSES[likelier]
+    assert explanation.attribution.shape == explanation.counts.shape
+    assert (explanation.attribution >= 0).all()
+    assert explanation.attribution.max() > 10 * explanation.attribution.median()  # a place, no haze
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

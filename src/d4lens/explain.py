@@ -15,6 +15,7 @@ from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
 from d4lens.evaluate.tta import predict_logits
 from d4lens.files import atomic_path
+from d4lens.interpret.attribution import attribute, maps_read
 from d4lens.observation import Observation
 from d4lens.predict import Classifier, fit_images, load_classifier, network_batch, prepare_source
 
@@ -26,6 +27,8 @@ class Explanation:
     """What one image went through. Maps are (N, N), sigma in standard deviations, lengths in arcsec.
 
     `source` is (n, n) counts on a square of half side `source_half_width`; None for a network without a lens equation.
+    `attribution` says how much each pixel adds to the logit of the likelier substructure, `attributed_to`, over that of
+    `no`, at least 0; None where the image's own pixels are not the network's.
     """
 
     name: str
@@ -41,9 +44,11 @@ class Explanation:
     chi2: float
     converged: bool
     processing: tuple[str, ...] = ()
+    attribution: Tensor | None = None
+    attributed_to: str = ""
 
     def plot(self) -> Figure:
-        """Six panels and the probabilities."""
+        """Seven panels and the probabilities."""
         return _figure(self)
 
 
@@ -89,6 +94,12 @@ def explain_source(
             f"{classifier.config['name']} draws no convergence to explain; give the weights of a d4lenspinn"
         )
     engine = getattr(network, "engine", None)
+    logits = predict_logits(network, [batch], tta=True)
+    towards = 1 + logits[:, 1:].argmax(1)
+    same_pixels = result.model_counts.shape == batch["counts"].shape
+    whence = None
+    if same_pixels or "counts" not in maps_read(network):
+        whence = attribute(network, batch, result.model_counts, towards)[0]
     return Explanation(
         name=source.name,
         observation=grid,
@@ -99,10 +110,12 @@ def explain_source(
         kappa=out["kappa"][0],
         source=out["source"][0] if "source" in out else None,
         source_half_width=engine.source_half_width if engine is not None else 0.0,
-        probabilities=tuple(predict_logits(network, [batch], tta=True).softmax(1)[0].tolist()),
+        probabilities=tuple(logits.softmax(1)[0].tolist()),
         chi2=float(result.chi2[0]),
         converged=bool(result.converged[0]),
         processing=image.notes,
+        attribution=whence,
+        attributed_to=CLASSES[int(towards)],
     )
 
 
@@ -128,11 +141,12 @@ def _figure(explanation: Explanation) -> Figure:
         ("significance of one more mass [σ]", explanation.significance, {"cmap": "PuOr_r", "vmin": -20, "vmax": 20}),
         ("residual convergence, network", explanation.kappa, {"cmap": "viridis"}),
         ("source, re-constructed", explanation.source, {"cmap": "magma"}),
+        (f"attribution of {explanation.attributed_to}", explanation.attribution, {"cmap": "viridis"}),
     ]
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(13.5, 6.6), layout="constrained")
         axes = figure.subplots(2, 4)
-        for axis, (title, image, options) in zip(axes[:, :3].flat, panels, strict=True):
+        for axis, (title, image, options) in zip([*axes[:, :3].flat, axes[1, 3]], panels, strict=True):
             side = explanation.source_half_width if image is explanation.source else half
             axis.set_title(title)
             if image is None:
@@ -148,7 +162,6 @@ def _figure(explanation: Explanation) -> Figure:
         bars.invert_yaxis()
         for place, p in enumerate(explanation.probabilities):
             bars.text(min(p + 0.02, 0.8), place, f"{p:.3f}", va="center")
-        axes[1, 3].set_axis_off()
         state = "converged" if explanation.converged else "NOT CONVERGED"
         figure.suptitle(f"{explanation.name}: smooth fit {state}, χ²/px {explanation.chi2:.3f}", fontsize=10)
     return figure

@@ -65,7 +65,7 @@ def attribute(
             wanted = (logits.gather(1, of_class[:, None])[:, 0] - logits[:, 0]).sum()
             for name, gradient in zip(names, torch.autograd.grad(wanted, leaves), strict=True):
                 total[name] += gradient / len(points)
-    whole = sum(((total[name] * way[name]).abs() for name in names), torch.zeros_like(smooth))
+    whole = sum(((total[name] * way[name]).abs() for name in names), torch.zeros_like(fixed["counts"]))
     return lensing.convolve_psf(whole.float(), _SMOOTHING).clamp_min(0)
 
 

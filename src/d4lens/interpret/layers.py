@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d4lens.evaluate.tta import transform_fit
@@ -198,10 +199,17 @@ def outputs(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> dict[s
 
 
 def blended(donor: Tensor, mask: Tensor | None = None) -> Edit:
-    """The edit that puts `donor` in place of the activation, or only where `mask` (B, n, n) is true."""
+    """The edit that puts `donor` in place of the activation, or only where `mask` (B, n, n) is true; a map larger than the
+    image has a margin on all sides, which is not patched."""
     if mask is None:
         return lambda _: donor
-    return lambda x: torch.where(mask if x.ndim == mask.ndim else mask[:, None], donor, x)
+
+    def edit(x: Tensor) -> Tensor:
+        margin = (x.shape[-1] - mask.shape[-1]) // 2
+        where = F.pad(mask, [margin] * 4) if margin else mask
+        return torch.where(where if x.ndim == mask.ndim else where[:, None], donor, x)
+
+    return edit
 
 
 @contextmanager
