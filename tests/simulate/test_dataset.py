@@ -163,6 +163,30 @@ def test_memory_is_flat_in_the_number_of_images(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (dataset.SHARD, b"{}", "has no "),
+        (dataset.SHARD, b"[1]", "is no shard"),
+        (dataset.SHARD, b'{"seed": null}', "is no shard"),
+        (dataset.SHARD, b"[" * 10_000, "is no shard"),
+        ("../out.npy", b"x", "leads outside the archive"),
+        (dataset.TRUTH, None, "is damaged"),
+    ],
+)
+def test_a_shard_that_is_wrong_inside_is_one_sentence(archive, tmp_path, name, content, words):
+    path = tmp_path / "odd.zip"
+    with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(path, "w") as odd:
+        for info in whole.infolist():
+            if info.filename != name:
+                odd.writestr(info, whole.read(info))
+        if content is not None:
+            odd.writestr(name, content)
+    with pytest.raises(D4LensError, match=words):
+        join_shards([path], tmp_path / "out.zip")
+    assert not (tmp_path / "out.zip").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"seed": -1}, "seed.*-1"),

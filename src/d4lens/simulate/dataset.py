@@ -6,6 +6,7 @@ Tree: `dataset/{train,val}/{no,sphere,vort}/N.npy` (N from 1; float64 (1, n, n),
 
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -24,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from d4lens.data.archive import Limits, SafeZip
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
 from d4lens.progress import Meter
@@ -36,6 +38,7 @@ TRUTH, SUBHALOS, PRESET, SHARD = (
 )
 _CHUNK = 32  # images a task; no effect on any byte
 _WORTH_A_WORKER = 600  # images one process makes in the seconds that another takes to start
+_ABOUT = ("seed", "n_train", "n_val", "start", "stop")
 _DATE = (1980, 1, 1, 0, 0, 0)
 _LEVEL = 1  # zlib: level 6 takes six times as long for a tenth less
 
@@ -120,10 +123,14 @@ def join_shards(paths: Iterable[str | Path], out: str | Path) -> None:
     opened: list[tuple[dict[str, Any], dict[str, Any], Path]] = []
     for path in map(Path, paths):
         try:
-            with zipfile.ZipFile(path) as file:
-                opened.append((json.loads(file.read(SHARD)), json.loads(file.read(PRESET)), path))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            with SafeZip(path, Limits(max_gigabytes=math.inf)) as file:
+                about = {key: int(value) for key, value in json.loads(file.read(SHARD)).items()}
+                preset = json.loads(file.read(PRESET))
+                if missing := set(_ABOUT) - set(about):
+                    raise ValueError(f"{SHARD} has no {min(missing)}")
+        except (D4LensError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise D4LensError(f"{path} is no shard of a simulated data set ({error})") from error
+        opened.append((about, preset, path))
     if not opened:
         raise D4LensError("no shards to join")
     opened.sort(key=lambda shard: shard[0]["start"])
@@ -143,14 +150,25 @@ def join_shards(paths: Iterable[str | Path], out: str | Path) -> None:
         raise D4LensError(f"the shards end at image {reached} of {total}: at least one is missing")
     with _archive(out) as archive:
         for _, _, path in opened:
-            with zipfile.ZipFile(path) as file, open(path, "rb") as raw:
-                for info in file.infolist():
-                    if info.filename.endswith(".npy"):
-                        archive.add(_raw_member(raw, info))
-                for name, table in ((TRUTH, archive.truth), (SUBHALOS, archive.subhalos)):
-                    with file.open(name) as rows:
-                        rows.readline()  # the header
-                        shutil.copyfileobj(rows, table)
+            try:
+                with zipfile.ZipFile(path) as file, open(path, "rb") as raw:
+                    for info in file.infolist():
+                        if info.filename.endswith(".npy"):
+                            archive.add(_raw_member(raw, info))
+                    for name, table in ((TRUTH, archive.truth), (SUBHALOS, archive.subhalos)):
+                        with file.open(name) as rows:
+                            rows.readline()  # the header
+                            shutil.copyfileobj(rows, table)
+            except (
+                zipfile.BadZipFile,
+                zlib.error,
+                struct.error,
+                EOFError,
+                LookupError,
+                RuntimeError,
+                ValueError,
+            ) as error:
+                raise D4LensError(f"{path} is damaged ({error}); simulate that shard again") from error
         archive.finish(preset, {**first, "start": 0, "stop": total})
 
 
