@@ -71,7 +71,19 @@ class Fitted:
 
 def load_classifier(weights: str | Path | None = None) -> Classifier:
     """The network in a model.safetensors; None takes the package's. Raises D4LensError for a file it cannot use."""
-    network, config = models.load(weights or default_weights())
+    path = weights or default_weights()
+    try:
+        network, config = models.load(path)
+        float(config.get("largest_chi2") or 0)
+    except D4LensError:
+        raise
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:  # JSON, but of other things than ours
+        raise D4LensError(
+            f"{path} describes no network of this project ({type(error).__name__}); name a model.safetensors that d4lens "
+            "wrote"
+        ) from None
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise D4LensError(f"{path} holds weights that are not finite numbers; take another, or train again")
     return Classifier(exported(network), config)
 
 
