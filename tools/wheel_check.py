@@ -1,4 +1,4 @@
-"""Build the wheel, install it alone into a fresh environment, and predict there with the weights that it carries.
+"""Build the wheel (from the source archive), install it alone into a fresh environment, and predict there with the weights that it carries.
 
 The environment sees the locked packages of the one that runs this through a .pth file, since installing them anew would
 fetch gigabytes; the source tree and the editable install of it stay out of sight.
@@ -25,7 +25,7 @@ def main() -> int:
             target = source / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / path).read_bytes())
-        _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(source))
+        _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(source))
         (wheel,) = (folder / "dist").glob("*.whl")
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
 
