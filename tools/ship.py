@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from d4lens.errors import D4LensError
+from d4lens.evaluate.classify import largest_chi2
 from d4lens.models import load, weights
 from d4lens.predict import WEIGHTS
 
@@ -30,7 +31,7 @@ def main() -> None:
     fits = pd.read_csv(Path("data") / chosen.profile / "macrofit" / "train_fit.csv")
     description |= {"licence": "MIT", "profile": chosen.profile, "seed": chosen.seed}
     # Beyond it `predict` flags an image: a smooth lens fits it worse than all but a thousandth of the training set.
-    description["largest_chi2"] = round(float(fits["chi2"].quantile(0.999)), 3)
+    description["largest_chi2"] = largest_chi2(fits["chi2"])
     weights.write(WEIGHTS, tensors, description)
     size = WEIGHTS.stat().st_size
     if size > LARGEST:

@@ -20,8 +20,9 @@ from d4lens.classes import CLASSES
 from d4lens.data import images
 from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.errors import D4LensError
+from d4lens.evaluate.classify import batch_of
 from d4lens.evaluate.tta import exported, predict_logits
-from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, significance
+from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
 from d4lens.observation import Observation
@@ -206,12 +207,7 @@ def network_batch(
             skies = result.parameters[:, lens.free.index("sky")]
         sky = (skies * lens.binning**2)[:, None, None]
         shown = ((counts - sky) * (grid.sky / sky).sqrt() + grid.sky).float()
-    return {
-        "counts": shown,
-        "residual": result.residual,
-        "significance": significance(counts, result.parameters, lens),
-        "fit": result.columns.float(),
-    }
+    return batch_of(counts, result, lens) | {"counts": shown}
 
 
 def default_weights() -> Path:
@@ -290,7 +286,7 @@ def _flag(part: Fitted, i: int, largest: float | None) -> str:
     flags = []
     if not part.result.converged[i]:
         flags.append("not converged")
-    elif largest is not None and float(part.result.chi2[i]) > largest:
+    if largest is not None and float(part.result.chi2[i]) > largest:
         flags.append("unlike training")
     if part.images[i].units != COUNTS:
         flags.append("no photon counts")

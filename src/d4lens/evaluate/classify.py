@@ -21,7 +21,7 @@ _NO = CLASSES.index("no")
 _BATCH = 64
 
 
-def network_batch(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> dict[str, Tensor]:
+def batch_of(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> dict[str, Tensor]:
     """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32."""
     return {
         "counts": counts.float(),

@@ -189,7 +189,7 @@ def detections(
             part = sensitivity.rows_of(truth, np.arange(first, min(first + _CHUNK, n)))
             counts = torch.from_numpy(_summed(render(part, made_by).numpy(), lens.binning)).float()
             result = fit(counts, lens)
-            batch = classify.network_batch(counts, result, lens)
+            batch = classify.batch_of(counts, result, lens)
             gained = sensitivity.gain(sensitivity.mean_counts(part, made_by, lens.binning), lens, result.parameters)
             every.append(gained)
             found["ideal"].append(sensitivity.ideal_rate(gained, false_positive_rate))

@@ -1,0 +1,38 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from d4lens.predict import WEIGHTS
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "genuine.py"
+
+
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the package's weights are not built yet")
+def test_the_package_s_network_names_genuine_images(real_samples, tmp_path):
+    trained = tmp_path / "runs" / "quick" / "d4lenspinn-0" / "model.safetensors"
+    trained.parent.mkdir(parents=True)
+    shutil.copy(WEIGHTS, trained)
+    done = run(tmp_path, real_samples)
+    assert done.returncode == 0, done.stderr
+    study = json.loads((tmp_path / "metrics" / "quick" / "genuine.json").read_text())
+    right = {r["class"]: r["value"] for r in study["records"] if r["quantity"] == "right"}
+    assert right["all"] >= 0.9
+    assert next(r["value"] for r in study["records"] if r["quantity"] == "auc_macro") >= 0.98
+
+
+def test_without_a_trained_network_it_says_what_to_run(tmp_path):
+    done = run(tmp_path, tmp_path, "--profile", "smoke")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "genuine: runs/smoke holds no trained network; run make reproduce PROFILE=smoke first"
+    )
