@@ -8,16 +8,20 @@ from common import arguments, one_sentence, parameters
 from d4lens.data.archive import Limits
 from d4lens.data.download import Expected, Patience, from_drive, from_path
 from d4lens.files import sha256
+from d4lens.parallel import ranks
 from d4lens.params import DownloadParams
-from d4lens.simulate import preset, write_archive
+from d4lens.simulate import preset
+from d4lens.simulate.shared import write_shared
 
 
 @one_sentence
 def main() -> None:
-    profile = arguments(__doc__).profile
+    profile, place = arguments(__doc__).profile, ranks()
     params = parameters("download", DownloadParams, profile)
     archive = Path("data") / profile / "lenses.zip"
     limits = Limits(**params.limits.model_dump())
+    if params.source != "simulate" and not place.leads:
+        return
     if params.source == "gdrive":
         drive = params.gdrive
         expected = Expected(drive.sha256, drive.images_per_class.model_dump(), limits)
@@ -29,9 +33,10 @@ def main() -> None:
         from_path(params.path, archive, limits)
     else:
         simulated = preset(params.simulate.preset, params.simulate.priors)
-        workers = params.workers or os.cpu_count() or 1
-        write_archive(archive, simulated, params.simulate.seed, params.n_train, params.n_val, workers, progress=True)
-    print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, SHA-256 {sha256(archive)}")
+        workers = params.workers or max(1, (os.cpu_count() or 1) // place.local_world)
+        write_shared(place, archive, simulated, params.simulate.seed, params.n_train, params.n_val, workers)
+    if place.leads:
+        print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, SHA-256 {sha256(archive)}")
 
 
 if __name__ == "__main__":

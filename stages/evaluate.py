@@ -3,22 +3,23 @@
 from pathlib import Path
 
 import pandas as pd
-import torch
 from common import arguments, one_sentence, parameters
 
 from d4lens import models, report
 from d4lens.data import arrays
 from d4lens.evaluate import plots, predictions, tta
+from d4lens.evaluate.shared import predict_shared
 from d4lens.files import sha256, write_json
+from d4lens.parallel import ranks
 from d4lens.params import EvaluateParams
 from d4lens.track import Tracker, enabled, run_tags
-from d4lens.train.data import InOrder, load
+from d4lens.train.data import load
 
 
 @one_sentence
 def main() -> None:
     args = arguments(__doc__, arm=True)
-    profile, model, seed, name = args.profile, args.model, args.seed, f"{args.model}-{args.seed}"
+    profile, model, seed, name, place = args.profile, args.model, args.seed, f"{args.model}-{args.seed}", ranks()
     params = parameters("evaluate", EvaluateParams, profile)
     data, trained = Path("data") / profile, Path("runs") / profile / name
     out = Path("runs") / profile / "evaluation" / name
@@ -27,9 +28,9 @@ def main() -> None:
     network, config = models.load(trained / "model.safetensors")
     observation = arrays.load_observation(data / "arrays")
     images = load(data / "arrays", data / "macrofit", "test", network.needs, observation)
-    network = tta.exported(network).to("cuda" if torch.cuda.is_available() else "cpu")
-    order = InOrder(len(images), params.batch_size)
-    logits, speed = tta.predict_views(network, lambda: (images[rows] for rows in order))
+    logits, speed = predict_shared(place, tta.exported(network).to(place.device()), images, params.batch_size)
+    if not place.leads:
+        return
 
     paths = arrays.load_split(data / "arrays", "test").paths
     table = predictions.tabulate(paths, images.labels, logits)

@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
-import torch
 from common import arguments, one_sentence, parameters
 
 from d4lens.data import arrays
 from d4lens.files import require_space, sha256, sole_writer, writing
-from d4lens.macrofit import fit_split, preset_model
+from d4lens.macrofit import preset_model
+from d4lens.macrofit.shared import fit_shared, remove_parts
 from d4lens.observation import Observation
+from d4lens.parallel import ranks
 from d4lens.params import MacrofitParams
 
 
 @one_sentence
 def main() -> None:
-    profile = arguments(__doc__).profile
+    profile, place = arguments(__doc__).profile, ranks()
     params = parameters("macrofit", MacrofitParams, profile)
     source, out = Path("data") / profile / "arrays", Path("data") / profile / "macrofit"
     facts = arrays.load_facts(source)
@@ -23,10 +24,10 @@ def main() -> None:
         Observation.from_dict(facts["native"]),
         facts["bin"],
         units=facts["units"],
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=place.device(),
     )
     manifest = sha256(source / arrays.MANIFEST)
-    with sole_writer(out), writing(out):
+    with sole_writer(out if place.leads else place.part(out)), writing(out):
         if not out.with_name("macrofit.partial").exists():  # two maps of float16 an image
             n_images = sum(sum(by_class.values()) for by_class in facts["images"].values())
             require_space(out.parent, 4 * n_images * facts["n_pixels"] ** 2)
@@ -34,7 +35,8 @@ def main() -> None:
             split = arrays.load_split(source, name)
             if not len(split):
                 continue
-            table = fit_split(
+            table = fit_shared(
+                place,
                 split.counts,
                 split.paths,
                 model,
@@ -47,8 +49,11 @@ def main() -> None:
                 max_starts=params.max_starts,
                 batch_size=params.batch_size,
             )
+            if not place.leads:
+                continue
             fitted = f"{table['converged'].sum()} of {len(table)} {name} images converged"
             print(f"{fitted}; median chi2 a pixel {table['chi2'].median():.3f}")
+    remove_parts(place, out)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from common import arguments, one_sentence, parameters, read
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import sha256
+from d4lens.parallel import ranks
 from d4lens.params import ArmParams, TrainParams, check
 from d4lens.track import Tracker, enabled, run_tags
 from d4lens.train import fingerprint, train
@@ -31,17 +32,12 @@ def main() -> None:
     data, run = Path("data") / profile, f"{model}-{seed}"
     images = sha256(data / "arrays" / arrays.MANIFEST)
     inputs = (data / "arrays", data / "macrofit")
+    leads = ranks().leads
     name = fingerprint(*inputs, arm.base, arm.options, seed, params)
     shown = {"arm": arm.model_dump(), "train": params.model_dump(), "seed": seed}
-    with Tracker(
-        enabled(),
-        ".",
-        f"d4lens-{profile}",
-        f"{profile}/{run}",
-        name,
-        shown,
-        run_tags(".", "train", profile, model, seed, images),
-    ) as tracker:
+    tags = run_tags(".", "train", profile, model, seed, images)
+    mirrored = enabled() and leads
+    with Tracker(mirrored, ".", f"d4lens-{profile}", f"{profile}/{run}", name, shown, tags) as tracker:
         best = train(
             *inputs,
             Path("runs") / profile / run,
@@ -52,7 +48,8 @@ def main() -> None:
             params,
             tracker,
         )
-    print(f"{run}: epoch {best['epoch']} chosen, macro AUC {best['select_auc_macro']:.4f} on select")
+    if leads:
+        print(f"{run}: epoch {best['epoch']} chosen, macro AUC {best['select_auc_macro']:.4f} on select")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, write_json
 from d4lens.models import weights
+from d4lens.parallel import ranks
 from d4lens.params import TrainParams
 from d4lens.train import checkpoint
 from d4lens.train.data import EpochBatches, InOrder, Lenses, epoch_seed, load
 from d4lens.train.module import SELECTION, Training
+from d4lens.train.norms import synchronise
 
 _log = logging.getLogger(__name__)
 _BUILD = 2**31  # no epoch: the seed of the first weights
@@ -83,7 +85,8 @@ def train(
     the weights and history of a training never interrupted (bit for bit on one machine's CPU). Emptied at the end.
     out_folder: gets model.safetensors (weights and description), history.csv (one row an epoch), timing.json.
     tracker: is told each epoch's row. devices: processes of a distributed training, each with its own share of a batch
-    `devices` times as large; one accelerator each, or one CPU process each where there is none.
+    `devices` times as large; one accelerator each, or one CPU process each where there is none. Under torchrun its
+    processes count instead, on all machines.
 
     Returns the best epoch's row. Raises D4LensError for unusable folders, options or parameters, for a loss that is not
     finite, and while another process trains in work_folder.
@@ -92,13 +95,17 @@ def train(
     observation = arrays.load_observation(arrays_folder)
     out_folder, work_folder = Path(out_folder), Path(work_folder)
     # Lightning starts the other ranks as further processes of this same script.
-    leads = getattr(rank_zero_only, "rank", 0) == 0
+    leads, place = getattr(rank_zero_only, "rank", 0) == 0, ranks()
     with checkpoint.sole_writer(work_folder) if leads else nullcontext():
         # The network is built before the checkpoint is looked at, so that a fresh start and a resumed one draw alike.
         torch.manual_seed(epoch_seed(seed, _BUILD))
         net = models.build(model_name, observation, **options)
+        if not leads:  # not before the first process has passed over what cannot be used
+            place.wait()
         progress = checkpoint.latest(work_folder, prints)
-        if progress.epoch:
+        if leads:
+            place.wait()
+        if progress.epoch and leads:
             _log.warning("%s, seed %d: going on after epoch %d of %d", model_name, seed, progress.epoch, params.epochs)
         module = Training(net, observation, params, seed, progress, work_folder)
         images, select = (
@@ -130,10 +137,15 @@ def _fit(module: Training, images: Lenses, select: Lenses, devices: int, keeper:
     params = module.params
     shown = sys.stderr.isatty()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    place = ranks()
+    processes = place.world if place.world > 1 else devices
+    if processes > 1:
+        synchronise(module.net)
     trainer = L.Trainer(
         max_epochs=params.epochs - module.first,
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        devices=place.local_world if place.world > 1 else devices,
+        num_nodes=place.machines,
+        strategy="ddp" if processes > 1 else "auto",
         precision=precision(params.precision),  # type: ignore[arg-type]
         deterministic="warn" if torch.cuda.is_available() else None,
         callbacks=[keeper, *([TQDMProgressBar()] if shown else [])],

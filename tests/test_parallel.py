@@ -1,0 +1,165 @@
+"""The stages under torchrun: two gloo processes against one, a size below the smoke profile's."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from d4lens.parallel import Ranks, ranks
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ROOT / "stages"
+ARM = ["--model", "pinn", "--seed", "0"]
+# Every loss and both kinds of batch normalisation, without what is random in a step.
+OPTIONS = {"fields": [1, 2], "descent": [2]}
+
+# What both sides run: the stages, with the gradients of the first step of the training kept.
+COMMON = """
+import json, runpy, sys
+from pathlib import Path
+import numpy as np
+from d4lens.train.module import Training
+
+def stage(name, *words):
+    sys.argv = [name, "--profile", "smoke", *words]
+    runpy.run_path(f"{STAGES}/{name}.py", run_name="__main__")
+
+def keep(module, optimizer, clip=Training.on_before_optimizer_step):
+    if module.global_rank == 0 and not Path("gradients.npz").exists():
+        np.savez("gradients.npz", **{name: p.grad.numpy() for name, p in module.net.named_parameters()})
+    clip(module, optimizer)
+"""
+TWO = """
+STAGES, arm = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, STAGES)
+Training.on_before_optimizer_step = keep
+import torch
+from d4lens.errors import D4LensError
+from d4lens.parallel import ranks
+
+place = ranks()
+stage("download")
+if place.leads:
+    stage("preprocess")
+place.wait()
+stage("macrofit")
+stage("evaluate", *arm)
+place.wait()
+stage("train", *arm)
+try:
+    place.gather(slice(0, 2), torch.ones(2, 3), 3)
+except D4LensError as error:
+    Path(f"rank-{place.rank}.json").write_text(json.dumps([place.world, str(error)]))
+"""
+
+
+def project(folder: Path, batch: int) -> None:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["train"] |= {"augment": False, "precision": "32-true", "batch_size": batch}
+    values["macrofit"]["batch_size"] = 5
+    values["evaluate"] |= {"batch_size": 4, "bootstrap": 100}
+    values["arms"] = {"pinn": {"base": "d4lenspinn", "options": OPTIONS}}
+    (folder / "profiles" / "smoke").mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    own = yaml.safe_load((ROOT / "profiles" / "smoke" / "params.yaml").read_text())
+    own["models"] = ["pinn"]
+    own["profile"] |= {"download": {"n_train": 24, "n_val": 9}, "preprocess": {"bin": 4}, "train": {"epochs": 1}}
+    (folder / "profiles" / "smoke" / "params.yaml").write_text(yaml.safe_dump(own))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Folders of one process and of two, after download, preprocess, macrofit, evaluate and train.
+
+    Both evaluate the network that the one process trained; the two train with half its batch each.
+    """
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    project(one, 8)
+    project(two, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("D4LENS_TRACKING", "off")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.chdir(one)
+        patch.syspath_prepend(str(STAGES))
+        patch.setattr(sys, "argv", [])
+        names: dict = {"STAGES": str(STAGES)}
+        exec(COMMON, names)
+        patch.setattr(names["Training"], "on_before_optimizer_step", names["keep"])
+        for name, words in (("download", []), ("preprocess", []), ("macrofit", []), ("train", ARM), ("evaluate", ARM)):
+            names["stage"](name, *words)
+        shutil.copytree(one / "runs" / "smoke" / "pinn-0", two / "runs" / "smoke" / "pinn-0")
+        (two / "driver.py").write_text(COMMON + TWO)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        done = subprocess.run(
+            [sys.executable, *torchrun, "driver.py", str(STAGES), json.dumps(ARM)],
+            cwd=two,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+    return one, two
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.suffix != ".lock"
+            if path.is_file()}  # fmt: skip
+
+
+def test_simulation_and_fit_are_byte_equal_and_leave_nothing_beside(both):
+    one, two = (files(folder / "data") for folder in both)
+    assert {"smoke/lenses.zip", "smoke/macrofit/train_residual.npy", "smoke/macrofit/test_fit.csv"} <= set(one)
+    assert sorted(one) == sorted(two)
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def test_evaluation_is_byte_equal_with_a_ragged_last_share(both):
+    predictions, scores = "runs/smoke/evaluation/pinn-0/predictions.parquet", "metrics/smoke/evaluation/pinn-0.json"
+    for name in (predictions, scores):
+        assert (both[0] / name).read_bytes() == (both[1] / name).read_bytes()
+    table = pd.read_parquet(both[1] / predictions)
+    assert table.groupby("tta")["path"].nunique().tolist() == [9, 9]
+    assert [len(range(9)[rows]) for rows in Ranks(0, 2, 0, 2).shares(9, 4)] == [4, 5]
+
+
+def test_a_step_of_two_has_the_gradient_of_one_step_on_all_images(both):
+    one, two = (np.load(folder / "gradients.npz") for folder in both)
+    assert set(one.files) == set(two.files)
+    largest = max(np.abs(one[name]).max() for name in one.files)
+    for name in one.files:
+        np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=1e-5 * largest, err_msg=name)
+
+
+def test_the_two_train_one_network(both):
+    history = pd.read_csv(both[1] / "runs" / "smoke" / "pinn-0" / "history.csv")
+    assert history["epoch"].tolist() == [1]
+    assert np.isfinite(history.to_numpy()).all()
+    assert not list((both[1] / "runs" / "smoke" / ".work" / "pinn-0").glob("epoch-*"))
+
+
+def test_a_row_from_two_processes_is_an_error_in_both(both):
+    for rank in (0, 1):
+        world, said = json.loads((both[1] / f"rank-{rank}.json").read_text())
+        assert world == 2
+        assert said == "row 0 came from 2 processes"
+
+
+@pytest.mark.parametrize(
+    ("n", "align", "world"), [(9, 1, 2), (9, 4, 2), (0, 4, 3), (3, 8, 2), (1000, 64, 7), (5, 1, 8)]
+)
+def test_shares_are_all_rows_once_in_whole_blocks(n, align, world):
+    shares = [Ranks(rank, world).share(n, align) for rank in range(world)]
+    assert [row for rows in shares for row in range(n)[rows]] == list(range(n))
+    assert all(rows.start % align == 0 or rows.start == n for rows in shares)
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert ranks() == Ranks(0, 1, 0, 1)
+    assert ranks().leads
