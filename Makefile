@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Threads that wait asleep: spinning ones slow a training on a shared machine twentyfold, and sleeping costs little.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup reproduce test lint verify gate ui docs wheel figures ship lock clean
+.PHONY: help setup reproduce test lint verify gate ui docs wheel figures profiles ship lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -30,6 +30,7 @@ $(READY): requirements.lock pyproject.toml
 
 reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smoke|quick|full)
 	@test -e $(PIPELINE) || { echo "make: no profile '$(PROFILE)'; there are: quick $(notdir $(wildcard profiles/*))"; exit 1; }
+	@$(MAKE) --no-print-directory profiles
 	@$(BIN)/dvc repro $(if $(FORCE),--force --no-run-cache) $(PIPELINE)
 	@$(BIN)/python stages/table.py --profile $(PROFILE) --print
 
@@ -48,6 +49,9 @@ gate: $(READY) ## check that dvc.lock matches parameters and code, and the READM
 
 ui: $(READY) ## open MLflow on 127.0.0.1 with the runs' comparison (PORT=5000)
 	@$(BIN)/python -m d4lens.track --port $(PORT)
+
+profiles: ## copy dvc.yaml, the one to edit, to every profile
+	@for copy in profiles/*/dvc.yaml; do cmp -s dvc.yaml $$copy || cp dvc.yaml $$copy; done
 
 docs: $(READY) ## write the API pages to build/docs
 	@$(BIN)/python tools/docs.py

@@ -24,7 +24,8 @@ def stale_stages(pipeline: Path) -> list[str]:
 
 
 def main() -> None:
-    faults = []
+    copies = [path for path in PIPELINES[1:] if path.read_bytes() != PIPELINES[0].read_bytes()]
+    faults = [f"{path}: not dvc.yaml; run make profiles" for path in copies]
     for pipeline in PIPELINES:
         if not pipeline.with_name("dvc.lock").is_file():
             print(f"{pipeline}: never run, nothing to hold it against")
