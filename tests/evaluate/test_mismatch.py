@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -103,25 +101,37 @@ def test_what_is_measured_is_counted_by_hand():
     assert value["says", "flagged_if_wrong"] == (1.0, 1)
 
 
-def rows_of(auc: dict[tuple[str, str], float]) -> list[dict]:
+def rows_of(scores: dict[tuple[str, str], tuple[float, float]]) -> list[dict]:
     rows = []
-    for (case, constants), value in auc.items():
-        quantities = {"auc_macro": ("net", value), "false_alarms": ("net", 1 - value), "unlike_training": ("", 0.0)}
+    for (case, constants), (auc, alarms) in scores.items():
+        quantities = {"auc_macro": ("net", auc), "false_alarms": ("net", alarms)}
+        quantities["unlike_training"] = ("", 1.0 if case == "clump" else 0.0)
         for quantity, (arm, number) in quantities.items():
             rows.append({"case": case, "constants": constants, "arm": arm, "quantity": quantity, "value": number})
     return rows
 
 
 def test_the_answers_name_what_fails_and_what_mends_it():
-    words = {"own": "our own kind", "lens": "an odd lens", "clump": "a clump", "fine": "a fine one"}
-    auc = {("own", "default"): 0.99, ("own", "freed"): 0.97, ("fine", "default"): 0.98, ("clump", "default"): 0.5}
-    auc |= {("lens", "default"): 0.6, ("lens", "known"): 0.98, ("lens", "freed"): 0.7, ("clump", "freed"): 0.6}
-    own, good, bad, known, freed, lost, *_ = mismatch.answers(rows_of(auc), words, "net")
+    words = {
+        "own": "our own kind",
+        "lens": "an odd lens",
+        "psf": "a wide PSF",
+        "clump": "a clump",
+        "fine": "a fine one",
+    }
+    scores = {("own", "default"): (0.99, 0.0), ("own", "freed"): (0.97, 0.0), ("fine", "default"): (0.98, 0.02)}
+    scores |= {("clump", "default"): (0.5, 1.0), ("clump", "freed"): (0.6, 0.9)}
+    scores |= {("lens", "default"): (0.6, 1.0), ("lens", "known"): (0.98, 0.0), ("lens", "freed"): (0.7, 0.0)}
+    # An AUC as good as before, and every third smooth image a false alarm: that does not hold.
+    scores |= {("psf", "default"): (0.99, 0.33), ("psf", "freed"): (0.98, 0.0)}
+    own, good, bad, known, freed, lost, flags, _ = mismatch.answers(rows_of(scores), words, "net")
     assert "0.990" in own
-    assert "a fine one (0.980)" in good
-    assert "an odd lens (0.600); a clump (0.500)" in bad
-    assert "50%" in bad
-    assert "an odd lens (0.980)" in known
-    assert freed.endswith("none.")
-    assert "a clump (0.500)" in lost
-    assert not math.isnan(auc["own", "default"])
+    assert "0.970" in own
+    assert good.endswith("a fine one (0.980, 2%).")
+    assert bad.endswith("an odd lens (0.600, 100%); a wide PSF (0.990, 33%); a clump (0.500, 100%).")
+    assert known.endswith(": an odd lens (0.980, 0%).")
+    assert freed.endswith(": a wide PSF (0.980, 0%).")
+    assert "a clump (0.500, 100%)" in lost
+    assert (
+        "the 3 kinds that fail they mark at least half of the images in 1, but not of an odd lens; a wide PSF" in flags
+    )
