@@ -80,6 +80,7 @@ def test_a_class_without_images_is_named(small_tree, pack, split, name):
         ("dataset\\train\\no\\9.npy", "unusable name"),
         ("dataset/train/no/9\n.npy", "unusable name"),
         ("dataset/train/NO/1.npy", "differ only in case"),
+        ("", "unusable name ''"),
     ],
 )
 def test_a_hostile_name_is_refused(small_tree, pack, name, sentence):

@@ -18,9 +18,9 @@ def fuzz():
     return module
 
 
-def test_two_thousand_damaged_files_are_read_or_refused(fuzz, tmp_path):
+def test_a_thousand_damaged_files_are_read_or_refused(fuzz, tmp_path):
     """`tools/fuzz.py` in small; 100,000 and more by hand (docs/reliability.md)."""
-    tally, faults = fuzz.run(2000, 5, tmp_path, tmp_path / "keep")
+    tally, faults = fuzz.run(1000, 5, tmp_path, tmp_path / "keep")
     assert faults == []
     for suffix in (".npy", ".npz", ".fits", ".png", ".tif", ".zip"):
         assert tally[f"{suffix} refused"] > 10

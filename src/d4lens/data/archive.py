@@ -122,7 +122,7 @@ class SafeZip:
 
     def _check_entry(self, info: zipfile.ZipInfo) -> None:
         name = info.filename
-        if info.orig_filename != name or "\\" in name or any(ord(letter) < 32 for letter in name):
+        if not name or info.orig_filename != name or "\\" in name or any(ord(letter) < 32 for letter in name):
             raise D4LensError(f"{self.path} holds the unusable name {info.orig_filename!r}; pack it again")
         if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
             raise D4LensError(f"{self.path} holds {name!r}, which leads outside the archive; it is refused")

@@ -1,0 +1,45 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "tools" / "kill_campaign.py"
+
+
+@pytest.fixture(scope="module")
+def campaign():
+    spec = importlib.util.spec_from_file_location("kill_campaign", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_stages_killed_at_random_moments_end_in_the_undisturbed_bytes(tmp_path):
+    """`tools/kill_campaign.py` in small: three stages, two kills each; training's own kills are in tests/train."""
+    size = ["--kills", "2", "--images", "24", "9", "--bin", "4", "--stages", "download", "preprocess", "macrofit"]
+    command = [sys.executable, str(SCRIPT), *size, "--out", str(tmp_path / "tally.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tally = {row["stage"]: row["killed"] for row in json.loads((tmp_path / "tally.json").read_text())}
+    assert tally == {"download": 2, "preprocess": 2, "macrofit": 2}
+
+
+def test_what_differs_or_is_left_over_is_seen(campaign, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = campaign.DATA / "arrays"
+    arrays.mkdir(parents=True)
+    (arrays / "test.npy").write_bytes(b"whole")
+    (arrays / "timing.json").write_bytes(b"1")
+    before = campaign.digests([arrays])
+    (arrays / "timing.json").write_bytes(b"2")
+    assert campaign.digests([arrays]) == before
+    (arrays / "test.npy").write_bytes(b"half")
+    assert campaign.digests([arrays]) != before
+    assert campaign.litter() == set()
+    (campaign.DATA / ".macrofit.lock").touch()
+    (arrays / ".test.01234567.npy").touch()
+    assert campaign.litter() == {str(arrays / ".test.01234567.npy")}
