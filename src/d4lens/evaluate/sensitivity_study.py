@@ -450,7 +450,7 @@ def study(
         "recovery_rod_mass": (
             "Mass of the rod",
             "Rod mass found against the true one on the test split, each estimator scaled on the selection split; grey: "
-            "within 20 %. The right-hand panels use no substructure at all.",
+            "within 20 %. The upper row uses no network: that is what a network has to beat.",
         ),
     }
     tables = {

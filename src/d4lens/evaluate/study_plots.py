@@ -99,4 +99,7 @@ def draw_mismatch(path: str | Path, table: pd.DataFrame, quantity: str = "auc_ma
             axis.grid(axis="x", alpha=0.3)
         axes[0].set_yticks(range(len(cases)), cases)
         axes[0].invert_yaxis()
-        axes[-1].legend(loc="lower left", fontsize="small", title="constants")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small", title="constants"
+        )
