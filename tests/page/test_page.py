@@ -63,7 +63,13 @@ def project(tmp_path_factory):
         record = studies.record(0.5, 0.4, 0.6, 10, quantity="auc")
         undefined = studies.record(float("nan"), 0, 0, 0, quantity="control", layer=3)
         study = studies.Study(
-            name, "Is it?", ["It is <0.5>."], ["Why."], [record, undefined], [figure], {"control": "0"}
+            name,
+            "Is it?",
+            ["It is <0.5> by `d4lens <fit>`."],
+            ["Why."],
+            [record, undefined],
+            [figure],
+            {"control": "0"},
         )
         studies.write(folder / f"{name}.json", study)
     return root
@@ -78,7 +84,14 @@ def written(project):
 
 def test_it_holds_every_part_and_fetches_nothing(written):
     text = written.read_text()
-    for word in ("resnet18", "Calibration", "Is it?", "It is &lt;0.5&gt;.", "What this cannot tell", "control"):
+    for word in (
+        "resnet18",
+        "Calibration",
+        "Is it?",
+        "It is &lt;0.5&gt; by <code>d4lens &lt;fit&gt;</code>.",
+        "What this cannot tell",
+        "control",
+    ):
         assert word in text
     for word in ("python stages/x.py", "make reproduce PROFILE=small", "archive, SHA-256", "processor", "torch"):
         assert word in text

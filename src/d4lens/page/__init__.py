@@ -1,6 +1,7 @@
 """A profile's results as one HTML file that opens offline: no script, style, font or picture comes from elsewhere."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from markupsafe import Markup, escape
 
 from d4lens import report, studies
 from d4lens.classes import CLASSES
@@ -66,6 +68,7 @@ def write(
     )
     environment.filters["inline"] = lambda file: _inline(root, file)
     environment.filters["number"] = _number
+    environment.filters["prose"] = _prose
     text = environment.get_template("page.html").render(
         profile=profile,
         headline=report.headline(results, caption).replace("**", ""),
@@ -236,6 +239,11 @@ def _inline(root: Path, file: str) -> str:
     if path.suffix not in _TYPES or not path.is_file():
         raise D4LensError(f"a study names the figure {file}, which is missing or no SVG or PNG; run its stage again")
     return f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _prose(text: str) -> Markup:
+    """A sentence with its `code` set as such."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _number(value: Any) -> str:
