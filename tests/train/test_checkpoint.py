@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import time
 
 import pytest
 import torch
@@ -114,6 +115,34 @@ def test_one_writer_at_a_time_and_a_killed_one_frees_the_place(tmp_path):
     other.join()
     with checkpoint.sole_writer(tmp_path):
         pass
+
+
+def start_holder(folder, ready, done):
+    """As dvc starts a trainer."""
+    child = multiprocessing.get_context("fork").Process(target=hold, args=(folder, ready, done))
+    child.start()
+    child.join()
+
+
+def test_the_writer_keeps_its_place_when_what_started_it_is_killed(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    starter = context.Process(target=start_holder, args=(tmp_path, ready, done))
+    starter.start()
+    assert ready.wait(60)
+    starter.kill()
+    starter.join()
+    with pytest.raises(D4LensError, match="another process is training in"), checkpoint.sole_writer(tmp_path):
+        pass
+    done.set()
+    until = time.monotonic() + 60
+    while True:  # the orphan is nobody's child to wait for
+        try:
+            with checkpoint.sole_writer(tmp_path):
+                return
+        except D4LensError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
 
 def test_the_fingerprint_tells_parameters_data_and_code_apart(tmp_path, monkeypatch):
