@@ -1,5 +1,9 @@
-"""The README's picture: one simulated image of each class, and what the fit makes of it. Writes docs/lenses.png."""
+"""The README's pictures: docs/lenses.png, one simulated image of each class and what the fit makes of it, and
+docs/learning_curve.png, macro AUC against training images from metrics/{learning_curve,full_75px}/results.csv."""
 
+import re
+
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
@@ -10,9 +14,37 @@ from d4lens.macrofit.significance import significance
 from d4lens.simulate import PRESETS, draw, render, substructure_convergence
 
 SEED, FIRST = 20, 0  # index % 3 is the class
+CURVES = ("learning_curve", "full_75px")  # profiles, the last with the largest training set
+ARMS = {
+    "d4lenspinn": "D4LensPINN (residual + significance)",
+    "d4cnn_residual": "D4-equivariant CNN on the residual",
+    "resnet18_residual": "ResNet18 on image + residual",
+    "resnet18": "ResNet18 on the image",
+}
 
 
-def main() -> None:
+def learning_curve() -> None:
+    table = pd.concat(pd.read_csv(f"metrics/{profile}/results.csv") for profile in CURVES)
+    table = table[table["tta"]].assign(arm=table["model"].map(lambda name: re.sub(r"_\d+$", "", name)))
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for arm, label in ARMS.items():
+        points = table[table["arm"] == arm].sort_values("n_train")
+        ends = points["auc_macro"] - points["auc_macro_low"], points["auc_macro_high"] - points["auc_macro"]
+        axis.errorbar(points["n_train"], points["auc_macro"], ends, marker="o", capsize=3, label=label)
+    axis.set_xscale("log")
+    axis.set_yscale("logit")
+    ticks = [0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_yticks([], minor=True)
+    axis.set(xlabel="training images", ylabel="macro AUC on the test split (TTA)")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center right", fontsize="small")
+    with atomic_path("docs/learning_curve.png") as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def lenses() -> None:
     preset = PRESETS["deeplense"]
     truth = draw(preset, SEED, range(FIRST, FIRST + len(CLASSES)))
     counts = torch.as_tensor(render(truth, preset)).float()
@@ -45,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    lenses()
+    learning_curve()

@@ -154,7 +154,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_never_was(
     root = tmp_path / "killed"
     words = (str(root), *map(str, dataset), PINN, params().model_dump(), signal_name, moment)
     command = [sys.executable, "-c", textwrap.dedent(VICTIM), *map(json.dumps, words)]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert killed.returncode == code, killed.stderr[-2000:]
     assert sorted(path.name for path in (root / "work").glob("epoch-*")) == epochs_left
     run(dataset, root, PINN, params=params())
@@ -294,7 +294,7 @@ def test_two_processes_train_one_network(dataset, tmp_path, params):
     words = (*map(str, dataset), str(tmp_path), params(epochs=2, batch_size=4).model_dump())
     (tmp_path / "script.py").write_text(TWO_RANKS)  # the second rank is the script, started again
     command = [sys.executable, str(tmp_path / "script.py"), *map(json.dumps, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     history = pd.read_csv(tmp_path / "out" / "history.csv", float_precision="round_trip")
     assert len(history) == 2
