@@ -17,7 +17,6 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from d4lens.classes import CLASSES
 from d4lens.predict import predict_table
 
-
 COLUMNS = ["label", *(f"p_{name}" for name in CLASSES), "chi2", "flag"]
 
 

@@ -26,7 +26,9 @@ def test_right_answers_are_counted_by_arm_and_class():
     tables = {("good", 0): table([0, 0, 1, 1, 2, 2]), ("bad", 3): table([0, 1, 1, 2, 2, 2], flags)}
     study = genuine.study(LABELS, tables, "make it")
     assert value(study, arm="good", quantity="auc_macro")["value"] == 1
-    assert value(study, arm="bad", seed=3, quantity="right", **{"class": "all"})["value"] == pytest.approx(4 / 6, abs=1e-6)
+    assert value(study, arm="bad", seed=3, quantity="right", **{"class": "all"})["value"] == pytest.approx(
+        4 / 6, abs=1e-6
+    )
     assert value(study, arm="bad", quantity="right", **{"class": "sphere"})["value"] == 0.5
     assert value(study, arm="bad", quantity="flagged")["value"] == pytest.approx(1 / 6, abs=1e-6)
     assert value(study, quantity="chi2", **{"class": "vort"})["value"] == 4.5
