@@ -28,12 +28,14 @@ with atomic_path(sys.argv[1]) as temporary:
 @contextmanager
 def no_file_beyond(n_bytes: int):
     """A quota on the size of a file, kept by the kernel: the write that goes beyond it fails halfway, with EFBIG."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits, had = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # Python takes a half-written .pyc for a whole one
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.dont_write_bytecode = had
 
 
 def names(folder):

@@ -57,6 +57,7 @@ def files():
     return {str(path) for top in tops for path in Path(top).rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 sys.path.insert(0, str(stages))
+sys.dont_write_bytecode = True  # Python takes a half-written .pyc for a whole one, here and in every later process
 for stage, quota in quotas.items():
     before, limits = files(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (quota, limits[1]))
