@@ -36,6 +36,7 @@ class Ranks:
 
     @property
     def machines(self) -> int:
+        """How many machines the processes run on."""
         return self.world // self.local_world
 
     def device(self) -> torch.device:
@@ -59,6 +60,7 @@ class Ranks:
         return self.parts(path)[self.rank]
 
     def parts(self, path: Path) -> list[Path]:
+        """Beside `path`, one file for each process to write its share to, in the order of their ranks."""
         return [path.with_name(f"{path.stem}.{rank + 1}-of-{self.world}{path.suffix}") for rank in range(self.world)]
 
     def wait(self) -> None:

@@ -81,6 +81,7 @@ class SafeZip:
         self.close()
 
     def close(self) -> None:
+        """Close the file; reading from it afterwards fails."""
         self._zip.close()
 
     def _inspect(self, limits: Limits) -> dict[str, zipfile.ZipInfo]:

@@ -104,4 +104,5 @@ class PoissonSolver(nn.Module):
         return self.deflection(kappa)
 
     def extra_repr(self) -> str:
+        """What `print` shows of the solver beside its name."""
         return f"n_pixels={self.n_pixels}, pixel_scale={self.pixel_scale}"

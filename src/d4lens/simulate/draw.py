@@ -90,6 +90,7 @@ def noise_stream(preset: str, seed: int, split: str, index: int) -> np.random.Ge
 
 
 def check_seed(seed: int) -> None:
+    """Raises PhysicsError unless `seed` is a whole number of at least 0."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise PhysicsError(f"seed must be a whole number of at least 0, not {seed}")
 

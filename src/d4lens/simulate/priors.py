@@ -45,18 +45,22 @@ class Prior:
 
 
 def fixed(value: float, unit: str = "", source: str = "") -> Prior:
+    """A parameter that is `value` in every image."""
     return Prior("fixed", value, value, unit, source)
 
 
 def uniform(low: float, high: float, unit: str = "", source: str = "") -> Prior:
+    """Uniform between `low` and `high`."""
     return Prior("uniform", low, high, unit, source)
 
 
 def log_uniform(low: float, high: float, unit: str = "", source: str = "") -> Prior:
+    """Its logarithm uniform between those of `low` and `high`, both above 0."""
     return Prior("log-uniform", low, high, unit, source)
 
 
 def power_law(low: float, high: float, slope: float, unit: str = "", source: str = "") -> Prior:
+    """dN/dx proportional to x^slope between `low` and `high`, both above 0."""
     return Prior("power-law", low, high, unit, source, slope)
 
 
@@ -69,6 +73,7 @@ class Parameter:
     open: bool = False
 
     def check(self, name: str, value: float) -> None:
+        """Raises PhysicsError, naming the parameter, unless `value` lies in the range."""
         inside = (value > self.low if self.open else value >= self.low) and value <= self.high
         if not (math.isfinite(value) and inside):
             left = "(" if self.open else "["
