@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from d4lens import models
 from d4lens.evaluate.tta import exported
 from d4lens.files import write_json
-from d4lens.models.equivariant import EquivariantConv, EquivariantLayers, FieldNorm, _type, enn
+from d4lens.models.equivariant import EquivariantConv, EquivariantLayers, _type, enn
+from d4lens.models.fields import FieldNorm
 from d4lens.models.unet import UNet
 from d4lens.observation import Observation
 from d4lens.params import LossWeights
@@ -107,7 +108,7 @@ def unet_step(net: nn.Module, bf16: bool, channels_last: bool) -> Callable[[], o
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             maps, features, floor = net(x)
-        (maps.float().square().mean() + features.float().mean() + floor.float().mean()).backward()
+        sum(part.float().square().mean() for part in (maps, features, floor)).backward()
         optimizer.step()
         optimizer.zero_grad()
 

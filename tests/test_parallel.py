@@ -132,9 +132,9 @@ def test_evaluation_covers_every_image_once_with_a_ragged_last_share(both):
 def test_a_step_of_two_has_the_gradient_of_one_step_on_all_images(both):
     one, two = (np.load(folder / "gradients.npz") for folder in both)
     assert set(one.files) == set(two.files)
-    largest = max(np.abs(one[name]).max() for name in one.files)
-    for name in one.files:
-        np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=1e-5 * largest, err_msg=name)
+    # Of the whole tensor: an entry near zero is the rounding of many, which differs from one processor to another.
+    off = {name: np.linalg.norm(two[name] - one[name]) / np.linalg.norm(one[name]) for name in one.files}
+    assert {name: error for name, error in off.items() if not error < 2e-3} == {}
 
 
 def test_the_two_train_one_network(both):

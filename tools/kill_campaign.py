@@ -118,7 +118,7 @@ def campaign(stage: str, model: str, kills: int, draw: random.Random, log: Path)
     finish(start(stage, model, log), stage, log)
     tally.seconds = round(time.monotonic() - begun, 2)
     reference = digests(outs)
-    while tally.killed < kills and tally.too_late < 10 + kills:
+    while tally.killed < kills and tally.too_late < 10 * kills:
         for path in outs:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         pid = start(stage, model, log)

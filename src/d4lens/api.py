@@ -194,6 +194,7 @@ class Model:
 
     @property
     def config(self) -> dict[str, Any]:
+        """What the weights' file says of the network."""
         return self.classifier.config
 
     def predict(

@@ -35,11 +35,15 @@ class _Group(BaseModel):
 
 
 class SplitCounts(_Group):
+    """Images of each class in each published split."""
+
     train: Count
     val: Count
 
 
 class GDriveParams(_Group):
+    """Where on the Drive the set lies, and how patiently it is fetched."""
+
     id: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
     retries: Annotated[int, Field(ge=0, le=20)]
@@ -49,17 +53,23 @@ class GDriveParams(_Group):
 
 
 class SimulateParams(_Group):
+    """Preset, seed and overridden priors of the simulation."""
+
     preset: str
     seed: Seed
     priors: dict[str, bool | Number | list[Number]]
 
 
 class LimitParams(_Group):
+    """How large a zip may unpack."""
+
     max_ratio: Positive
     max_gigabytes: Positive
 
 
 class DownloadParams(_Group):
+    """Group `download`: where the images come from."""
+
     source: Literal["simulate", "gdrive", "path"]
     path: str | None
     cache: str
@@ -72,6 +82,8 @@ class DownloadParams(_Group):
 
 
 class PreprocessParams(_Group):
+    """Group `preprocess`: the instrument (arcsec, counts) and the splits."""
+
     pixel_scale: Positive
     psf_sigma: Positive
     sky: NonNegative
@@ -82,6 +94,8 @@ class PreprocessParams(_Group):
 
 
 class MacrofitParams(_Group):
+    """Group `macrofit`: preset and iterations of the smooth fit."""
+
     preset: str
     batch_size: Count
     coarse_iterations: Annotated[int, Field(ge=0)]
@@ -90,6 +104,8 @@ class MacrofitParams(_Group):
 
 
 class LossWeights(_Group):
+    """Weights of the losses beside the cross-entropy's 1."""
+
     total_variation: NonNegative
     sparsity: NonNegative
     centre: NonNegative
@@ -99,6 +115,8 @@ class LossWeights(_Group):
 
 
 class TrainParams(_Group):
+    """Group `train`, as the profile and the arm change it."""
+
     batch_size: Count
     learning_rate: Positive
     weight_decay: NonNegative
@@ -113,18 +131,24 @@ class TrainParams(_Group):
 
 
 class ArmParams(_Group):
+    """A row of the table: its network, that one's options, and what it changes in `train`."""
+
     base: str
     options: dict[str, Any] = {}
     train: dict[str, Any] = {}
 
 
 class EvaluateParams(_Group):
+    """Group `evaluate`: batch, bootstrap resamples and their seed."""
+
     batch_size: Count
     bootstrap: Annotated[int, Field(ge=100)]
     seed: Seed
 
 
 class PatchingParams(_Group):
+    """Group `patching`."""
+
     models: Annotated[list[str], Field(min_length=1)]
     pairs: Annotated[int, Field(ge=2)]
     controls: Annotated[int, Field(ge=2)]
@@ -134,6 +158,8 @@ class PatchingParams(_Group):
 
 
 class ProbingParams(_Group):
+    """Group `probing`."""
+
     models: Annotated[list[str], Field(min_length=1)]
     twin: str
     images: Annotated[int, Field(ge=30)]
@@ -143,6 +169,8 @@ class ProbingParams(_Group):
 
 
 class SymmetryParams(_Group):
+    """Group `symmetry`."""
+
     images: Annotated[int, Field(ge=6)]
     layer_images: Count
     bootstrap: Annotated[int, Field(ge=100)]
@@ -150,6 +178,8 @@ class SymmetryParams(_Group):
 
 
 class AttributionParams(_Group):
+    """Group `attribution`."""
+
     models: Annotated[list[str], Field(min_length=1)]
     images: Annotated[int, Field(ge=2)]
     steps: Count
@@ -158,6 +188,8 @@ class AttributionParams(_Group):
 
 
 class PlacesParams(_Group):
+    """The grid of places (arcsec) of one subhalo of `mass` (Msun), and its noises."""
+
     side: Count
     half_width: Positive
     mass: Positive
@@ -165,6 +197,8 @@ class PlacesParams(_Group):
 
 
 class SensitivityParams(_Group):
+    """Group `sensitivity`: masses in Msun, radii in Einstein radii."""
+
     arms: list[str]
     recover: str
     false_positive_rate: Fraction
@@ -178,6 +212,8 @@ class SensitivityParams(_Group):
 
 
 class MismatchParams(_Group):
+    """Group `mismatch`."""
+
     arms: list[str]
     answers_for: str
     images: Annotated[int, Field(ge=3)]
@@ -186,6 +222,8 @@ class MismatchParams(_Group):
 
 
 class ReportParams(_Group):
+    """Group `report`: the page, its studies and galleries."""
+
     caption: str
     page: Annotated[str, Field(pattern=r"\.html$")]
     studies: list[str]

@@ -22,7 +22,7 @@ def train_and_score(lenses, labels: torch.Tensor, observation) -> float:
     split = 2 * len(labels) // 3
     batch = lenses.rows(slice(0, split))
     network.train()
-    for _ in range(12):
+    for _ in range(30):
         optimiser.zero_grad()
         F.cross_entropy(network(batch)["logits"], labels[:split]).backward()
         optimiser.step()

@@ -10,7 +10,8 @@ from torch import nn
 
 from d4lens.lensing import d4
 from d4lens.models import equivariant
-from d4lens.models.equivariant import EquivariantConv, FieldNorm, downsample, exported, invariant, transform_fields
+from d4lens.models.equivariant import EquivariantConv, transform_fields
+from d4lens.models.fields import FieldNorm, downsample, exported, invariant
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 

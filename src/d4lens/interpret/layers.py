@@ -18,8 +18,8 @@ from d4lens.evaluate.tta import transform_fit
 from d4lens.lensing import d4, to_image_plane, to_source_plane, unchecked
 from d4lens.models.baselines import D4CNN, ResNet
 from d4lens.models.engine import _SEEN
-from d4lens.models.equivariant import EquivariantLayers, transform_fields
 from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
+from d4lens.models.unet import PlainLayers
 
 Batch = Mapping[str, Tensor]
 Edit = Callable[[Tensor], Tensor]
@@ -87,7 +87,7 @@ def _read(network: nn.Module) -> tuple[str, ...]:
 
 
 def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
-    fields: Literal["regular", "plain"] = "regular" if isinstance(network.unet.layers, EquivariantLayers) else "plain"
+    fields: Literal["regular", "plain"] = "plain" if isinstance(network.unet.layers, PlainLayers) else "regular"
     unet = [
         Layer(f"unet.{name}", "unet", "scalar", "input", "unet", channels=(i, i + 1))
         for i, name in enumerate(network.inputs)
@@ -145,6 +145,8 @@ def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
     if x.ndim < 3:
         return x
     if layer.kind == "regular":
+        from d4lens.models.equivariant import transform_fields  # escnn's convention; not needed to read a layer
+
         return transform_fields(x, g)
     if layer.kind == "vector":
         return torch.stack(d4.transform_vector(x[:, 0], x[:, 1], g), 1)
@@ -238,7 +240,8 @@ def _edited(x: Tensor, layer: Layer, edit: Edit) -> Tensor:
     first, end = layer.channels
     part = x[:, first:end]
     new = edit(part)
-    return x if new is part else torch.cat([x[:, :first], new, x[:, end:]], 1)
+    # In x's own layout: another one would change the last bits of what is computed from it.
+    return x if new is part else x.clone().index_copy_(1, torch.arange(first, end, device=x.device), new.to(x.dtype))
 
 
 def _edited_lens(engine: Any, args: tuple, out: dict[str, Tensor], layer: Layer, edit: Edit) -> dict[str, Tensor]:

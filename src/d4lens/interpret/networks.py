@@ -24,6 +24,7 @@ class Arm:
 
     @property
     def observation(self) -> Observation:
+        """The pixels, PSF and sky it was trained on."""
         return Observation.from_dict(self.config["observation"])
 
     def untrained(self, seed: int) -> nn.Module:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.models.channels import needs_of, stack
-from d4lens.models.equivariant import EquivariantLayers, downsample, exported, summary
-from d4lens.models.unet import Lift
+from d4lens.models.fields import downsample, exported, summary
+from d4lens.models.unet import Lift, field_layers
 from d4lens.observation import Observation
 
 
@@ -58,7 +58,7 @@ class D4CNN(nn.Module):
         super().__init__()
         self.channels, self.sky = tuple(channels), observation.sky
         self.needs = needs_of(self.channels)
-        layers, fields = EquivariantLayers(), tuple(fields)
+        layers, fields = field_layers("equivariant"), tuple(fields)
         # Three whole halvings are enough: from there on `downsample` fits itself to odd sizes.
         self.lift = Lift(layers, observation.n_pixels, len(self.channels), fields[0], levels=3)
         self.convs = nn.ModuleList(layers.conv(a, b) for a, b in itertools.pairwise(fields))

@@ -17,7 +17,6 @@ A convolution of kernel k, stride s and padding p commutes with the quarter turn
 every size here is checked, and `downsample` picks the pooling that fits.
 """
 
-import copy
 import functools
 import math
 import warnings
@@ -37,6 +36,7 @@ with warnings.catch_warnings(), mock.patch("joblib.Memory", return_value=Memory(
     from escnn import nn as enn
 
 from d4lens.lensing import d4
+from d4lens.models.fields import ORDER, FieldNorm, summary
 
 _numerical.randomized_svd = None
 for _module, _name in (
@@ -47,7 +47,6 @@ for _module, _name in (
     _cached = getattr(_module, _name)
     setattr(_module, _name, functools.cache(getattr(_cached, "func", _cached)))
 
-ORDER = 8
 SPACE = gspaces.flipRot2dOnR2(N=4)
 _ELEMENTS = tuple(SPACE.fibergroup.elements)
 
@@ -61,6 +60,8 @@ class EquivariantConv(nn.Module):
 
     Give either `scalars_in` or `fields_in`, and either `scalars_out` or `fields_out`.
     """
+
+    orbit: Tensor
 
     def __init__(
         self,
@@ -85,13 +86,36 @@ class EquivariantConv(nn.Module):
             initialize=False,
         )
         (block,) = self.conv.basisexpansion.children()
-        block.sampled_basis.copy_(_symmetrised(block.sampled_basis, self.conv.basisexpansion.points))
+        n_out, n_in = (1 if scalars else ORDER for scalars in (scalars_out, scalars_in))
+        self.register_buffer("orbit", _orbits(n_out, n_in, self.conv.basisexpansion.points), persistent=False)
+        block.sampled_basis.copy_(_symmetrised(block.sampled_basis, self.orbit))
         # He et al. 2015 on the expanded kernel: the variances of what reaches one output channel add up to 2.
         reach = block.sampled_basis.square().sum((0, 2, 3)).mean().item() * (scalars_in + fields_in)
         nn.init.normal_(self.conv.weights, std=math.sqrt(2 / reach))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(enn.GeometricTensor(x, self.conv.in_type)).tensor
+        """Maps (B, channels in, n, n) -> (B, channels out, m, m)."""
+        conv = self.conv
+        kernel, bias = conv.expand_parameters() if conv.training else (conv.filter, conv.expanded_bias)
+        # escnn's own forward leaves the kernel channels first, and one such kernel turns all that follows.
+        return F.conv2d(x, kernel.contiguous(memory_format=torch.channels_last), bias, padding=conv.padding)
+
+    def train(self, mode: bool = True) -> "EquivariantConv":
+        """Switch the mode; the kernel kept for evaluation is exactly equivariant.
+
+        The entries of an orbit are sums of the same terms, which a matrix product need not round alike on every processor:
+        each takes the value of one of them.
+        """
+        expand = self.training and not mode
+        super().train(mode)
+        if expand:
+            kernel, (n_out, n_in, n_points) = self.conv.filter, self.orbit.shape
+            blocks = kernel.view(kernel.shape[0] // n_out, n_out, kernel.shape[1] // n_in, n_in, n_points).transpose(
+                1, 2
+            )
+            tied = blocks.flatten(2)[..., self.orbit.flatten()].view(blocks.shape)
+            self.conv.filter = tied.transpose(1, 2).reshape(kernel.shape)
+        return self
 
     def plain(self) -> nn.Conv2d:
         """The trained layer as a torch convolution."""
@@ -115,23 +139,25 @@ class EquivariantConv(nn.Module):
         return plain
 
 
-def _symmetrised(basis: Tensor, points) -> Tensor:
-    """Kernels (b, out, in, p) made exactly equivariant: K(g x) = rho_out(g) K(x) rho_in(g)^-1 for all eight g."""
-    n_out, n_in, n_points = basis.shape[1:]
+def _orbits(n_out: int, n_in: int, points) -> Tensor:
+    """Labels (n_out, n_in, p) of a kernel's entries, equal where K(g x) = rho_out(g) K(x) rho_in(g)^-1 makes them equal;
+    each is the place of one entry of its orbit in the flattened kernel."""
     place = torch.as_tensor(points, dtype=torch.float64)
-    index = torch.arange(n_out * n_in * n_points).view(n_out, n_in, n_points)
+    index = torch.arange(n_out * n_in * len(place)).view(n_out, n_in, len(place))
     orbit = index.clone()
     for element in _ELEMENTS:
         turned = place @ torch.as_tensor(SPACE.basespace_action(element), dtype=torch.float64).T
         to = torch.cdist(turned, place).argmin(1)
         image = index[_permutation(element, n_out)][:, _permutation(element, n_in)][:, :, to]
         orbit = torch.minimum(orbit, image)
-    flat = basis.reshape(len(basis), -1).double()
-    label = orbit.reshape(-1)
     # An orbit's least member is the same for all its members, since the eight elements form a group.
-    size = torch.zeros(len(label), dtype=torch.float64).index_add_(
-        0, label, torch.ones(len(label), dtype=torch.float64)
-    )
+    return orbit
+
+
+def _symmetrised(basis: Tensor, orbit: Tensor) -> Tensor:
+    """Kernels (b, out, in, p) made exactly equivariant: each entry the mean of its orbit."""
+    flat, label = basis.reshape(len(basis), -1).double(), orbit.reshape(-1)
+    size = torch.bincount(label, minlength=len(label)).double()
     total = torch.zeros_like(flat).index_add_(1, label, flat)
     exact = (total / size.clamp_min(1))[:, label].reshape(basis.shape)
     if (exact - basis).abs().max() > 1e-5:
@@ -167,142 +193,33 @@ def transform_fields(x: Tensor, g: int) -> Tensor:
     return d4.transform(x.view(batch, channels // ORDER, ORDER, n, n)[:, :, order], g).reshape(x.shape)
 
 
-class _FieldNorm(torch.autograd.Function):
-    """Batch normalisation with the moments shared by a field's eight channels; backward of Ioffe & Szegedy 2015.
-
-    Written on the native per-channel kernels: four times as fast on a CPU as moments taken through a reshaped view.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        channels, fields = x.shape[1], len(weight)
-        ones, zeros = weight.new_ones(channels), weight.new_zeros(channels)
-        tiny = 1e-12
-        _, mean, inverse = torch.native_batch_norm(x, ones, zeros, zeros.clone(), ones.clone(), True, 0.0, tiny)
-        variance = inverse.to(weight.dtype) ** -2 - tiny
-        mean = mean.to(weight.dtype)
-        field_mean = mean.view(fields, -1).mean(1)
-        spread = (mean.view(fields, -1) - field_mean[:, None]) ** 2
-        field_variance = (variance.view(fields, -1) + spread).mean(1)
-        ctx.save_for_backward(x, weight, field_mean, field_variance)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(field_mean, field_variance)
-        return _normalise(x, field_mean, field_variance, weight, bias, eps), field_mean, field_variance
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, variance = ctx.saved_tensors
-        fields, each = len(weight), x.shape[1] // len(weight)
-        wide = [t.repeat_interleave(each) for t in (weight, mean, variance)]
-        if x.is_contiguous(memory_format=torch.channels_last):
-            gradient = gradient.contiguous(memory_format=torch.channels_last)
-        # With the moments held fixed the native kernel also gives sum(dy * x_hat) and sum(dy) of each channel.
-        by_x, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, *wide, None, None, False, ctx.eps, [True, True, True]
-        )
-        by_weight = by_weight.to(weight.dtype).view(fields, each).sum(1)
-        by_bias = by_bias.to(weight.dtype).view(fields, each).sum(1)
-        inverse = torch.rsqrt(variance + ctx.eps)
-        count = x.numel() // fields
-        slope = -weight * inverse**2 * by_weight / count
-        shift = -weight * inverse * by_bias / count - slope * mean
-        slope, shift = (t.repeat_interleave(each).view(1, -1, 1, 1).to(x.dtype) for t in (slope, shift))
-        return by_x.addcmul_(x, slope).add_(shift), by_weight, by_bias, None
-
-
-def _normalise(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    each = x.shape[1] // len(weight)
-    mean, variance, weight, bias = (t.repeat_interleave(each) for t in (mean, variance, weight, bias))
-    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-
-
-class FieldNorm(nn.Module):
-    """Batch normalisation of regular fields (B, 8 F, n, n): one mean, variance, scale and shift for each field."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, fields: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(fields)), nn.Parameter(torch.zeros(fields))
-        self.register_buffer("running_mean", torch.zeros(fields))
-        self.register_buffer("running_var", torch.ones(fields))
-        self.momentum, self.eps = momentum, eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return _normalise(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
-        y, mean, variance = _FieldNorm.apply(x, self.weight, self.bias, self.eps)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-        return y
-
-    def plain(self) -> nn.BatchNorm2d:
-        """The trained layer as torch's batch normalisation."""
-        plain = nn.BatchNorm2d(ORDER * len(self.weight), eps=self.eps, dtype=self.weight.dtype)
-        with torch.no_grad():
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                getattr(plain, name).copy_(getattr(self, name).repeat_interleave(ORDER))
-        return plain.to(self.weight.device)
-
-
 class EquivariantLayers:
     """What a network is made of when it is to be equivariant; `PlainLayers` of `unet` is its counterpart."""
 
     def channels(self, fields: int) -> int:
+        """Channels of so many fields."""
         return ORDER * fields
 
     def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
+        """A convolution from scalars to fields."""
         return EquivariantConv(scalars_in=scalars, fields_out=fields, kernel_size=kernel_size, padding=padding)
 
     def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
+        """A convolution between fields that keeps the size."""
         return EquivariantConv(fields_in=fields_in, fields_out=fields_out, kernel_size=kernel_size)
 
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
+        """A convolution from fields to scalars."""
         return EquivariantConv(fields_in=fields, scalars_out=scalars, kernel_size=kernel_size, padding=padding)
 
     def norm(self, fields: int) -> nn.Module:
+        """Batch normalisation with the moments shared within a field."""
         return FieldNorm(fields)
 
     def summary(self, x: Tensor) -> Tensor:
+        """`fields.summary`."""
         return summary(x)
 
     def summary_width(self, fields: int) -> int:
+        """Length of the summary of so many fields."""
         return 2 * fields
-
-
-def summary(x: Tensor) -> Tensor:
-    """Mean and maximum of each regular field over the group and the plane, which no element changes: -> (B, 2 F).
-
-    Faint masses light a few pixels only: the mean alone would dilute them.
-    """
-    mean = x.mean((-2, -1)).unflatten(1, (-1, ORDER)).mean(2)
-    return torch.cat([mean, invariant(x).amax((-2, -1))], 1)
-
-
-def invariant(x: Tensor) -> Tensor:
-    """Largest value over the group of each regular field: (B, 8 F, n, n) -> F scalar maps (B, F, n, n)."""
-    return x.unflatten(1, (-1, ORDER)).amax(2)
-
-
-def downsample(x: Tensor) -> Tensor:
-    """Mean pooling that commutes with a quarter turn: 2 x 2 on an even size, 3 x 3 at stride 2 on an odd one."""
-    if x.shape[-1] % 2 == 0:
-        return F.avg_pool2d(x, 2)
-    return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
-
-
-def exported(model: nn.Module) -> nn.Module:
-    """A copy in eval mode in which every escnn layer is a plain torch one: faster, and torch alone can save and run it.
-
-    The model keeps its mode.
-    """
-    training = model.training
-    with torch.no_grad():  # escnn keeps the filters of eval mode; expanded under autograd they could not be copied
-        plain = copy.deepcopy(model.train().eval())
-        for parent in list(plain.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, EquivariantConv | FieldNorm):
-                    setattr(parent, name, child.plain().eval())
-    model.train(training)
-    return plain

@@ -11,22 +11,23 @@ from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.models.channels import channel, needs_of, stack
 from d4lens.models.engine import LensEngine
-from d4lens.models.equivariant import EquivariantLayers, exported
+from d4lens.models.fields import exported
 from d4lens.models.head import efficientnet
-from d4lens.models.unet import Descent, PlainLayers, UNet, plain_of_equal_parameters
+from d4lens.models.unet import Descent, PlainLayers, UNet, field_layers, plain_of_equal_parameters
 from d4lens.observation import Observation
 
-UNetKind = Literal["equivariant", "plain_width", "plain_parameters"]
+UNetKind = Literal["equivariant", "exported", "plain_width", "plain_parameters"]
 OF_FIT = ("residual", "significance")
 
 
 def unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]) -> UNet:
-    """The U-Net, equivariant, or plain with as many channels or about as many parameters as the equivariant one."""
+    """The U-Net: equivariant, exported (the same for prediction, without escnn), or plain with as many channels or about as
+    many parameters as the equivariant one."""
     if kind == "plain_width":
         return UNet(PlainLayers(), n_pixels, scalars_in, scalars_out, fields)
-    if kind not in ("equivariant", "plain_parameters"):
-        raise D4LensError(f"unknown unet {kind!r}; choose equivariant, plain_width or plain_parameters")
-    net = UNet(EquivariantLayers(), n_pixels, scalars_in, scalars_out, fields)
+    if kind not in ("equivariant", "exported", "plain_parameters"):
+        raise D4LensError(f"unknown unet {kind!r}; choose equivariant, exported, plain_width or plain_parameters")
+    net = UNet(field_layers(kind), n_pixels, scalars_in, scalars_out, fields)
     if kind == "plain_parameters":
         return plain_of_equal_parameters(net, n_pixels, scalars_in, scalars_out, fields)
     return net
@@ -99,7 +100,7 @@ class D4LensPINN(nn.Module):
     head_channels: names among HEAD_CHANNELS; default residual, significance, kappa and (with the engine) unexplained:
         no raw image, from which a network learns the simulator.
     engine: False leaves out the lens equation, with its channels and its losses.
-    unet_kind: equivariant, plain_width or plain_parameters. features: give the head the U-Net's last features too.
+    unet_kind: equivariant, exported, plain_width or plain_parameters. features: give the head the U-Net's last features too.
     descent: fields of the further halvings of the U-Net's coarsest level before its invariants are classified; () leaves
         the decision to the head alone.
     channel_dropout: probability, in training, of blanking each named channel of an image.
@@ -156,7 +157,8 @@ class D4LensPINN(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """logits (B, 3) and kappa; with the engine psi, alpha_x, alpha_y, source, coverage, relensed, unexplained."""
         counts = batch["counts"]
-        drawn, features, floor = self.unet(stack(self.inputs, batch, self.sky))
+        seen = {name: channel(name, batch, self.sky) for name in {*self.inputs, *self.head_channels} & {*self.OF_IMAGE}}
+        drawn, features, floor = self.unet(torch.stack([seen[name] for name in self.inputs], 1))
         drawn = drawn.to(counts.dtype)
         # A tenth: the convergence of one detectable mass, smoothed to two pixels.
         out = {"kappa": 0.1 * drawn[:, 0]}
@@ -168,14 +170,14 @@ class D4LensPINN(nn.Module):
             out["psi"] = self.scale**2 * drawn[:, 1] if own else self.engine.poisson.potential(out["kappa"])
             out["unexplained"] = (signal - out["relensed"]) / noise(counts)
         # Misfits reach hundreds of sigma where the source grid is too coarse for the brightest knot.
-        named = {**out, "unexplained": out.get("unexplained", counts).clamp(-20, 20)}
-        named |= {name: channel(name, batch, self.sky) for name in self.OF_IMAGE if name in self.head_channels}
+        named = {**out, **seen, "unexplained": out.get("unexplained", counts).clamp(-20, 20)}
         channels = torch.stack([named[name] for name in self.head_channels], 1) if self.head_channels else None
         if channels is not None and self.training and self.channel_dropout:
             keep = torch.rand(channels.shape[:2], device=channels.device) >= self.channel_dropout
             channels = channels * keep[..., None, None]
         # In the features' precision and layout: the head's first convolution would convert them to it anyway.
-        parts = ([channels.to(features.dtype)] if channels is not None else []) + ([features] if self.features else [])
+        parts = [channels.to(features.dtype, memory_format=torch.channels_last)] if channels is not None else []
+        parts += [features] if self.features else []
         logits = self.head(torch.cat(parts, 1))
         if self.descent is not None and self.vote is not None:
             logits = logits + self.vote(self.descent(floor).to(self.vote.weight.dtype))

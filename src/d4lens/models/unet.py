@@ -9,19 +9,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d4lens.errors import D4LensError
-from d4lens.models.equivariant import downsample
+from d4lens.models.fields import ExportedLayers, downsample
 
 
 class Layers(Protocol):
     """The things a network is built of, each counted in fields; what a field is, the maker decides."""
 
-    def channels(self, fields: int) -> int: ...
-    def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module: ...
-    def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module: ...
-    def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module: ...
-    def norm(self, fields: int) -> nn.Module: ...
-    def summary(self, x: Tensor) -> Tensor: ...
-    def summary_width(self, fields: int) -> int: ...
+    def channels(self, fields: int) -> int:
+        """Channels of so many fields."""
+        ...
+
+    def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
+        """A convolution from scalars to fields."""
+        ...
+
+    def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
+        """A convolution between fields that keeps the size."""
+        ...
+
+    def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
+        """A convolution from fields to scalars."""
+        ...
+
+    def norm(self, fields: int) -> nn.Module:
+        """Batch normalisation."""
+        ...
+
+    def summary(self, x: Tensor) -> Tensor:
+        """Vectors (B, summary_width) of the fields (B, C, n, n)."""
+        ...
+
+    def summary_width(self, fields: int) -> int:
+        """Length of the summary of so many fields."""
+        ...
 
 
 class PlainLayers:
@@ -31,26 +51,49 @@ class PlainLayers:
         self.per_field = per_field
 
     def channels(self, fields: int) -> int:
+        """Channels of so many fields."""
         return max(1, round(fields * self.per_field))
 
     def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
+        """A convolution from scalars to fields."""
         return nn.Conv2d(scalars, self.channels(fields), kernel_size, padding=padding, bias=False)
 
     def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
+        """A convolution between fields that keeps the size."""
         widths = self.channels(fields_in), self.channels(fields_out)
         return nn.Conv2d(*widths, kernel_size, padding=kernel_size // 2, bias=False)
 
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
+        """A convolution from fields to scalars."""
         return nn.Conv2d(self.channels(fields), scalars, kernel_size, padding=padding)
 
     def norm(self, fields: int) -> nn.Module:
+        """Batch normalisation."""
         return nn.BatchNorm2d(self.channels(fields))
 
     def summary(self, x: Tensor) -> Tensor:
+        """Vectors (B, summary_width) of the fields (B, C, n, n)."""
         return torch.cat([x.mean((-2, -1)), x.amax((-2, -1))], 1)
 
     def summary_width(self, fields: int) -> int:
+        """Length of the summary of so many fields."""
         return 2 * self.channels(fields)
+
+
+def field_layers(kind: str) -> Layers:
+    """`equivariant` layers, or the `exported` ones of a network that only predicts.
+
+    Raises D4LensError where escnn, which the former need, is not installed.
+    """
+    if kind == "exported":
+        return ExportedLayers()
+    try:
+        from d4lens.models.equivariant import EquivariantLayers  # not at the top: predicting does not need escnn
+    except ImportError as error:
+        raise D4LensError(
+            f"an equivariant network needs escnn ({error}); install d4lens as its README says, or take exported weights"
+        ) from None
+    return EquivariantLayers()
 
 
 def working_size(n_pixels: int, levels: int) -> int:
@@ -74,12 +117,14 @@ class Lift(nn.Module):
         self.conv = layers.lift(scalars, fields, kernel_size=4 if odd else 5, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, scalars, n, n) -> fields (B, C, size, size). Raises D4LensError for another n."""
         if x.shape[-2:] != (self.n_pixels, self.n_pixels):
             raise D4LensError(
                 f"images of {x.shape[-2]} x {x.shape[-1]} pixels were given to a model built for {self.n_pixels} x "
                 f"{self.n_pixels}; build it with the observation of these images"
             )
-        return self.conv(F.pad(x, [self.margin] * 4) if self.margin else x)
+        x = F.pad(x, [self.margin] * 4) if self.margin else x
+        return self.conv(x.contiguous(memory_format=torch.channels_last))
 
     def restore(self, x: Tensor) -> Tensor:
         """Maps at the working size back to the image's pixels: means of four where the size was odd, then a crop."""
@@ -90,8 +135,9 @@ class Lift(nn.Module):
 
     def crop(self, x: Tensor) -> Tensor:
         """Without the margin, from the working size, or from one less where the image's size is odd."""
-        end = self.margin + self.n_pixels
-        return x[..., self.margin : end, self.margin : end]
+        excess = x.shape[-1] - self.n_pixels - self.margin
+        # Padding by less than nothing: the gradient of a slice would come back channels first.
+        return F.pad(x, [-self.margin, -excess] * 2) if self.margin or excess else x
 
 
 class UNet(nn.Module):
@@ -125,6 +171,7 @@ class UNet(nn.Module):
         self.channels = layers.channels(fields[0])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three outputs above of maps (B, scalars_in, n, n)."""
         x = F.relu_(self.norm(self.lift(x)))
         skips = []
         for block in self.down:
@@ -149,6 +196,7 @@ class Descent(nn.Module):
         self.summary, self.width = layers.summary, layers.summary_width(fields[-1])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Fields (B, C, n, n) -> (B, width)."""
         for block in self.blocks:
             x = block(downsample(x))
         return self.summary(x)

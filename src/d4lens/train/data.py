@@ -136,6 +136,7 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = first
 
     def set_epoch(self, epoch: int) -> None:
+        """Take the order of epoch `first` + `epoch`; Lightning calls it."""
         self.epoch = self.first + epoch
 
     def __len__(self) -> int:

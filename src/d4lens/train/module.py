@@ -14,7 +14,7 @@ from d4lens import models
 from d4lens.errors import D4LensError
 from d4lens.evaluate import metrics
 from d4lens.models import weights
-from d4lens.models.equivariant import FieldNorm
+from d4lens.models.fields import FieldNorm
 from d4lens.observation import Observation
 from d4lens.params import TrainParams
 from d4lens.train import losses
@@ -56,9 +56,11 @@ class Training(L.LightningModule):
 
     @property
     def epoch(self) -> int:
+        """Epochs done, those of earlier sessions included."""
         return self.first + self.current_epoch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW, decaying kernels only, with the moments of the checkpoint."""
         shrunk: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
         for module in self.net.modules():
@@ -88,10 +90,12 @@ class Training(L.LightningModule):
         return self.params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
     def on_train_epoch_start(self) -> None:
+        """Begin the epoch's row and its clock."""
         self.sums, self.row = {}, {}
         self.started = time.perf_counter()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Seed the epoch at its first batch; set the learning rate of this step."""
         if batch_idx == 0:  # not earlier: making the loader's iterator draws a number
             torch.manual_seed(epoch_seed(self.seed, self.epoch, self.global_rank))
         per_epoch = int(self.trainer.num_training_batches)
@@ -101,11 +105,13 @@ class Training(L.LightningModule):
         self.row["learning_rate"] = rate
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient's norm."""
         # Lightning's own clipping refuses a fused optimiser, for the sake of a gradient scaler that bfloat16 never has.
         if self.params.gradient_clip:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.params.gradient_clip)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The total loss of one batch, augmented. Raises D4LensError where it is not finite, leaving the tensors in a file."""
         if self.params.augment:
             batch = augment(batch, torch.randint(8, (len(batch["label"]),)))
         out = self.net(batch)
@@ -144,13 +150,16 @@ class Training(L.LightningModule):
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().double() * count
 
     def on_validation_epoch_start(self) -> None:
+        """Stop the training's clock."""
         self.progress.training_seconds += time.perf_counter() - self.started
         self.scored = []
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Keep the batch's logits."""
         self.scored.append((self.net(batch)["logits"].float().cpu(), batch["label"].cpu()))
 
     def on_validation_epoch_end(self) -> None:
+        """Score the selection split. Raises D4LensError for logits that are not finite."""
         logits, labels = (torch.cat(parts) for parts in zip(*self.scored))
         if not torch.isfinite(logits).all():
             raise D4LensError(

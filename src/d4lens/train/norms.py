@@ -5,7 +5,7 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from d4lens.models.equivariant import ORDER, FieldNorm
+from d4lens.models.fields import ORDER, FieldNorm
 
 
 def synchronise(net: nn.Module) -> None:
