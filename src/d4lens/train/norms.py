@@ -37,9 +37,13 @@ def _mean(x: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _moments(x: Tensor, each: int) -> tuple[Tensor, Tensor]:
     """Mean and variance, (C,), of groups of `each` channels of x (B, C, n, n) over the batches of all processes."""
-    values = x.float().unflatten(1, (-1, each))
+    values = _wide(x).unflatten(1, (-1, each))
     mean = _Mean.apply(values.mean((0, 2, 3, 4)))
     variance = _Mean.apply((values - mean.view(1, -1, 1, 1, 1)).square().mean((0, 2, 3, 4)))
     return mean, variance
@@ -49,7 +53,7 @@ def _normalise(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: 
     each = x.shape[1] // len(weight)
     scale = weight * torch.rsqrt(variance + eps)
     scale, shift = (t.repeat_interleave(each).view(1, -1, 1, 1) for t in (scale, bias - mean * scale))
-    return (x.float() * scale + shift).to(x.dtype)
+    return (_wide(x) * scale + shift).to(x.dtype)
 
 
 class _SyncedFieldNorm(FieldNorm):
