@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,3 +201,22 @@ def test_the_shipped_weights_say_where_they_come_from():
     assert description["fingerprint"]
     assert predict.default_weights().stat().st_size <= 15e6
     assert all(torch.isfinite(value).all() for value in tensors.values())
+
+
+# escnn cannot be installed by its own metadata without a Fortran compiler: where it is missing, the package predicts all the same.
+WITHOUT_ESCNN = """
+import sys
+sys.modules["escnn"] = None
+import d4lens
+answer = d4lens.predict(d4lens.simulate(n=3, seed=1).images)
+try:
+    d4lens.models.build("d4cnn", answer and d4lens.load_model().classifier.grid)
+except d4lens.errors.D4LensError as error:
+    print(error)
+"""
+
+
+def test_the_packages_weights_predict_without_escnn():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_ESCNN], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "needs escnn" in done.stdout

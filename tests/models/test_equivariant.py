@@ -11,7 +11,7 @@ from torch import nn
 from d4lens.lensing import d4
 from d4lens.models import equivariant
 from d4lens.models.equivariant import EquivariantConv, transform_fields
-from d4lens.models.fields import FieldNorm, downsample, exported, invariant
+from d4lens.models.fields import FieldNorm, downsample, invariant
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
@@ -73,55 +73,17 @@ def test_the_kernel_reaches_unit_gain_on_noise():
     assert 1.0 < y.var() < 4.0  # He: twice the input's variance, which the ReLU halves
 
 
-def reference(x, norm):
-    """Batch normalisation over a field's eight channels, by torch's own layer on a view."""
-    batch, _, height, width = x.shape
-    torch_norm = nn.BatchNorm2d(len(norm.weight), eps=norm.eps).to(x.dtype)
-    with torch.no_grad():
-        torch_norm.weight.copy_(norm.weight)
-        torch_norm.bias.copy_(norm.bias)
-    return torch_norm(x.view(batch, -1, 8 * height, width)).view(x.shape), torch_norm
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_field_norm_is_batch_norm_with_shared_moments(layout):
-    norm = FieldNorm(3).double()
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 2)
-        norm.bias.normal_()
-    x = (5 + 3 * torch.randn(4, 24, 6, 6, dtype=torch.float64)).requires_grad_()
-    weights = torch.randn(4, 24, 6, 6, dtype=torch.float64)
-    expected, torch_norm = reference(x, norm)
-    y = norm(x.contiguous(memory_format=layout))
-    assert torch.allclose(y, expected, atol=1e-10)
-    ours = torch.autograd.grad((y * weights).sum(), (x, norm.weight, norm.bias))
-    theirs = torch.autograd.grad((expected * weights).sum(), (x, torch_norm.weight, torch_norm.bias))
-    for a, b in zip(ours, theirs):
-        assert torch.allclose(a, b, atol=1e-9)
-    assert torch.allclose(norm.running_mean, 0.1 * x.view(4, 3, -1).mean((0, 2)))
-    assert torch.allclose(norm.running_var, 0.9 + 0.1 * x.view(4, 3, -1).transpose(0, 1).reshape(3, -1).var(1, False))
-
-
-def test_field_norm_takes_bfloat16_as_autocast_hands_it():
-    norm = FieldNorm(2)
-    x = (3 + torch.randn(4, 16, 8, 8)).requires_grad_()
-    y = norm(x.bfloat16())
-    assert y.dtype == torch.bfloat16
-    assert torch.allclose(y.float(), norm(x), atol=0.05)
-    y.float().square().sum().backward()
-    assert torch.isfinite(x.grad).all()
-
-
-def test_exported_layers_are_plain_torch_and_compute_the_same():
-    net = nn.Sequential(EquivariantConv(scalars_in=1, fields_out=2, kernel_size=4, padding=2), FieldNorm(2))
-    net.append(EquivariantConv(fields_in=2, scalars_out=2)).double()
-    x = torch.randn(2, 1, 9, 9, dtype=torch.float64)
-    for _ in range(3):
-        net(x)  # moves the running moments away from zero and one
-    plain = exported(net)
-    assert net.training
-    assert not any("escnn" in type(module).__module__ for module in plain.modules())
-    assert torch.allclose(plain(x), net.eval()(x), atol=1e-12)
+def test_kernels_kept_for_evaluation_are_equivariant_in_any_precision_they_are_cast_to():
+    for layer, channels, before, after in ((make(), c, b, a) for make, c, b, a in LAYERS.values()):
+        if not isinstance(layer, EquivariantConv):
+            continue
+        with torch.no_grad():
+            layer.conv.weights.normal_()
+        layer.eval().double()  # the kernel was expanded in float32
+        x = torch.randn(2, channels, 11, 11, dtype=torch.float64)
+        for g in d4.ELEMENTS:
+            error = (layer(turn(x, g, before)) - turn(layer(x), g, after)).abs().max() / layer(x).std()
+            assert error < TOLERANCE[torch.float64], g
 
 
 def digest() -> str:
