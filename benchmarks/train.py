@@ -116,10 +116,14 @@ def unet_step(net: nn.Module, bf16: bool, channels_last: bool) -> Callable[[], o
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
 
+    gradients: list[Tensor] = []
+
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            maps, features, floor = net(x)
-        sum(part.float().square().mean() for part in (maps, features, floor)).backward()
+            outputs = net(x)
+        if not gradients:  # given, so that no loss of ours is timed with the network
+            gradients.extend(1e-3 * torch.ones_like(output) for output in outputs)
+        torch.autograd.backward(outputs, gradients)
         optimizer.step()
         optimizer.zero_grad()
 
