@@ -14,22 +14,53 @@ import importlib
 import json
 import os
 import random
+import re
 import runpy
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PROFILE, SEED = "smoke", 0
-DATA, RUNS, METRICS = Path("data") / PROFILE, Path("runs") / PROFILE, Path("metrics") / PROFILE
+PROFILE, MODEL, SEED = "smoke", "d4lenspinn", 0
+PAGE = f"reports/{PROFILE}/report.html"
+TOPS = [Path(top) / PROFILE for top in ("data", "runs", "metrics", "plots", "reports")]
 TIMING = "timing.json"  # clock readings and nothing else
-STAGES = ("download", "preprocess", "macrofit", "train", "evaluate")
+NAMES = {
+    "profile.name": PROFILE,
+    "profile.report.page": PAGE,
+    "item.profile": PROFILE,
+    "item.model": MODEL,
+    "item.seed": str(SEED),
+}
+
+
+def pipeline() -> dict[str, dict[str, list[str]]]:
+    """Of each stage of dvc.yaml, in its order: the script's arguments and what it writes."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    filled = lambda text: re.sub(r"\$\{(.*?)\}", lambda name: NAMES[name[1]], text)  # noqa: E731
+    return {
+        name: {
+            "arguments": shlex.split(filled(stage["cmd"]))[2:],
+            "outputs": [
+                filled(next(iter(out)) if isinstance(out, dict) else out)
+                for kind in ("outs", "metrics", "plots")
+                for out in stage.get(kind, [])
+            ],
+        }
+        for name, stage in stages.items()
+    }
+
+
+PIPELINE = pipeline()
+STAGES = tuple(PIPELINE)
 
 
 @dataclass
@@ -43,17 +74,6 @@ class Tally:
     too_late: int = 0
 
 
-def outputs(stage: str, model: str) -> list[Path]:
-    """Files and folders a stage writes."""
-    return {
-        "download": [DATA / "lenses.zip"],
-        "preprocess": [DATA / "arrays"],
-        "macrofit": [DATA / "macrofit"],
-        "train": [RUNS / f"{model}-{SEED}"],
-        "evaluate": [RUNS / "evaluation" / f"{model}-{SEED}", METRICS / "evaluation" / f"{model}-{SEED}.json"],
-    }[stage]
-
-
 def digests(paths: list[Path]) -> dict[str, str]:
     """SHA-256 of every file under `paths`, by its path; of files of clock readings only that they are there."""
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
@@ -62,11 +82,11 @@ def digests(paths: list[Path]) -> dict[str, str]:
 
 def litter() -> set[str]:
     """Files and folders that no stage declares: temporary ones, in the folders where outputs appear."""
-    found = (path for top in (DATA, RUNS, METRICS) if top.exists() for path in top.rglob(".*"))
+    found = (path for top in TOPS if top.exists() for path in top.rglob(".*"))
     return {str(path) for path in found if path.name not in (".work", ".macrofit.lock")}
 
 
-def start(stage: str, model: str, log: Path) -> int:
+def start(stage: str, log: Path) -> int:
     """Fork a child that runs the stage's script; its process id."""
     pid = os.fork()
     if pid:
@@ -77,14 +97,15 @@ def start(stage: str, model: str, log: Path) -> int:
         os.dup2(stream, 1)
         os.dup2(stream, 2)
         script = ROOT / "stages" / f"{stage}.py"
-        arm = ["--model", model, "--seed", str(SEED)] if stage in ("train", "evaluate") else []
-        sys.argv = [str(script), "--profile", PROFILE, *arm]
+        sys.argv = [str(script), *PIPELINE[stage]["arguments"]]
         sys.path.insert(0, str(script.parent))
         runpy.run_path(str(script), run_name="__main__")
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         print(stop.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -98,8 +119,9 @@ def finish(pid: int, stage: str, log: Path) -> None:
 
 
 def project(folder: Path, images: tuple[int, int], binning: int, epochs: int) -> None:
-    """A project's parameter files, the smoke profile at the size asked for."""
-    shutil.copy(ROOT / "params.yaml", folder)
+    """A project's parameter files, the smoke profile at the size asked for and with one arm."""
+    for name in ("params.yaml", "README.md"):
+        shutil.copy(ROOT / name, folder)
     own = folder / "profiles" / PROFILE / "params.yaml"
     own.parent.mkdir(parents=True)
     values = yaml.safe_load((ROOT / "profiles" / PROFILE / "params.yaml").read_text())
@@ -108,20 +130,25 @@ def project(folder: Path, images: tuple[int, int], binning: int, epochs: int) ->
         "preprocess": {"bin": binning},
         "train": {"epochs": epochs},
     }
+    values |= {"models": [MODEL], "seeds": [SEED]}
+    for group in values["profile"].values():
+        for key in ("arms", "models"):
+            if key in group:
+                group[key] = [MODEL]
     own.write_text(yaml.safe_dump(values))
 
 
-def campaign(stage: str, model: str, kills: int, draw: random.Random, log: Path) -> Tally:
+def campaign(stage: str, kills: int, draw: random.Random, log: Path) -> Tally:
     """Run the stage undisturbed, then kill it `kills` times; exits the process at the first difference."""
-    outs, tally = outputs(stage, model), Tally(stage)
+    outs, tally = [Path(out) for out in PIPELINE[stage]["outputs"]], Tally(stage)
     begun = time.monotonic()
-    finish(start(stage, model, log), stage, log)
+    finish(start(stage, log), stage, log)
     tally.seconds = round(time.monotonic() - begun, 2)
     reference = digests(outs)
     while tally.killed < kills and tally.too_late < 10 * kills:
         for path in outs:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        pid = start(stage, model, log)
+        pid = start(stage, log)
         time.sleep(draw.uniform(0, tally.seconds))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
@@ -134,7 +161,7 @@ def campaign(stage: str, model: str, kills: int, draw: random.Random, log: Path)
         for name, digest in left.items():
             if reference.get(name) != digest:
                 sys.exit(f"{stage}: the kill left {name} half written (kill {tally.killed})")
-        finish(start(stage, model, log), stage, log)
+        finish(start(stage, log), stage, log)
         found = digests(outs)
         if found != reference or litter():
             wrong = [name for name in {**found, **reference} if found.get(name) != reference.get(name)]
@@ -152,13 +179,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs=2, default=(72, 36), metavar=("TRAIN", "VAL"))
     parser.add_argument("--bin", type=int, default=2, help="block of pixels summed (default: 2)")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--model", default="d4lenspinn", help="the arm that is trained (default: d4lenspinn)")
     parser.add_argument("--out", type=Path, help="a JSON file for the table")
     options = parser.parse_args()
     os.environ["D4LENS_TRACKING"] = "off"  # a mirror, whose own faults tests/track injects
     out = options.out.resolve() if options.out else None
     # What the stages import; a fork must find one thread only.
-    for name in ("data.preprocess", "evaluate.plots", "macrofit", "simulate", "track", "train"):
+    for name in (
+        *("data.preprocess", "evaluate.plots", "evaluate.mismatch", "evaluate.sensitivity_study", "macrofit"),
+        *("interpret.attribution", "interpret.patching", "interpret.probing", "interpret.symmetry", "page", "report"),
+        *("simulate", "track", "train"),
+    ):
         importlib.import_module(f"d4lens.{name}")
 
     draw, tallies = random.Random(options.seed), []
@@ -168,7 +198,7 @@ def main() -> None:
         log = Path(folder) / "log"
         for stage in STAGES[: 1 + max(map(STAGES.index, options.stages))]:
             kills = options.kills if stage in options.stages else 0
-            tally = campaign(stage, options.model, kills, draw, log)
+            tally = campaign(stage, kills, draw, log)
             tallies.append(asdict(tally))
             print(
                 f"{tally.stage}: {tally.killed} kills within {tally.seconds} s, {tally.published} of them with an output "

@@ -30,7 +30,7 @@ def test_stages_killed_at_random_moments_end_in_the_undisturbed_bytes(tmp_path):
 
 def test_what_differs_or_is_left_over_is_seen(campaign, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arrays = campaign.DATA / "arrays"
+    arrays = campaign.TOPS[0] / "arrays"
     arrays.mkdir(parents=True)
     (arrays / "test.npy").write_bytes(b"whole")
     (arrays / "timing.json").write_bytes(b"1")
@@ -40,6 +40,6 @@ def test_what_differs_or_is_left_over_is_seen(campaign, tmp_path, monkeypatch):
     (arrays / "test.npy").write_bytes(b"half")
     assert campaign.digests([arrays]) != before
     assert campaign.litter() == set()
-    (campaign.DATA / ".macrofit.lock").touch()
+    (campaign.TOPS[0] / ".macrofit.lock").touch()
     (arrays / ".test.01234567.npy").touch()
     assert campaign.litter() == {str(arrays / ".test.01234567.npy")}
