@@ -2,7 +2,6 @@
 PROFILE ?= quick
 PORT ?= 5000
 PYTHON ?= $(firstword $(foreach python,python3.12 python3.11 python3,$(if $(shell $(python) -c 'import sys; print(int((3, 11) <= sys.version_info[:2] < (3, 13)) or "")' 2>/dev/null),$(python))))
-PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 BIN := .venv/bin
 READY := .venv/ready
 
@@ -28,10 +27,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smoke|quick|full)
-	@test -e $(PIPELINE) || { echo "make: no profile '$(PROFILE)'; there are: quick $(notdir $(wildcard profiles/*))"; exit 1; }
+reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smoke|quick|full, JOBS=stages at once)
 	@$(MAKE) --no-print-directory profiles
-	@$(BIN)/dvc repro $(if $(FORCE),--force --no-run-cache) $(PIPELINE)
+	@$(BIN)/python tools/reproduce.py $(PROFILE) $(if $(FORCE),--force) $(if $(JOBS),--jobs $(JOBS))
 	@$(BIN)/python stages/table.py --profile $(PROFILE) --print
 
 test: $(READY) ## run the tests

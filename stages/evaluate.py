@@ -6,6 +6,7 @@ import pandas as pd
 from common import arguments, one_sentence, parameters
 
 from d4lens import models, report
+from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
 from d4lens.evaluate import plots, predictions, tta
 from d4lens.evaluate.shared import predict_shared
@@ -18,6 +19,7 @@ from d4lens.train.data import load
 
 @one_sentence
 def main() -> None:
+    keep_freed_memory()
     args = arguments(__doc__, arm=True)
     profile, model, seed, name, place = args.profile, args.model, args.seed, f"{args.model}-{args.seed}", ranks()
     params = parameters("evaluate", EvaluateParams, profile)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 from common import arguments, one_sentence, overlay, parameters, read
 
+from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
 from d4lens.evaluate import classify, mismatch, study_plots
 from d4lens.observation import Observation
@@ -15,6 +16,7 @@ from d4lens.studies import write
 
 @one_sentence
 def main() -> None:
+    keep_freed_memory()
     profile = arguments(__doc__).profile
     params = parameters("mismatch", MismatchParams, profile)
     data = Path("data") / profile

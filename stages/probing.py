@@ -5,12 +5,14 @@ from pathlib import Path
 from common import arguments, one_sentence, overlay, parameters, read
 
 from d4lens import studies
+from d4lens.allocator import keep_freed_memory
 from d4lens.interpret import figures, networks, probing, samples
 from d4lens.params import ProbingParams
 
 
 @one_sentence
 def main() -> None:
+    keep_freed_memory()
     profile = arguments(__doc__).profile
     params = parameters("probing", ProbingParams, profile)
     matrix = read(overlay(profile))

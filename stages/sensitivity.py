@@ -4,6 +4,7 @@ from pathlib import Path
 
 from common import arguments, one_sentence, overlay, parameters, read
 
+from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
 from d4lens.evaluate import classify, sensitivity_study
 from d4lens.params import SensitivityParams
@@ -14,6 +15,7 @@ from d4lens.train.data import load
 
 @one_sentence
 def main() -> None:
+    keep_freed_memory()
     profile = arguments(__doc__).profile
     params = parameters("sensitivity", SensitivityParams, profile)
     matrix = read(overlay(profile))

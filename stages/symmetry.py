@@ -7,6 +7,7 @@ import torch
 from common import arguments, one_sentence, overlay, parameters, read
 
 from d4lens import studies
+from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
 from d4lens.interpret import figures, networks, symmetry
 from d4lens.macrofit.split import MAPS
@@ -16,6 +17,7 @@ from d4lens.train.data import load
 
 @one_sentence
 def main() -> None:
+    keep_freed_memory()
     profile = arguments(__doc__).profile
     params = parameters("symmetry", SymmetryParams, profile)
     matrix, data = read(overlay(profile)), Path("data") / profile

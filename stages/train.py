@@ -4,6 +4,7 @@ from pathlib import Path
 
 from common import arguments, one_sentence, parameters, read
 
+from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import sha256
@@ -15,6 +16,7 @@ from d4lens.train import fingerprint, train
 
 @one_sentence
 def main() -> None:
+    keep_freed_memory()
     arguments_ = arguments(__doc__, arm=True)
     profile, model, seed = arguments_.profile, arguments_.model, arguments_.seed
     arms = read(Path("params.yaml")).get("arms")

@@ -110,12 +110,12 @@ def test_a_table_of_several_seeds_shows_mean_and_spread_and_of_one_the_interval(
         row for seed, auc in enumerate((0.7, 0.8, 0.9)) for row in report.rows(evaluation(seed=seed, auc=auc), 4)
     )
     text = report.markdown(several, "Why so.", [])
-    assert "| resnet18 | – | 0.800 ± 0.100 | 0.800 |" in text
-    assert "| resnet18 | D4 | 0.850 ± 0.100 |" in text
+    assert "| resnet18 | – | 0.8000 ± 0.1000 | 0.800 |" in text
+    assert "| resnet18 | D4 | 0.8500 ± 0.1000 |" in text
     assert "5,400 training and 1,500 test images of 75 × 75 pixels, 8 epochs, seeds 0, 1, 2. Why so. ±" in text
     one = report.table(report.rows(evaluation(epochs=1), 4))
     text = report.markdown(one, "", [])
-    assert "| resnet18 | – | 0.800 [0.780, 0.810] | 0.800 |" in text
+    assert "| resnet18 | – | 0.8000 [0.7800, 0.8100] | 0.800 |" in text
     assert ", 1 epoch, seed 0. Brackets" in text
     columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(columns) == 1
@@ -136,8 +136,8 @@ def test_comparisons_are_told_from_the_best_model_whichever_side_it_stood_on():
     assert lines[-4].startswith("Macro AUC with TTA of d4cnn minus")
     assert "3 comparisons" in lines[-4]
     assert lines[-2:] == [
-        "- resnet18: +0.200 [+0.100, +0.250], p = 0.003",
-        "- d4lenspinn: +0.100 [-0.010, +0.200], p = 0.06",
+        "- resnet18: +0.2000 [+0.1000, +0.2500], p = 0.003",
+        "- d4lenspinn: +0.1000 [-0.0100, +0.2000], p = 0.06",
     ]
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from d4lens.allocator import keep_freed_memory
 from d4lens.errors import D4LensError
 from d4lens.tables import check_suffix, write_table
 
@@ -15,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; a user's mistake prints one sentence on standard error and returns 1."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         _check_out(arguments.out, tables=arguments.command in ("predict", "fit"))
         return arguments.run(arguments)

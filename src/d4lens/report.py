@@ -246,12 +246,12 @@ def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         mean = group.mean(numeric_only=True)
         if several:
             macro = (
-                f"{mean['auc_macro']:.3f} ± {group['auc_macro'].std():.3f}"
+                f"{mean['auc_macro']:.4f} ± {group['auc_macro'].std():.4f}"
                 if len(group) > 1
-                else f"{mean['auc_macro']:.3f}"
+                else f"{mean['auc_macro']:.4f}"
             )
         else:
-            macro = f"{mean['auc_macro']:.3f} [{mean['auc_macro_low']:.3f}, {mean['auc_macro_high']:.3f}]"
+            macro = f"{mean['auc_macro']:.4f} [{mean['auc_macro_low']:.4f}, {mean['auc_macro_high']:.4f}]"
         cells = [str(model), "D4" if tta else "–", macro, *(f"{mean[name]:.3f}" for name in (*names, "ece"))]
         body.append([*cells, f"{mean['params']:,.0f}", f"{mean['train_minutes']:.0f}"])
     return head, body
@@ -295,7 +295,7 @@ def compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) ->
             continue
         sign, other = (1, pair["b"]) if pair["a"] == best else (-1, pair["a"])
         low, high = sorted((sign * pair["low"], sign * pair["high"]))
-        lines.append(f"- {other}: {sign * pair['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p = {pair['p_holm']:.2g}")
+        lines.append(f"- {other}: {sign * pair['difference']:+.4f} [{low:+.4f}, {high:+.4f}], p = {pair['p_holm']:.2g}")
     return lines
 
 

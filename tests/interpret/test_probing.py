@@ -74,6 +74,6 @@ def test_the_study_says_where_the_twin_is_missing(fresh, seen):
     }
     rows = probing.records("d4lenspinn", "trained", found, seen, 16, [1, 2])
     study = probing.study(rows, 16, "plain_unet_of_equal_width")
-    assert "trained in the profile ablation only" in study.answers[-1]
+    assert "is not trained in this profile" in study.answers[-1]
     twin = [{**row, "model": "plain_unet_of_equal_width"} for row in rows]
     assert "of its plain twin" in probing.study([*rows, *twin], 16, "plain_unet_of_equal_width").answers[-1]

@@ -5,7 +5,8 @@ from torch import nn
 from d4lens import models
 from d4lens.evaluate.tta import exported as to_predict
 from d4lens.models.equivariant import EquivariantConv, EquivariantLayers
-from d4lens.models.fields import ExportedLayers, FieldNorm, exported
+from d4lens.models.fields import FieldNorm, exported
+from d4lens.models.unet import ExportedLayers
 
 
 def reference(x, norm):

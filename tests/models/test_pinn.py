@@ -134,6 +134,17 @@ def test_options_out_of_range_are_refused(observation, options, message):
         D4LensPINN(observation(33), **SMALL, **options)
 
 
+@pytest.mark.parametrize("name", ["signal", "stretch", "log", "gradient", "residual", "significance"])
+def test_any_channel_of_the_image_may_be_the_unets(name, observation, batch):
+    net = D4LensPINN(observation(33), inputs=[name, "residual"], **SMALL)
+    assert net(batch(33))["logits"].isfinite().all()
+
+
+def test_an_unknown_channel_is_refused(observation, batch):
+    with pytest.raises(D4LensError, match="unknown channel 'colour'; choose among signal"):
+        D4LensPINN(observation(33), inputs=["colour"], **SMALL)(batch(33))
+
+
 @pytest.mark.parametrize("kind", ["plain_width", "plain_parameters"])
 def test_the_plain_rivals_run(kind, observation, batch):
     assert D4LensPINN(observation(33), unet_kind=kind, **SMALL)(batch(33))["logits"].shape == (2, 3)

@@ -47,7 +47,7 @@ def transform_batch(batch: Mapping[str, Tensor], g: int) -> dict[str, Tensor]:
 
 
 def exported(model: nn.Module) -> nn.Module:
-    """The network to predict with: its plain-convolution form where it has `export()`, in float32 and in eval mode.
+    """The network to predict with: its plain-convolution form where it has `export()`, float32, channels last, in eval mode.
 
     The given model is left in eval mode.
     """
@@ -55,7 +55,8 @@ def exported(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         model.train().eval()
         export = getattr(model, "export", None)
-        return (export() if callable(export) else model).float().eval()
+        network = (export() if callable(export) else model).float().eval()
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def predict_logits(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], tta: bool) -> Tensor:

@@ -19,7 +19,6 @@ from d4lens.lensing import d4, to_image_plane, to_source_plane, unchecked
 from d4lens.models.baselines import D4CNN, ResNet
 from d4lens.models.engine import _SEEN
 from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
-from d4lens.models.unet import PlainLayers
 
 Batch = Mapping[str, Tensor]
 Edit = Callable[[Tensor], Tensor]
@@ -87,7 +86,7 @@ def _read(network: nn.Module) -> tuple[str, ...]:
 
 
 def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
-    fields: Literal["regular", "plain"] = "plain" if isinstance(network.unet.layers, PlainLayers) else "regular"
+    fields: Literal["regular", "plain"] = "regular" if network.unet.layers.regular else "plain"
     unet = [
         Layer(f"unet.{name}", "unet", "scalar", "input", "unet", channels=(i, i + 1))
         for i, name in enumerate(network.inputs)

@@ -228,7 +228,7 @@ def study(rows: Sequence[Mapping[str, Any]], dimension: int, twin: str, figures:
     else:
         answers.append(
             f"Whether equivariant layers hold physical quantities earlier than plain ones cannot be told here: the plain-U-Net "
-            f"twin ({twin}) is trained in the profile ablation only and appears untrained."
+            f"twin ({twin}) is not trained in this profile."
         )
     return Study(
         name="probing",

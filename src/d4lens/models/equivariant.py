@@ -196,6 +196,8 @@ def transform_fields(x: Tensor, g: int) -> Tensor:
 class EquivariantLayers:
     """What a network is made of when it is to be equivariant; `PlainLayers` of `unet` is its counterpart."""
 
+    regular = True
+
     def channels(self, fields: int) -> int:
         """Channels of so many fields."""
         return ORDER * fields

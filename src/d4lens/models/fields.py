@@ -129,35 +129,3 @@ def exported(model: nn.Module) -> nn.Module:
                     setattr(parent, name, child.plain().eval())  # type: ignore[operator]
     model.train(training)
     return plain
-
-
-class ExportedLayers:
-    """The plain layers that `exported` leaves of `EquivariantLayers`, eight channels a field: to load, not to train."""
-
-    def channels(self, fields: int) -> int:
-        """Channels of so many fields."""
-        return ORDER * fields
-
-    def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
-        """A convolution from scalars to fields."""
-        return nn.Conv2d(scalars, ORDER * fields, kernel_size, padding=padding, bias=False)
-
-    def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        """A convolution between fields that keeps the size."""
-        return nn.Conv2d(ORDER * fields_in, ORDER * fields_out, kernel_size, padding=kernel_size // 2, bias=False)
-
-    def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
-        """A convolution from fields to scalars."""
-        return nn.Conv2d(ORDER * fields, scalars, kernel_size, padding=padding)
-
-    def norm(self, fields: int) -> nn.Module:
-        """Batch normalisation."""
-        return nn.BatchNorm2d(ORDER * fields)
-
-    def summary(self, x: Tensor) -> Tensor:
-        """`summary` of the fields."""
-        return summary(x)
-
-    def summary_width(self, fields: int) -> int:
-        """Length of the summary of so many fields."""
-        return 2 * fields

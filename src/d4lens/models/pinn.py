@@ -157,7 +157,8 @@ class D4LensPINN(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """logits (B, 3) and kappa; with the engine psi, alpha_x, alpha_y, source, coverage, relensed, unexplained."""
         counts = batch["counts"]
-        seen = {name: channel(name, batch, self.sky) for name in {*self.inputs, *self.head_channels} & {*self.OF_IMAGE}}
+        of_image = {*self.inputs, *(name for name in self.head_channels if name in self.OF_IMAGE)}
+        seen = {name: channel(name, batch, self.sky) for name in of_image}
         drawn, features, floor = self.unet(torch.stack([seen[name] for name in self.inputs], 1))
         drawn = drawn.to(counts.dtype)
         # A tenth: the convergence of one detectable mass, smoothed to two pixels.

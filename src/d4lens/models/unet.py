@@ -9,11 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d4lens.errors import D4LensError
-from d4lens.models.fields import ExportedLayers, downsample
+from d4lens.models.fields import ORDER, downsample, summary
 
 
 class Layers(Protocol):
-    """The things a network is built of, each counted in fields; what a field is, the maker decides."""
+    """The things a network is built of, each counted in fields; what a field is, the maker decides.
+
+    regular: whether a field's channels stand for the eight elements of D4.
+    """
+
+    regular: bool
 
     def channels(self, fields: int) -> int:
         """Channels of so many fields."""
@@ -47,6 +52,8 @@ class Layers(Protocol):
 class PlainLayers:
     """Ordinary convolutions, `per_field` channels where the equivariant network has a field of eight."""
 
+    regular = False
+
     def __init__(self, per_field: float = 8.0) -> None:
         self.per_field = per_field
 
@@ -78,6 +85,23 @@ class PlainLayers:
     def summary_width(self, fields: int) -> int:
         """Length of the summary of so many fields."""
         return 2 * self.channels(fields)
+
+
+class ExportedLayers(PlainLayers):
+    """The plain layers that `fields.exported` leaves of the equivariant ones: to load and to predict, not to train."""
+
+    regular = True
+
+    def __init__(self) -> None:
+        super().__init__(ORDER)
+
+    def summary(self, x: Tensor) -> Tensor:
+        """`summary` of the fields, which no element of D4 changes: (B, summary_width)."""
+        return summary(x)
+
+    def summary_width(self, fields: int) -> int:
+        """Length of the summary of so many fields."""
+        return 2 * fields
 
 
 def field_layers(kind: str) -> Layers:

@@ -1,0 +1,128 @@
+"""`tools/reproduce.py` over DVC itself, with stages that note when they begin and end."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "reproduce.py"
+STAGE = """
+import os, sys, time
+from pathlib import Path
+name, *needs = sys.argv[1:]
+log = Path("log")
+with log.open("a") as file:
+    file.write(f"begin {name} {os.environ.get('OMP_NUM_THREADS')}\\n")
+if name.startswith("arm"):  # until another arm has begun, too: alone it would wait for ever
+    deadline = time.monotonic() + 60
+    while log.read_text().count("begin arm") < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+if Path(f"fail-{name}").exists():
+    sys.exit(f"{name}: no luck")
+Path(f"{name}.out").write_text("".join(Path(f"{need}.out").read_text() for need in needs) + name)
+with log.open("a") as file:
+    file.write(f"end {name}\\n")
+"""
+PIPELINE = """
+stages:
+  data: {cmd: python stage.py data, deps: [stage.py], outs: [data.out]}
+  arm-a: {cmd: python stage.py arm-a data, deps: [data.out], outs: [arm-a.out]}
+  arm-b: {cmd: python stage.py arm-b data, deps: [data.out], outs: [arm-b.out]}
+  table: {cmd: python stage.py table arm-a arm-b, deps: [arm-a.out, arm-b.out], outs: [table.out]}
+"""
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [sys.executable, str(SCRIPT), *words]
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1", "PATH": path}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def log(folder: Path) -> list[str]:
+    return (folder / "log").read_text().splitlines()
+
+
+def test_stages_run_side_by_side_in_the_order_of_their_needs_and_only_when_changed(project):
+    done = run(project, "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.split()[:2] for line in log(project)]
+    place = {tuple(line): i for i, line in enumerate(lines)}
+    assert place["end", "data"] < min(place["begin", "arm-a"], place["begin", "arm-b"])
+    assert max(place["begin", "arm-a"], place["begin", "arm-b"]) < min(place["end", "arm-a"], place["end", "arm-b"])
+    assert place["begin", "table"] > max(place["end", "arm-a"], place["end", "arm-b"])
+    assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
+    assert "[arm-a] " in done.stdout
+
+    again = run(project, "--jobs", "2")
+    assert again.returncode == 0
+    assert "up to date" in again.stdout
+    assert len(log(project)) == 8
+
+    assert run(project, "--jobs", "2", "--force").returncode == 0
+    assert len(log(project)) == 16
+
+
+def test_a_stage_alone_has_all_cores_and_those_side_by_side_their_share(project, reproduce):
+    assert run(project, "--jobs", "2").returncode == 0
+    threads = {line.split()[1]: int(line.split()[2]) for line in log(project) if line.startswith("begin")}
+    cores = reproduce.cores()
+    assert threads == {"data": cores, "table": cores, "arm-a": max(1, cores // 2), "arm-b": max(1, cores // 2)}
+
+
+def test_a_failed_stage_is_named_stops_what_needs_it_and_leaves_the_rest_done(project):
+    (project / "fail-arm-a").touch()
+    failed = run(project, "--jobs", "2")
+    assert failed.returncode == 1
+    assert failed.stderr.strip() == (
+        "reproduce: arm-a failed, see above; what is done stays done, run the same command again"
+    )
+    assert "[arm-a] arm-a: no luck" in failed.stdout
+    assert not any(line.startswith("begin table") for line in log(project))
+    assert (project / "arm-b.out").exists()
+    (project / "fail-arm-a").unlink()
+    mended = run(project, "--jobs", "2")
+    assert mended.returncode == 0
+    assert sum(line.startswith("begin arm-b") for line in log(project)) == 1
+    assert (project / "table.out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere",), "reproduce: no profile 'nowhere'; there are quick"),
+        (("--jobs", "0"), "reproduce: --jobs must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(project, words, message):
+    done = run(project, *words)
+    assert (done.returncode, done.stderr.strip()) == (1, message)
+
+
+def test_the_stages_that_most_depend_on_go_first(reproduce):
+    needs = {"data": set(), "arm": {"data"}, "study": {"arm"}, "page": {"study", "arm"}}
+    assert {name: len(after) for name, after in reproduce.dependants(needs).items()} == {
+        "data": 3,
+        "arm": 2,
+        "study": 1,
+        "page": 0,
+    }
