@@ -34,8 +34,7 @@ def main() -> None:
     if not place.leads:
         return
 
-    paths = arrays.load_split(data / "arrays", "test").paths
-    table = predictions.tabulate(paths, images.labels, logits)
+    table = predictions.tabulate(arrays.load_split(data / "arrays", "test").paths, images.labels, logits)
     facts = {"profile": profile, "model": model, "seed": seed, "params": config["n_parameters"]}
     facts |= {"n_train": config["n_train"], "n_test": len(images), "n_pixels": observation.n_pixels}
     facts["epochs"] = len(pd.read_csv(trained / "history.csv"))
@@ -46,7 +45,6 @@ def main() -> None:
     plots.draw_confusion(out / "confusion.svg", plots.confusions({(model, seed): table}))
     write_json(out / "timing.json", {"train_minutes": minutes, "images_per_second": speed})
     write_json(scored, facts | scores)
-
     tags = run_tags(".", "evaluate", profile, model, seed, sha256(data / "arrays" / arrays.MANIFEST))
     shown = {"evaluate": params.model_dump()}
     with Tracker(enabled(), ".", f"d4lens-{profile}", f"{profile}/{name}", config["fingerprint"], shown, tags) as run:

@@ -51,6 +51,7 @@ MODEL_ORDER = (
     "d4lenspinn",
 )
 VIEWS = ("plain", "tta")
+COMPARED = ("auc_macro", "accuracy", "recall_no", "recall_sphere", "recall_vort", "ece")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -98,10 +99,15 @@ def table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def write_profile(
     folder: str | Path, results: pd.DataFrame, caption: str, comparisons: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write results.csv, results.json (one entry a row) and report.json (caption, comparisons) of one profile."""
+    """Write results.csv, results.json (DVC's metrics: what runs are compared by) and report.json (caption, comparisons) of
+    one profile.
+    """
     folder = Path(folder)
     write_csv(folder / RESULTS, results)
-    entries = {f"{row['model']}-{row['seed']}-{VIEWS[row['tta']]}": row for row in _records(results)}
+    entries: dict[str, dict[str, Any]] = {}
+    for row in _records(results):
+        arm = entries.setdefault(f"{row['model']}-{row['seed']}", {})
+        arm |= {f"{name}_{VIEWS[row['tta']]}": row[name] for name in COMPARED}
     write_json(folder / RESULTS_JSON, entries)
     write_json(folder / REPORT, {"caption": caption, "comparisons": list(comparisons)})
 
