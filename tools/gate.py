@@ -16,7 +16,7 @@ PIPELINES = [Path("dvc.yaml"), *sorted(Path("profiles").glob("*/dvc.yaml"))]
 
 def stale_stages(pipeline: Path) -> list[str]:
     """Stages that DVC would run again although their outputs are only missing here, not out of date."""
-    command = ["dvc", "repro", "--dry", "--allow-missing", str(pipeline)]
+    command = [sys.executable, "-m", "dvc", "repro", "--dry", "--allow-missing", str(pipeline)]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
         return [answer.stderr.strip().splitlines()[-1]]

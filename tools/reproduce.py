@@ -16,6 +16,7 @@ import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+DVC = (sys.executable, "-m", "dvc")
 MOST_JOBS = 4  # of up to 2 GB each
 CHATTER = (
     "Updating lock file",
@@ -59,8 +60,8 @@ def cores() -> int:
 
 def run(stage: str, file: str, force: list[str], threads: int, running: set[subprocess.Popen[str]]) -> int:
     """`dvc repro` of one stage, each line it prints behind the stage's name; its exit status."""
-    command = ["dvc", "--wait-for-lock", "repro", "--single-item", *force, f"{file}:{stage}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", *force, f"{file}:{stage}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
     )
@@ -117,12 +118,14 @@ def main() -> None:
         sys.exit(f"reproduce: no profile {options.profile!r}; there are {known}")
     if options.jobs is not None and options.jobs < 1:
         sys.exit(f"reproduce: --jobs must be at least 1, not {options.jobs}")
+    # Stages call `python`, which must be this one.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     jobs = options.jobs or (1 if shutil.which("nvidia-smi") else min(cores(), MOST_JOBS))
-    if not force and not subprocess.run(["dvc", "status", "--quiet", file]).returncode:
+    if not force and not subprocess.run([*DVC, "status", "--quiet", file]).returncode:
         print(f"{file}: everything is up to date")
         return
     if jobs == 1:
-        sys.exit(subprocess.run(["dvc", "repro", *force, file]).returncode)
+        sys.exit(subprocess.run([*DVC, "repro", *force, file]).returncode)
     if failed := side_by_side(file, jobs, force):
         sys.exit(
             f"reproduce: {', '.join(failed)} failed, see above; what is done stays done, run the same command again"
