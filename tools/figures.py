@@ -24,8 +24,9 @@ ARMS = {
 
 
 def learning_curve() -> None:
-    table = pd.concat(pd.read_csv(f"metrics/{profile}/results.csv") for profile in CURVES)
-    table = table[table["tta"]].assign(arm=table["model"].map(lambda name: re.sub(r"_\d+$", "", name)))
+    table = pd.concat((pd.read_csv(f"metrics/{name}/results.csv") for name in CURVES), ignore_index=True)
+    table = table[table["tta"]]
+    table = table.assign(arm=table["model"].map(lambda name: re.sub(r"_\d+$", "", name)))
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axis = figure.subplots()
     for arm, label in ARMS.items():
@@ -34,12 +35,15 @@ def learning_curve() -> None:
         axis.errorbar(points["n_train"], points["auc_macro"], ends, marker="o", capsize=3, label=label)
     axis.set_xscale("log")
     axis.set_yscale("logit")
-    ticks = [0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999]
+    ticks = [0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9998]
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_yticks([], minor=True)
     axis.set(xlabel="training images", ylabel="macro AUC on the test split (TTA)")
     axis.grid(alpha=0.3)
-    axis.legend(loc="center right", fontsize="small")
+    axis.legend(loc=(0.3, 0.12), fontsize="small")
+    sizes = sorted(table["n_train"].unique())
+    axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axis.set_xticks([], minor=True)
     with atomic_path("docs/learning_curve.png") as temporary:
         figure.savefig(temporary, dpi=110)
 
