@@ -1,6 +1,6 @@
 """Speed of training, of loading and of the exported network, against the plain way, in one run.
 
-    python benchmarks/train.py [--rounds 5] [--threads 1] [--compile] [--out FILE.json]
+    python benchmarks/train.py [--rounds 5] [--threads 1] [--compile] [--keep-memory] [--out FILE.json]
 
 The plain way: escnn's R2Conv and InnerBatchNorm as its documentation has them, float32, eager, channels first; one .npy file
 an image behind torch's DataLoader. Both sides have the same architecture, weights and images and take turns (A B A B ...);
@@ -9,7 +9,6 @@ less than the clock.
 """
 
 import argparse
-import ctypes
 import os
 import platform
 import statistics
@@ -89,27 +88,6 @@ def channels_first(work: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
-def given_back(work: Callable[[], object]) -> Callable[[], object]:
-    """`work` with glibc's own thresholds as they end up for such blocks: mapped apart from 32 MB on, trimmed above 64."""
-
-    def run() -> object:
-        ctypes.CDLL(None).mallopt(-3, 32 << 20)
-        ctypes.CDLL(None).mallopt(-1, 64 << 20)
-        return work()
-
-    return run
-
-
-def kept(work: Callable[[], object]) -> Callable[[], object]:
-    """`work` as the stages run it, see `d4lens.allocator`."""
-
-    def run() -> object:
-        keep_freed_memory()
-        return work()
-
-    return run
-
-
 def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median processor seconds of each side, all in turn in each round, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -184,15 +162,14 @@ def steps(kind: str, rounds: int, compiled: bool) -> dict[str, object]:
     """Milliseconds an image of the plain way, of ours, and of ours with one thing changed."""
     make = unet_step if kind == "unet" else whole_step
     sides = {
-        "plain": given_back(channels_first(make(plain(fresh(kind)), False, False))),
-        "ours": kept(make(fresh(kind), True, True)),
-        "ours_memory_given_back": given_back(make(fresh(kind), True, True)),
-        "ours_float32": kept(make(fresh(kind), False, True)),
-        "ours_channels_first": kept(channels_first(make(fresh(kind), True, False))),
-        "ours_float32_channels_first": kept(channels_first(make(fresh(kind), False, False))),
+        "plain": channels_first(make(plain(fresh(kind)), False, False)),
+        "ours": make(fresh(kind), True, True),
+        "ours_float32": make(fresh(kind), False, True),
+        "ours_channels_first": channels_first(make(fresh(kind), True, False)),
+        "ours_float32_channels_first": channels_first(make(fresh(kind), False, False)),
     }
     if compiled:
-        sides["ours_compiled"] = kept(make(torch.compile(fresh(kind)), True, True))
+        sides["ours_compiled"] = make(torch.compile(fresh(kind)), True, True)
     seconds = interleaved(sides, rounds)
     return {
         "ms_per_image": {name: value / BATCH * 1e3 for name, value in seconds.items()},
@@ -218,9 +195,9 @@ def inference(rounds: int) -> dict[str, object]:
         difference = (run(ours) - run(eager)).abs().max().item()
     seconds = interleaved(
         {
-            "eager": given_back(channels_first(lambda: run(eager))),
-            "exported": kept(lambda: run(ours)),
-            "filters_expanded_anew": given_back(channels_first(lambda: run(unexpanded))),
+            "eager": channels_first(lambda: run(eager)),
+            "exported": lambda: run(ours),
+            "filters_expanded_anew": channels_first(lambda: run(unexpanded)),
         },
         rounds,
     )
@@ -275,13 +252,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="as the stages do, for all sides: see d4lens.allocator"
+    )
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.keep_memory:
+        keep_freed_memory()
     result: dict[str, object] = {
         "hardware": hardware(),
         "threads": arguments.threads,
         "rounds": arguments.rounds,
+        "memory_kept": arguments.keep_memory,
         "batch": BATCH,
         "pixels": OBSERVATION.n_pixels,
         "data_loading": loading(arguments.rounds),
