@@ -4,6 +4,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ if name.startswith("arm"):  # until another arm has begun, too: alone it would w
     deadline = time.monotonic() + 60
     while log.read_text().count("begin arm") < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
+while Path("hold").exists():
+    time.sleep(0.05)
 if Path(f"fail-{name}").exists():
     sys.exit(f"{name}: no luck")
 Path(f"{name}.out").write_text("".join(Path(f"{need}.out").read_text() for need in needs) + name)
@@ -104,6 +108,26 @@ def test_a_failed_stage_is_named_stops_what_needs_it_and_leaves_the_rest_done(pr
     assert mended.returncode == 0
     assert sum(line.startswith("begin arm-b") for line in log(project)) == 1
     assert (project / "table.out").exists()
+
+
+def test_a_second_one_at_once_is_turned_away_and_the_first_ends_right(project):
+    (project / "hold").touch()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            first = pool.submit(run, project, "--jobs", "2")
+            deadline = time.monotonic() + 120
+            while not (project / "log").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            second = run(project, "--jobs", "2")
+        finally:
+            (project / "hold").unlink()
+    assert second.returncode == 1
+    assert "[data] ERROR" in second.stdout
+    assert "is busy" in second.stdout
+    assert first.result().returncode == 0
+    assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
+    assert len(log(project)) == 8
 
 
 @pytest.mark.parametrize(
