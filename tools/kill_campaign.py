@@ -30,12 +30,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE, MODEL, SEED = "smoke", "d4lenspinn", 0
-PAGE = f"reports/{PROFILE}/report.html"
 TOPS = [Path(top) / PROFILE for top in ("data", "runs", "metrics", "plots", "reports")]
 TIMING = "timing.json"  # clock readings and nothing else
 NAMES = {
     "profile.name": PROFILE,
-    "profile.report.page": PAGE,
+    "profile.report.page": f"reports/{PROFILE}/report.html",
     "item.profile": PROFILE,
     "item.model": MODEL,
     "item.seed": str(SEED),
@@ -45,7 +44,10 @@ NAMES = {
 def pipeline() -> dict[str, dict[str, list[str]]]:
     """Of each stage of dvc.yaml, in its order: the script's arguments and what it writes."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    filled = lambda text: re.sub(r"\$\{(.*?)\}", lambda name: NAMES[name[1]], text)  # noqa: E731
+
+    def filled(text: str) -> str:
+        return re.sub(r"\$\{(.*?)\}", lambda name: NAMES[name[1]], text)
+
     return {
         name: {
             "arguments": shlex.split(filled(stage["cmd"]))[2:],

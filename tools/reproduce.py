@@ -78,8 +78,7 @@ def run(stage: str, file: str, force: list[str], threads: int, running: set[subp
 def side_by_side(file: str, jobs: int, force: list[str]) -> list[str]:
     """Run all stages, `jobs` at once; the names of those that failed. What depends on a failed one is not begun."""
     needs = graph(file)
-    after, place = dependants(needs), {name: i for i, name in enumerate(needs)}
-    rank = {name: (-len(after[name]), place[name]) for name in needs}
+    after = dependants(needs)
     # A stage that none can run beside has all cores; which ones is a matter of the graph and not of the moment, since
     # sums round otherwise with other threads.
     alone = {name for name in needs if len(after[name]) + sum(name in of for of in after.values()) == len(needs) - 1}
@@ -90,9 +89,8 @@ def side_by_side(file: str, jobs: int, force: list[str]) -> list[str]:
         try:
             while True:
                 begun = {*futures.values(), *done, *failed}
-                ready = sorted(
-                    (name for name in needs if needs[name] <= done and name not in begun), key=rank.__getitem__
-                )
+                ready = [name for name in needs if needs[name] <= done and name not in begun]
+                ready.sort(key=lambda name: -len(after[name]))
                 for name in ready[: 0 if failed else jobs - len(futures)]:
                     futures[pool.submit(run, name, file, force, threads[name], children)] = name
                 if not futures:

@@ -1,4 +1,3 @@
-import importlib.util
 import random
 import zlib
 from pathlib import Path
@@ -11,11 +10,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "fuzz.py"
 
 
 @pytest.fixture(scope="module")
-def fuzz():
-    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def fuzz(load_tool):
+    return load_tool(SCRIPT)
 
 
 def test_a_thousand_damaged_files_are_read_or_refused(fuzz, tmp_path):

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,11 +10,8 @@ SCRIPT = ROOT / "tools" / "kill_campaign.py"
 
 
 @pytest.fixture(scope="module")
-def campaign():
-    spec = importlib.util.spec_from_file_location("kill_campaign", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def campaign(load_tool):
+    return load_tool(SCRIPT)
 
 
 def test_stages_killed_at_random_moments_end_in_the_undisturbed_bytes(tmp_path):

@@ -1,6 +1,5 @@
 """`tools/reproduce.py` over DVC itself, with stages that note when they begin and end."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -40,11 +39,8 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def reproduce():
-    spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def reproduce(load_tool):
+    return load_tool(SCRIPT)
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "soak.py"
 
 
 @pytest.fixture(scope="module")
-def soak():
-    spec = importlib.util.spec_from_file_location("soak", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def soak(load_tool):
+    return load_tool(SCRIPT)
 
 
 def test_two_hundred_images_every_one_answered_or_reported(soak, tmp_path, monkeypatch):

@@ -1,4 +1,3 @@
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +12,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "verify.py"
 
 
 @pytest.fixture(scope="module")
-def verify():
-    spec = importlib.util.spec_from_file_location("verify", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def verify(load_tool):
+    return load_tool(SCRIPT)
 
 
 @pytest.fixture
