@@ -8,6 +8,7 @@ done; those on which most depends go first. With one job, as on a machine with a
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -63,7 +64,13 @@ def run(stage: str, file: str, force: list[str], threads: int, running: set[subp
     command = [*DVC, "--wait-for-lock", "repro", "--single-item", *force, f"{file}:{stage}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,  # so that `stop` reaches the stage and not DVC alone
     )
     running.add(child)
     with child:
@@ -73,6 +80,22 @@ def run(stage: str, file: str, force: list[str], threads: int, running: set[subp
                 print(f"[{stage}] {line.rstrip()}\n", end="", flush=True)
     running.remove(child)
     return child.returncode
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """End a DVC and the stage it runs, which would otherwise go on without it; a training goes on later from its last epoch."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+
+
+def one_by_one(file: str, force: list[str]) -> int:
+    """Plain `dvc repro`; its exit status."""
+    with subprocess.Popen([*DVC, "repro", *force, file], text=True, start_new_session=True) as child:
+        try:
+            return child.wait()
+        except BaseException:
+            stop(child)
+            raise
 
 
 def side_by_side(file: str, jobs: int, force: list[str]) -> list[str]:
@@ -100,7 +123,7 @@ def side_by_side(file: str, jobs: int, force: list[str]) -> list[str]:
                     (failed.append if future.result() else done.add)(name)
         except BaseException:
             for child in list(children):
-                child.terminate()
+                stop(child)
             raise
 
 
@@ -123,7 +146,7 @@ def main() -> None:
         print(f"{file}: everything is up to date")
         return
     if jobs == 1:
-        sys.exit(subprocess.run([*DVC, "repro", *force, file]).returncode)
+        sys.exit(one_by_one(file, force))
     if failed := side_by_side(file, jobs, force):
         sys.exit(
             f"reproduce: {', '.join(failed)} failed, see above; what is done stays done, run the same command again"

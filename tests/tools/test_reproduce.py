@@ -1,6 +1,7 @@
 """`tools/reproduce.py` over DVC itself, with stages that note when they begin and end."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -124,6 +125,28 @@ def test_a_second_one_at_once_is_turned_away_and_the_first_ends_right(project):
     assert first.result().returncode == 0
     assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
     assert len(log(project)) == 8
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_it_leaves_no_stage_running(project, jobs, sent):
+    (project / "hold").touch()
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    tool = subprocess.Popen([sys.executable, str(SCRIPT), "--jobs", jobs], cwd=project, env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while not (project / "log").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        tool.send_signal(sent)
+        assert tool.wait(60) == {signal.SIGTERM: 143, signal.SIGINT: 130}[sent]
+    finally:
+        tool.kill()
+        (project / "hold").unlink()
+    time.sleep(1)  # a stage that lived on would end now
+    assert len(log(project)) == 1
+    assert run(project, "--jobs", "2").returncode == 0
+    assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
 
 
 @pytest.mark.parametrize(
