@@ -83,12 +83,18 @@ def check_command(words: list[str]) -> None:
             parse_args(rest)
             return
         pytest.fail(f"{words}: not understood by DVC")
-    elif tool == "python" and rest[0] != "-m":
-        check_python(words)
+    elif tool == "srun":
+        check_command(words[words.index("python") :])
+    elif tool == "python":
+        launched = words[1:3] == ["-m", "torch.distributed.run"]
+        script = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+        assert script == 1 or launched, words
+        if script is not None:
+            check_python(["python", *words[script:]])
     elif tool == "bash":
         assert (ROOT / rest[0]).is_file(), words
     else:
-        assert tool in (*SHELL, "python"), f"{words}: nobody checks {tool}"
+        assert tool in SHELL, f"{words}: nobody checks {tool}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=names(DOCUMENTS))
@@ -112,6 +118,8 @@ def test_a_command_that_is_wrong_is_told():
         ["python", "stages/tabel.py"],
         ["python", "stages/table.py", "--verbose"],
         ["bash", "nowhere"],
+        ["python", "-m", "torch.distributed.run", "stages/trian.py"],
+        ["srun", "--nodes", "2", "python", "-m", "torch.distributed.run", "stages/train.py", "--profiel", "full"],
         ["sudo", "make"],
     ):
         with pytest.raises((AssertionError, pytest.fail.Exception)):
