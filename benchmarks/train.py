@@ -21,6 +21,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 from torch.utils.data import DataLoader, Dataset
 
 from d4lens import models
@@ -177,7 +178,7 @@ def steps(kind: str, rounds: int, compiled: bool) -> dict[str, object]:
     }
 
 
-def inference(rounds: int) -> dict[str, object]:
+def inference(rounds: int, compiled: bool) -> dict[str, object]:
     """The exported d4lenspinn against the eager escnn network, both in eval mode and float32, and their difference."""
     batch = batch_of(BATCH)
     net = fresh("whole").eval()
@@ -193,14 +194,16 @@ def inference(rounds: int) -> dict[str, object]:
 
     with torch.no_grad():
         difference = (run(ours) - run(eager)).abs().max().item()
-    seconds = interleaved(
-        {
-            "eager": channels_first(lambda: run(eager)),
-            "exported": lambda: run(ours),
-            "filters_expanded_anew": channels_first(lambda: run(unexpanded)),
-        },
-        rounds,
-    )
+    sides: dict[str, Callable[[], object]] = {
+        "eager": channels_first(lambda: run(eager)),
+        "exported": lambda: run(ours),
+        "filters_expanded_anew": channels_first(lambda: run(unexpanded)),
+    }
+    if compiled:
+        inductor.freezing = True  # weights as constants: laid out and fused once
+        fused = torch.compile(ours)
+        sides["exported_compiled"] = lambda: run(fused)
+    seconds = interleaved(sides, rounds)
     return {
         "ms_per_image": {name: value / BATCH * 1e3 for name, value in seconds.items()},
         "largest_difference_of_logits": difference,
@@ -268,7 +271,7 @@ def main() -> None:
         "batch": BATCH,
         "pixels": OBSERVATION.n_pixels,
         "data_loading": loading(arguments.rounds),
-        "inference": inference(arguments.rounds),
+        "inference": inference(arguments.rounds, arguments.compile),
         "unet_step": steps("unet", arguments.rounds, arguments.compile),
         "d4lenspinn_step": steps("whole", arguments.rounds, arguments.compile),
         "load_average": os.getloadavg()[0],

@@ -60,7 +60,7 @@ def test_results_are_tables_and_drawings(model, lenses):
     assert np.isnan(answer.probabilities[1]).all()
     assert len(answer.plot().axes[0].patches) == 6
     fits = fit(broken, free=("n",))
-    assert list(fits.to_pandas().columns) == list(FIT_TABLE_COLUMNS)
+    assert list(fits.to_pandas().columns) == [*FIT_TABLE_COLUMNS, "n", "sigma_n"]
     assert fits.parameters.shape == (2, 7)
     assert fits.parameters[0, 0] == pytest.approx(lenses.truth.images["theta_E"][1], abs=0.05)
     assert list(fits.converged) == [True, False]

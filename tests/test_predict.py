@@ -13,7 +13,16 @@ from d4lens.errors import D4LensError
 from d4lens.macrofit import TABLE_COLUMNS
 from d4lens.models import weights
 from d4lens.observation import Observation
-from d4lens.predict import PREDICT_COLUMNS, fit_images, fit_sources, fit_table, lens_of, predict_table, smooth_lens
+from d4lens.predict import (
+    FIT_TABLE_COLUMNS,
+    PREDICT_COLUMNS,
+    fit_images,
+    fit_sources,
+    fit_table,
+    lens_of,
+    predict_table,
+    smooth_lens,
+)
 from d4lens.simulate import PRESETS, draw, preset, render
 
 OBSERVATION = Observation(75, 0.1, 0.08625, 40.0)
@@ -220,3 +229,33 @@ def test_the_packages_weights_predict_without_escnn():
     done = subprocess.run([sys.executable, "-c", WITHOUT_ESCNN], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "needs escnn" in done.stdout
+
+
+def test_an_image_without_a_lens_does_not_pass_for_a_clean_answer(network, tmp_path):
+    noise = np.random.default_rng(0).poisson(50, (150, 150))
+    np.save(tmp_path / "noise.npy", noise)
+    for table in (predict_table([tmp_path], network, tta=False).table, fit_table([tmp_path]).table):
+        assert "at its bound: " in table.loc[0, "flag"]
+        assert "theta_E" in table.loc[0, "flag"]
+
+
+def test_an_image_with_less_noise_than_photons_is_flagged(tmp_path):
+    lens = PRESETS["deeplense"]
+    np.save(tmp_path / "lens.npy", np.asarray(render(draw(lens, 3, [0]), lens))[0].astype(np.float32))
+    told = (instrument(gain=gain, pixel_scale=0.05) for gain in (1.0, 0.1))
+    flags = [fit_table([tmp_path], told=known).table.loc[0, "flag"] for known in told]
+    assert flags == ["", "too little noise"]
+
+
+def test_pixels_too_coarse_for_the_field_are_refused(network, lenses):
+    answer = predict_table([lenses / "1.npy"], network, told=instrument(pixel_scale=50.0))
+    assert "pixels of 50 arcsec are too coarse" in answer.table.loc[0, "flag"]
+
+
+def test_what_is_freed_comes_with_its_error(lenses, tmp_path):
+    np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
+    table = fit_table([lenses / "1.npy", tmp_path / "bad.npy"], free=("lens_e1", "theta_E", "lens_x")).table
+    assert list(table.columns) == [*FIT_TABLE_COLUMNS, "lens_e1", "sigma_lens_e1", "lens_x", "sigma_lens_x"]
+    assert np.abs(table.loc[0, ["lens_e1", "lens_x"]].astype(float)).max() < 0.02  # simulated round and centred
+    assert 1e-4 < table.loc[0, "sigma_lens_e1"] < 1e-2
+    assert table.loc[1, table.columns[-4:]].isna().all()

@@ -1,5 +1,6 @@
-"""The README's pictures: docs/lenses.png, one simulated image of each class and what the fit makes of it, and
-docs/learning_curve.png, macro AUC against training images from metrics/{learning_curve,full_75px}/results.csv."""
+"""The README's pictures: docs/lenses.png, one simulated image of each class and what the fit makes of it;
+docs/learning_curve.png, macro AUC against training images from metrics/{learning_curve,full_75px,image_only}/results.csv;
+docs/limit.svg, detection rate against the substructure's significance from plots/quick/sensitivity_limit.csv."""
 
 import re
 
@@ -8,19 +9,22 @@ import torch
 from matplotlib.figure import Figure
 
 from d4lens.classes import CLASSES
+from d4lens.evaluate import study_plots
 from d4lens.files import atomic_path
 from d4lens.macrofit import fit, preset_model
 from d4lens.macrofit.significance import significance
 from d4lens.simulate import PRESETS, draw, render, substructure_convergence
 
 SEED, FIRST = 20, 0  # index % 3 is the class
-CURVES = ("learning_curve", "full_75px")  # profiles, the last with the largest training set
+CURVES = ("learning_curve", "full_75px", "image_only")  # profiles
 ARMS = {
     "d4lenspinn": "D4LensPINN (residual + significance)",
     "d4cnn_residual": "D4-equivariant CNN on the residual",
     "resnet18_residual": "ResNet18 on image + residual",
     "resnet18": "ResNet18 on the image",
+    "resnet18_long": "ResNet18 on the image, 30 epochs",
 }
+LIMIT = "plots/quick/sensitivity_limit.csv"
 
 
 def learning_curve() -> None:
@@ -30,15 +34,16 @@ def learning_curve() -> None:
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axis = figure.subplots()
     for arm, label in ARMS.items():
-        points = table[table["arm"] == arm].sort_values("n_train")
-        ends = points["auc_macro"] - points["auc_macro_low"], points["auc_macro_high"] - points["auc_macro"]
-        axis.errorbar(points["n_train"], points["auc_macro"], ends, marker="o", capsize=3, label=label)
+        points = table[table["arm"] == arm].groupby("n_train")
+        mean = points["auc_macro"].mean()  # over seeds, where there are several
+        ends = mean - points["auc_macro_low"].min(), points["auc_macro_high"].max() - mean
+        axis.errorbar(mean.index, mean, ends, marker="o" if len(mean) > 1 else "s", capsize=3, label=label)
     axis.set_xscale("log")
     axis.set_yscale("logit")
     ticks = [0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9998]
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_yticks([], minor=True)
-    axis.set(xlabel="training images", ylabel="macro AUC on the test split (TTA)")
+    axis.set(xlabel="training images", ylabel="macro AUC on the test split (TTA), logit scale")
     axis.grid(alpha=0.3)
     axis.legend(loc=(0.3, 0.12), fontsize="small")
     sizes = sorted(table["n_train"].unique())
@@ -46,6 +51,10 @@ def learning_curve() -> None:
     axis.set_xticks([], minor=True)
     with atomic_path("docs/learning_curve.png") as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def limit() -> None:
+    study_plots.draw_limit("docs/limit.svg", pd.read_csv(LIMIT), 0.01)
 
 
 def lenses() -> None:
@@ -56,26 +65,31 @@ def lenses() -> None:
     result = fit(counts, model)
     found = significance(counts, result.parameters, model)
     true = substructure_convergence(truth, preset.observation)
+    strongest = float(found.abs().max())
     columns = {
-        "photon counts\n(square root)": (counts.sqrt(), "magma", None),
-        "residual of the\nsmooth lens [σ]": (result.residual, "RdBu_r", 6),
-        "significance of\none more mass [σ]": (found, "PuOr_r", 20),
-        "true substructure\n(convergence)": (true, "viridis", None),
+        "photon counts\n(square root)": (counts.sqrt(), "magma", (0, None)),
+        "residual of the\nsmooth lens [σ]": (result.residual, "RdBu_r", (-6, 6)),
+        "significance of\none more mass [σ]": (found, "PuOr_r", (-strongest, strongest)),
+        "true substructure\n(convergence)": (true, "viridis", (0, None)),
     }
     half = preset.observation.half_width
-    figure = Figure(figsize=(11, 8.1), layout="constrained")
+    figure = Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots(len(CLASSES), len(columns), sharex=True, sharey=True)
     for row, name in enumerate(CLASSES):
         axes[row, 0].set_ylabel(f"{name}\n$\\chi^2$/px {result.chi2[row]:.2f}", fontsize=12)
-        for axis, (title, (maps, colours, limit)) in zip(axes[row], columns.items(), strict=True):
-            low = {"vmin": -limit, "vmax": limit} if limit else {"vmin": 0} if colours == "viridis" else {}
-            image = maps[row].numpy()
-            axis.imshow(image, origin="lower", extent=(-half, half, -half, half), cmap=colours, **low)
+        for axis, (title, (maps, colours, (low, high))) in zip(axes[row], columns.items(), strict=True):
+            top = float(maps.max()) if high is None else high
+            drawn = axis.imshow(
+                maps[row].numpy(), origin="lower", extent=(-half, half, -half, half), cmap=colours, vmin=low, vmax=top
+            )
             axis.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xticks=[-2, 0, 2], yticks=[-2, 0, 2])
             if row == 0:
                 axis.set_title(title, fontsize=11)
             if row == len(CLASSES) - 1:
                 axis.set_xlabel("arcsec")
+                figure.colorbar(
+                    drawn, ax=axes[:, axes[row].tolist().index(axis)], location="bottom", shrink=0.85, pad=0.01
+                )
     with atomic_path("docs/lenses.png") as temporary:
         figure.savefig(temporary, dpi=80)
 
@@ -83,3 +97,4 @@ def lenses() -> None:
 if __name__ == "__main__":
     lenses()
     learning_curve()
+    limit()

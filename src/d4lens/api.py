@@ -38,7 +38,7 @@ from d4lens.errors import D4LensError
 from d4lens.explain import Explanation, explain_source
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.observation import Observation
-from d4lens.predict import Answer, Classifier, classify, fit_sources, load_classifier
+from d4lens.predict import Answer, Classifier, classify, fit_sources, freed_columns, load_classifier
 from d4lens.simulate import Truth, draw, preset, render
 
 Images = str | Path | NDArray[Any] | Tensor | Sequence[str | Path] | Sequence[NDArray[Any]] | Sequence[Tensor]
@@ -122,6 +122,7 @@ class Fits:
     chi2: (B,) per pixel: 1 is noise.
     converged: (B,) bool.
     flags, processing: what to beware of, and what was done to each image.
+    freed: what was freed beyond these seven, one row an image: its value, and its standard deviation as `sigma_NAME`.
     """
 
     names: list[str]
@@ -130,9 +131,10 @@ class Fits:
     converged: NDArray[np.bool_]
     flags: list[str]
     processing: list[str]
+    freed: pd.DataFrame
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row an image, columns `d4lens.predict.FIT_TABLE_COLUMNS`."""
+        """One row an image, columns `d4lens.predict.FIT_TABLE_COLUMNS` and those of `freed`."""
         return pd.DataFrame(
             {
                 "path": self.names,
@@ -141,6 +143,7 @@ class Fits:
                 "converged": self.converged,
                 "flag": self.flags,
                 "processing": self.processing,
+                **self.freed,
             }
         )
 
@@ -265,6 +268,7 @@ def fit(images: Images, *, free: Sequence[str] = (), progress: bool = False, **k
         converged=table["converged"].to_numpy(np.bool_),
         flags=table["flag"].tolist(),
         processing=table["processing"].tolist(),
+        freed=table[freed_columns(free)],
     )
 
 

@@ -74,13 +74,16 @@ images bound the accuracy there from below by 0.78 only (95 %, exact).
 
 {scores["n_train"]:,} images of the preset `deeplense` of this project's simulator, the twin of the published DeepLense set: a singular
 isothermal sphere with external shear, a Sérsic source, Poisson counts; 25 point masses or one rod as substructure
-([DATA.md](../DATA.md)). No genuine image was used for training or for choosing anything.
+([DATA.md](../DATA.md)). No genuine image was used for training or for choosing a network. The simulator's own constants were
+found by fitting genuine images of the published set, and the fifteen above may be among those: what they test is that a
+network carries over from simulation, not that the simulation was made without knowing them.
 
 ## Intended use
 
 Research and teaching on images like those of training: one galaxy-scale lens, one band, lens light absent or
-subtracted, noise that is Poisson's, the pixel scale and PSF above. `d4lens predict` fits a smooth lens first; its `chi2`
-and `flag` say where an image is unlike the training set's, and such an answer should not be used.
+subtracted, noise that is Poisson's, the pixel scale and PSF above. `d4lens predict` fits a smooth lens first and gives its
+`chi2`; an answer with a `flag` should not be used. An empty flag is no clearance: most wrong assumptions leave a chi2 within the
+range of real substructure, and only the mean over many images tells ([your-images.md](your-images.md)).
 
 ## Limits
 
@@ -91,8 +94,8 @@ and `flag` say where an image is unlike the training set's, and such an answer s
 - Masses too small or too far from the arcs to leave a trace are answered `no`: `no` means “not seen”.
 - Probabilities are calibrated on the training simulation with equal classes; elsewhere, and with other class shares,
   they are not.
-- Measured robustness and sensitivity: [reliability.md](reliability.md); what the network does inside:
-  [INTERPRETABILITY.md](../INTERPRETABILITY.md).
+- Measured: what it sees and misses of weak substructure, and how it answers on images it was not made for, in
+  [the README](../README.md#how-near-the-limit); what it does inside, in [INTERPRETABILITY.md](../INTERPRETABILITY.md).
 
 ## To make it again
 

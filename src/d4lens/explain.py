@@ -17,7 +17,7 @@ from d4lens.evaluate.tta import predict_logits
 from d4lens.files import atomic_path
 from d4lens.interpret.attribution import attribute, maps_read
 from d4lens.observation import Observation
-from d4lens.predict import Classifier, fit_images, load_classifier, network_batch, prepare_source
+from d4lens.predict import Classifier, fit_images, flag_of, load_classifier, network_batch, prepare_source
 
 _HALF = 2.6  # arcsec shown to either side: the arcs, not the empty sky
 
@@ -42,7 +42,7 @@ class Explanation:
     source_half_width: float
     probabilities: tuple[float, ...]
     chi2: float
-    converged: bool
+    flag: str
     processing: tuple[str, ...] = ()
     attribution: Tensor | None = None
     attributed_to: str = ""
@@ -112,7 +112,7 @@ def explain_source(
         source_half_width=engine.source_half_width if engine is not None else 0.0,
         probabilities=tuple(logits.softmax(1)[0].tolist()),
         chi2=float(result.chi2[0]),
-        converged=bool(result.converged[0]),
+        flag=flag_of(fitted, 0, classifier.config.get("largest_chi2")),
         processing=image.notes,
         attribution=whence,
         attributed_to=CLASSES[int(towards)],
@@ -134,14 +134,19 @@ def draw(explanation: Explanation, path: str | Path) -> None:
 
 def _figure(explanation: Explanation) -> Figure:
     half = explanation.observation.half_width
+    strongest = max(5.0, float(explanation.significance.abs().max()))
     panels: list[tuple[str, Tensor | None, dict]] = [
         ("image (square root of counts)", explanation.counts.clamp_min(0).sqrt(), {"cmap": "magma"}),
         ("smooth lens", explanation.smooth.sqrt(), {"cmap": "magma"}),
         ("residual [σ]", explanation.residual, {"cmap": "RdBu_r", "vmin": -6, "vmax": 6}),
-        ("significance of one more mass [σ]", explanation.significance, {"cmap": "PuOr_r", "vmin": -20, "vmax": 20}),
+        (
+            "significance of one more mass [σ]",
+            explanation.significance,
+            {"cmap": "PuOr_r", "vmin": -strongest, "vmax": strongest},
+        ),
         ("residual convergence, network", explanation.kappa, {"cmap": "viridis"}),
         ("source, re-constructed", explanation.source, {"cmap": "magma"}),
-        (f"attribution of {explanation.attributed_to}", explanation.attribution, {"cmap": "viridis"}),
+        (f"attribution: {explanation.attributed_to} over no", explanation.attribution, {"cmap": "viridis"}),
     ]
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(13.5, 6.6), layout="constrained")
@@ -162,6 +167,6 @@ def _figure(explanation: Explanation) -> Figure:
         bars.invert_yaxis()
         for place, p in enumerate(explanation.probabilities):
             bars.text(min(p + 0.02, 0.8), place, f"{p:.3f}", va="center")
-        state = "converged" if explanation.converged else "NOT CONVERGED"
-        figure.suptitle(f"{explanation.name}: smooth fit {state}, χ²/px {explanation.chi2:.3f}", fontsize=10)
+        beware = f", beware: {explanation.flag}" if explanation.flag else ""
+        figure.suptitle(f"{explanation.name}: smooth fit χ²/px {explanation.chi2:.3f}{beware}", fontsize=10)
     return figure

@@ -36,6 +36,7 @@ PRESET = "deeplense"
 """What is known of a lens by default: the simulator's preset behind the shipped weights."""
 
 _BATCH = 64
+_SIGMAS = 6.0  # below what photon noise gives chi2: images that were smoothed, or a gain that is too small
 
 
 @dataclass
@@ -101,8 +102,10 @@ def predict_table(
     weights: a model.safetensors of this project; None takes those of the package. tta: average over the eight symmetries
     of the square. told: what is known of the instrument. free: parameters of the smooth lens to fit beyond the preset's.
     chi2 is that of the smooth lens per pixel. flag: empty, or joined by "; " `not converged` where the smooth fit did not,
-    `unlike training` where its chi2 lies beyond all but a thousandth of the training set's, `no photon counts` where the
-    noise had to be guessed; or `failed: ` and why an image could not be used. processing: what was done to the image.
+    `at its bound: ` and the parameters that ended where the fit may not pass, `unlike training` where its chi2 lies beyond
+    all but a thousandth of the training set's, `too little noise` where chi2 is lower than photons allow, `no photon
+    counts` where the noise had to be guessed; or `failed: ` and why an image could not be used. processing: what was done
+    to the image.
     Raises D4LensError for paths without images and for unusable weights.
     """
     classifier = load_classifier(weights)
@@ -130,7 +133,7 @@ def classify(
             batch = network_batch(part.counts, part.result, part.lens, None if part.images[0].standard else grid)
             probabilities = predict_logits(classifier.network, [batch], tta).softmax(1)
             for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
-                chi2, flag = float(part.result.chi2[i]), _flag(part, i, classifier.config.get("largest_chi2"))
+                chi2, flag = float(part.result.chi2[i]), flag_of(part, i, classifier.config.get("largest_chi2"))
                 rows[name] = [name, CLASSES[int(p.argmax())], *p.tolist(), chi2, flag, "; ".join(part.images[i].notes)]
     table = pd.DataFrame([rows[source.name] for source in sources], columns=list(PREDICT_COLUMNS))
     return Answer(table, failures)
@@ -144,8 +147,9 @@ def fit_table(
 ) -> Answer:
     """Fit the smooth lens of the default preset to every image under `paths`: FIT_TABLE_COLUMNS, lengths in arcsec.
 
-    told, free, flag and processing as `predict_table` has them. An image that nothing fits has its chi2 and `converged`
-    False. Raises D4LensError for paths without images.
+    told, free, flag and processing as `predict_table` has them. For each freed parameter two more columns follow: its
+    value, and its standard deviation as `sigma_NAME`. An image that nothing fits has its chi2 and `converged` False. Raises
+    D4LensError for paths without images.
     """
     return fit_sources(list(images.find(paths)), told=told, free=free)
 
@@ -160,18 +164,32 @@ def fit_sources(
     """The rows of `fit_table` for images found already."""
     rows: dict[str, list[object]] = {}
     failures = []
+    more = freed_columns(free)
     for fitted, broken in _fitted(sources, preset_model(PRESET).observation, told, free, progress):
         failures += broken
         for name, reason in broken:
-            rows[name] = [name, *[math.nan] * (len(FIT_TABLE_COLUMNS) - 4), False, f"failed: {reason}", ""]
+            empty = [math.nan] * (len(FIT_TABLE_COLUMNS) - 4)
+            rows[name] = [name, *empty, False, f"failed: {reason}", "", *[math.nan] * len(more)]
         for part in fitted:
             found = part.result.table(part.names)
+            places = [part.lens.free.index(name) for name in more[::2]]
+            values = torch.stack([part.result.parameters, part.result.sigma], 2)[:, places].flatten(1)
+            found[more] = values.numpy()
             # From the image's own centre, where the grid's lies half a pixel off.
-            found[["source_x", "source_y"]] -= np.array([image.centre for image in part.images])
-            for i, row in enumerate(found.itertuples(index=False)):
-                rows[row[0]] = [*row, _flag(part, i, None), "; ".join(part.images[i].notes)]
-    table = pd.DataFrame([rows[source.name] for source in sources], columns=list(FIT_TABLE_COLUMNS))
+            centres = np.array([image.centre for image in part.images])
+            for axis, of_axis in enumerate((["source_x", "lens_x"], ["source_y", "lens_y"])):
+                for name in found.columns.intersection(of_axis):
+                    found[name] -= centres[:, axis]
+            known = found[list(TABLE_COLUMNS)].itertuples(index=False)
+            for i, (row, extra) in enumerate(zip(known, found[more].to_numpy(), strict=True)):
+                rows[row[0]] = [*row, flag_of(part, i, None), "; ".join(part.images[i].notes), *extra]
+    table = pd.DataFrame([rows[source.name] for source in sources], columns=[*FIT_TABLE_COLUMNS, *more])
     return Answer(table, failures)
+
+
+def freed_columns(free: Sequence[str]) -> list[str]:
+    """The columns that a fit's table has beyond FIT_TABLE_COLUMNS where parameters are freed beyond FIT_COLUMNS."""
+    return [column for name in dict.fromkeys(free) if name not in FIT_COLUMNS for column in (name, f"sigma_{name}")]
 
 
 def fit_images(
@@ -219,7 +237,15 @@ def default_weights() -> Path:
 
 def prepare_source(source: ImageSource, grid: Observation, told: Instrument) -> Prepared:
     """Photon counts of one image on the pixels of `grid`. Raises D4LensError saying what does not fit."""
-    return images.prepare(source.read(told.band), grid, told)
+    raw = source.read(told.band)
+    scale = told.pixel_scale or raw.header.pixel_scale
+    field = grid.n_pixels * grid.pixel_scale
+    if scale is not None and scale * images.MIN_SIDE > field:
+        raise D4LensError(
+            f"pixels of {scale:g} arcsec are too coarse: at least {images.MIN_SIDE} a side must fit into the field of "
+            f"{field:g} arcsec; check the pixel scale, which is in arcsec"
+        )
+    return images.prepare(raw, grid, told)
 
 
 @lru_cache(maxsize=8)
@@ -282,14 +308,22 @@ def _near(value: float) -> float:
     return 2.0 ** round(math.log2(max(value, 1e-3)))
 
 
-def _flag(part: Fitted, i: int, largest: float | None) -> str:
+def flag_of(part: Fitted, i: int, largest: float | None) -> str:
+    """The flag of image `i` as `predict_table` describes it; largest: chi2 beyond which it is unlike training, if known."""
     flags = []
+    chi2, image, lens = float(part.result.chi2[i]), part.images[i], part.lens
     if not part.result.converged[i]:
         flags.append("not converged")
-    if largest is not None and float(part.result.chi2[i]) > largest:
+    walls = [lens.priors[name] for name in lens.free]
+    values = zip(lens.free, part.result.parameters[i].tolist(), walls, strict=True)
+    if pressed := [name for name, value, wall in values if not wall.lower < value < wall.upper]:
+        flags.append(f"at its bound: {', '.join(pressed)}")
+    if largest is not None and chi2 > largest:
         flags.append("unlike training")
-    if part.images[i].units != COUNTS:
+    if image.units != COUNTS:
         flags.append("no photon counts")
+    elif chi2 < image.noise - _SIGMAS * math.sqrt(2 / image.pixels.size):
+        flags.append("too little noise")
     return "; ".join(flags)
 
 

@@ -118,20 +118,24 @@ def test_the_answers_name_what_fails_and_what_mends_it():
         "psf": "a wide PSF",
         "clump": "a clump",
         "fine": "a fine one",
+        "wide": "a wide source",
     }
     scores = {("own", "default"): (0.99, 0.0), ("own", "freed"): (0.97, 0.0), ("fine", "default"): (0.98, 0.02)}
     scores |= {("clump", "default"): (0.5, 1.0), ("clump", "freed"): (0.6, 0.9)}
     scores |= {("lens", "default"): (0.6, 1.0), ("lens", "known"): (0.98, 0.0), ("lens", "freed"): (0.7, 0.0)}
     # An AUC as good as before, and every third smooth image a false alarm: that does not hold.
     scores |= {("psf", "default"): (0.99, 0.33), ("psf", "freed"): (0.98, 0.0)}
-    own, good, bad, known, freed, lost, flags, _ = mismatch.answers(rows_of(scores), words, "net")
+    # No false alarm, and no idea which substructure it is: another failure.
+    scores |= {("wide", "default"): (0.5, 0.0), ("wide", "known"): (0.94, 0.01)}
+    own, good, alarming, blind, known, freed, lost, flags, _ = mismatch.answers(rows_of(scores), words, "net")
     assert "0.990" in own
     assert "0.970" in own
     assert good.endswith("a fine one (0.980, 2%).")
-    assert bad.endswith("an odd lens (0.600, 100%); a wide PSF (0.990, 33%); a clump (0.500, 100%).")
+    assert alarming.endswith("an odd lens (0.600, 100%); a wide PSF (0.990, 33%); a clump (0.500, 100%).")
+    assert blind.endswith(": a wide source (0.500, 0%).")
     assert known.endswith(": an odd lens (0.980, 0%).")
     assert freed.endswith(": a wide PSF (0.980, 0%).")
-    assert "a clump (0.500, 100%)" in lost
+    assert "for: a clump (freed 0.600, 90%); a wide source (known 0.940, 1%), the best" in lost
     assert (
-        "the 3 kinds that fail they mark at least half of the images in 1, but not of an odd lens; a wide PSF" in flags
+        "the 4 kinds that fail they mark at least half of the images in 1, but not of an odd lens; a wide PSF" in flags
     )

@@ -6,7 +6,8 @@ import pytest
 from d4lens import simulate
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.evaluate import predictions, recovery, sensitivity_study
+from d4lens.evaluate import predictions, recovery, sensitivity, sensitivity_study
+from d4lens.macrofit import preset_model
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +53,13 @@ def test_predictions_of_other_images_are_refused(tmp_path):
     assert sensitivity_study.evidence({"a": tmp_path}, "tta", np.array([0, 1]))["a"].shape == (2,)
     with pytest.raises(D4LensError, match="other images"):
         sensitivity_study.evidence({"a": tmp_path}, "tta", np.array([1, 0]))
+
+
+def test_the_significance_map_alone_finds_a_heavy_subhalo_and_no_light_one():
+    made_by = simulate.preset("deeplense")
+    truth = sensitivity.one_subhalo(made_by, 7, [1e10] * 3 + [1e5] * 3, [1.0] * 6, [0.5] * 6)
+    above = {sensitivity_study.STRONGEST: 6.0}
+    gained, hits = sensitivity_study.detections(truth, made_by, preset_model("deeplense", binning=2), {}, above, 0.01)
+    assert hits[sensitivity_study.STRONGEST].tolist() == [True] * 3 + [False] * 3
+    assert (np.sqrt(gained[:3]) > 10).all()
+    assert (gained[3:] < 1).all()

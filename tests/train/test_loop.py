@@ -144,6 +144,7 @@ train(folder, fits, Path(root) / "out", Path(root) / "work", name, options, 1, T
     [
         ("SIGKILL", "in mid-epoch", -signal.SIGKILL, ["epoch-00001.safetensors"]),
         ("SIGTERM", "in mid-epoch", 143, ["epoch-00001.safetensors"]),
+        ("SIGINT", "in mid-epoch", 1, ["epoch-00001.safetensors"]),  # Ctrl-C
         ("SIGKILL", "in mid-save", -signal.SIGKILL, [f"epoch-0000{epoch}.safetensors" for epoch in (1, 2, 3)]),
     ],
 )

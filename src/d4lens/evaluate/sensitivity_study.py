@@ -28,6 +28,8 @@ Row = dict[str, Any]
 NEEDS = ("counts", "residual", "significance", "fit")
 """What a batch holds for any arm and for the recovery."""
 NETWORK, NO_NETWORK, OTHER = "network", "significance map, no network", "network, truth of another image"
+STRONGEST = "largest significance, no network"
+"""The detector without a network: the highest value of the map of where one more mass would explain the residual."""
 CONSTANT, RADIUS, CHI2 = "one mass for all", "Einstein radius", "chi2 and Einstein radius, no network"
 WITH_RADIUS, TOGETHER = "network and Einstein radius", "network, chi2 and Einstein radius"
 FIDUCIAL = {
@@ -64,7 +66,7 @@ class SupportsRows(Protocol):
 @dataclass(frozen=True)
 class Scene:
     """The test split with its truth: counts (n, N, N), labels and paths (n), the preset that made the images, the smooth
-    lens and its fitted parameters (n, F)."""
+    lens, its fitted parameters (n, F), and the largest value (n,) of each image's significance map."""
 
     counts: NDArray[Any]
     labels: NDArray[np.int64]
@@ -73,6 +75,7 @@ class Scene:
     made_by: Preset
     lens: SmoothLensModel
     fitted: Tensor
+    strongest: NDArray[np.float64]
 
 
 def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
@@ -95,8 +98,11 @@ def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
     if list(table["path"]) != images.paths:
         raise D4LensError(f"the fit in {macrofit_folder} is of other images; run the macrofit stage again")
     fitted = torch.from_numpy(table[list(FIT_COLUMNS)].to_numpy(np.float64))
+    maps = np.load(Path(macrofit_folder) / "test_significance.npy", mmap_mode="r", allow_pickle=False)
+    strongest = maps.max((1, 2)).astype(np.float64)
     made_by = preset(name, native.to_dict())
-    return Scene(images.counts, images.labels, images.paths, Truth(truth.images, subhalos), made_by, lens, fitted)
+    truth_ = Truth(truth.images, subhalos)
+    return Scene(images.counts, images.labels, images.paths, truth_, made_by, lens, fitted, strongest)
 
 
 def evidence(evaluations: Mapping[str, Path], view: str, labels: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -124,7 +130,8 @@ class Limit:
 
 
 def limit(scene: Scene, evaluations: Mapping[str, Path], false_positive_rate: float) -> Limit:
-    """What the substructure of each image gains in chi-squared, and how often each arm (with TTA) detects it.
+    """What the substructure of each image gains in chi-squared, and how often each arm (with TTA), and the significance
+    map without a network, detects it.
 
     An arm detects what exceeds the threshold that the given share of the images without substructure exceeds.
     """
@@ -141,7 +148,7 @@ def limit(scene: Scene, evaluations: Mapping[str, Path], false_positive_rate: fl
             meter.to(int(rows[-1]) + 1)
     gained, seen = np.concatenate(expected), np.concatenate(measured)
     no = labels == CLASSES.index("no")
-    scores = evidence(evaluations, "tta", labels)
+    scores = evidence(evaluations, "tta", labels) | {STRONGEST: scene.strongest}
     detected = {arm: e > classify.threshold(e[no], false_positive_rate) for arm, e in scores.items()}
     ideal = sensitivity.ideal_rate(gained, false_positive_rate)
     curve = sensitivity.curve(gained[~no], {arm: found[~no] for arm, found in detected.items()}, ideal[~no])
@@ -179,10 +186,10 @@ def detections(
     above: Mapping[str, float],
     false_positive_rate: float,
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-    """The chi-squared that each image (n,) gains, and by arm which it detects (booleans, plain view); under `ideal` the
-    probability that the ideal detector does."""
+    """The chi-squared that each image (n,) gains, and by arm which it detects (booleans, plain view), STRONGEST beside the
+    arms; under `ideal` the probability that the ideal detector does."""
     every = []
-    found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("ideal", *arms)}
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("ideal", *arms, STRONGEST)}
     n = len(truth)
     with Meter(n, "single subhalos") as meter:
         for first in range(0, n, _CHUNK):
@@ -195,6 +202,7 @@ def detections(
             found["ideal"].append(sensitivity.ideal_rate(gained, false_positive_rate))
             for name, network in arms.items():
                 found[name].append(classify.evidence(classify.logits(network, batch)) > above[name])
+            found[STRONGEST].append(batch["significance"].flatten(1).amax(1).double().numpy() > above[STRONGEST])
             meter.to(min(first + _CHUNK, n))
     return np.concatenate(every), {name: np.concatenate(parts) for name, parts in found.items()}
 
@@ -205,7 +213,7 @@ def _thresholds(scene: Scene, arms: Iterable[str], evaluations: Mapping[str, Pat
     for arm in arms:
         if arm not in evaluations:
             raise D4LensError(f"{arm} is not among the profile's models {', '.join(evaluations)}; name another arm")
-    scores = evidence({arm: evaluations[arm] for arm in arms}, "plain", scene.labels)
+    scores = evidence({arm: evaluations[arm] for arm in arms}, "plain", scene.labels) | {STRONGEST: scene.strongest}
     return {arm: classify.threshold(values[no], rate) for arm, values in scores.items()}
 
 
@@ -219,7 +227,7 @@ def subhalo_map(
     truth = sensitivity.one_subhalo(scene.made_by, params.seed, masses, radii, azimuths)
     above = _thresholds(scene, arms, evaluations, rate)
     gained, found = detections(truth, scene.made_by, scene.lens, arms, above, rate)
-    seen = {arm: found[arm] for arm in arms}
+    seen = {name: hits for name, hits in found.items() if name != "ideal"}
     return sensitivity.rates(masses, radii, found, *edges), sensitivity.curve(gained, seen, found["ideal"])
 
 
@@ -374,25 +382,26 @@ def answers(records: Sequence[Row], arm: str, false_positive_rate: float) -> lis
 
     said = [
         f"At {false_positive_rate:.0%} false alarms {arm} detects {value('detected', name, arm):.1%} of the {name} images, "
-        f"a detector that knows place and shape {value('detected', name, 'ideal'):.1%}; their substructure stands "
+        f"the largest value of the significance map, which needs no network, {value('detected', name, STRONGEST):.1%}, a "
+        f"detector that knows place and shape {value('detected', name, 'ideal'):.1%}; their substructure stands "
         f"{value('median_sigma', name, 'ideal'):.0f} standard deviations out of the noise in the median."
         for name in ("sphere", "vort")
     ]
     for low, high in ((0.0, 3.0), (3.0, 5.0), (5.0, 8.0), (8.0, 15.0)):
         here = [r for r in records if r["class"] == "one subhalo" and low <= r.get("sigma_low", -1.0) < high]
-        mine, ideal = ([r for r in here if r["by"] == by] for by in (arm, "ideal"))
-        n = sum(r["n"] for r in mine)
+        each = [[r for r in here if r["by"] == by] for by in (arm, STRONGEST, "ideal")]
+        n = sum(r["n"] for r in each[0])
         if n:
-            shares = [sum(r["value"] * r["n"] for r in rows) / n for rows in (mine, ideal)]
+            shares = [sum(r["value"] * r["n"] for r in rows) / n for rows in each]
             said.append(
                 f"Of single subhalos {low:g} to {high:g} standard deviations strong {arm} detects {shares[0]:.0%}, the "
-                f"ideal detector {shares[1]:.0%} ({n} images)."
+                f"significance map alone {shares[1]:.0%}, the ideal detector {shares[2]:.0%} ({n} images)."
             )
-    half = {by: value("half_mass_on_ring", "one subhalo", by) for by in ("ideal", arm)}
+    half = {by: value("half_mass_on_ring", "one subhalo", by) for by in ("ideal", STRONGEST, arm)}
     if all(math.isfinite(mass) for mass in half.values()):
         said.append(
-            f"A single subhalo on the ring is detected every second time at {half[arm]:.1e} Msun, by the ideal detector "
-            f"at {half['ideal']:.1e}."
+            f"A single subhalo on the ring is detected every second time at {half[arm]:.1e} Msun, by the significance map "
+            f"alone at {half[STRONGEST]:.1e}, by the ideal detector at {half['ideal']:.1e}."
         )
     both = [value("correlation", name, by) for name in ("sphere", "vort") for by in (NETWORK, NO_NETWORK)]
     said.append(
