@@ -54,7 +54,8 @@ def learning_curve() -> None:
 
 
 def limit() -> None:
-    study_plots.draw_limit("docs/limit.svg", pd.read_csv(LIMIT), 0.01)
+    table = pd.read_csv(LIMIT)  # the test split's substructure is all far above the noise
+    study_plots.draw_limit("docs/limit.svg", table[table["images_of"] == "one subhalo"], 0.01)
 
 
 def lenses() -> None:
