@@ -10,6 +10,11 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 # Threads that wait asleep: spinning ones slow a training on a shared machine twentyfold, and sleeping costs little.
 export OMP_WAIT_POLICY := PASSIVE
+# escnn takes the basis of its kernels from a singular value decomposition, which is free to turn within equal values: with the
+# kernels that OpenBLAS picks by the processor, each kind of processor would start its trainings from another basis.
+ifeq ($(shell uname -m),x86_64)
+export OPENBLAS_CORETYPE := Haswell
+endif
 
 .PHONY: help setup reproduce test lint verify gate ui docs wheel figures profiles ship lock clean
 
