@@ -61,8 +61,24 @@ except D4LensError as error:
     Path(f"rank-{place.rank}.json").write_text(json.dumps([place.world, str(error)]))
 """
 
+# A training of two processes, one of which may die in the second epoch.
+RESUMED = """
+import os, signal
+STAGES, arm, dies = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "dies"
+sys.path.insert(0, STAGES)
 
-def project(folder: Path, batch: int) -> None:
+def step(self, batch, index, whole=Training.training_step):
+    if dies and (self.global_rank, self.epoch, index) == (1, 1, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, batch, index)
+
+Training.training_step = step
+stage("train", *arm)
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def project(folder: Path, batch: int, epochs: int = 1) -> None:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["train"] |= {"augment": False, "precision": "32-true", "batch_size": batch}
     values["macrofit"]["batch_size"] = 5
@@ -72,7 +88,7 @@ def project(folder: Path, batch: int) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     own = yaml.safe_load((ROOT / "profiles" / "smoke" / "params.yaml").read_text())
     own["models"] = ["pinn"]
-    own["profile"] |= {"download": {"n_train": 24, "n_val": 9}, "preprocess": {"bin": 4}, "train": {"epochs": 1}}
+    own["profile"] |= {"download": {"n_train": 24, "n_val": 9}, "preprocess": {"bin": 4}, "train": {"epochs": epochs}}
     (folder / "profiles" / "smoke" / "params.yaml").write_text(yaml.safe_dump(own))
 
 
@@ -100,9 +116,8 @@ def both(tmp_path_factory):
             names["stage"](name, *words)
         shutil.copytree(one / "runs" / "smoke" / "pinn-0", two / "runs" / "smoke" / "pinn-0")
         (two / "driver.py").write_text(COMMON + TWO)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         done = subprocess.run(
-            [sys.executable, *torchrun, "driver.py", str(STAGES), json.dumps(ARM)],
+            [sys.executable, *TORCHRUN, "driver.py", str(STAGES), json.dumps(ARM)],
             cwd=two,
             capture_output=True,
             text=True,
@@ -147,6 +162,33 @@ def test_the_two_train_one_network(both):
     assert history["epoch"].tolist() == [1]
     assert np.isfinite(history.to_numpy()).all()
     assert not list((both[1] / "runs" / "smoke" / ".work" / "pinn-0").glob("epoch-*"))
+
+
+def test_cut_off_under_torchrun_a_training_goes_on_to_the_same_bytes(both, tmp_path, monkeypatch):
+    monkeypatch.setenv("D4LENS_TRACKING", "off")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def train(folder: Path, fate: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, *TORCHRUN, "driver.py", str(STAGES), json.dumps(ARM), fate]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        project(folder, 4, epochs=2)
+        (folder / "data").symlink_to(both[1] / "data")
+        (folder / "driver.py").write_text(COMMON + RESUMED)
+    done, died = train(whole, "lives"), train(cut, "dies")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert died.returncode != 0
+    assert not (cut / "runs" / "smoke" / "pinn-0").exists()
+    resumed = train(cut, "lives")
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "going on after epoch 1 of 2" in resumed.stdout + resumed.stderr
+    outcomes = [
+        [(folder / "runs/smoke/pinn-0" / name).read_bytes() for name in ("model.safetensors", "history.csv")]
+        for folder in (whole, cut)
+    ]
+    assert outcomes[0] == outcomes[1]
 
 
 def test_a_row_from_two_processes_is_an_error_in_both(both):
