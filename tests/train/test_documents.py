@@ -43,8 +43,14 @@ def test_the_table_of_a_million_images_is_that_of_the_committed_figures():
     assert table in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
-
 def test_every_stage_fits_into_eight_gigabytes_at_paper_size():
     measured = json.loads((ROOT / "benchmarks" / "stages.json").read_text())["peak_megabytes_at_150_px"]
-    assert {stage.split()[0] for stage in measured} == {"download", "preprocess", "macrofit", "train", "evaluate", "table"}
+    assert {stage.split()[0] for stage in measured} == {
+        "download",
+        "preprocess",
+        "macrofit",
+        "train",
+        "evaluate",
+        "table",
+    }
     assert max(measured.values()) < 8000
