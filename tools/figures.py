@@ -3,9 +3,11 @@ docs/learning_curve.png, macro AUC against training images from metrics/{learnin
 docs/limit.svg, detection rate against the substructure's significance from plots/quick/sensitivity_limit.csv."""
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import torch
+import yaml
 from matplotlib.figure import Figure
 
 from d4lens.classes import CLASSES
@@ -55,7 +57,8 @@ def learning_curve() -> None:
 
 def limit() -> None:
     table = pd.read_csv(LIMIT)  # the test split's substructure is all far above the noise
-    study_plots.draw_limit("docs/limit.svg", table[table["images_of"] == "one subhalo"], 0.01)
+    rate = yaml.safe_load(Path("params.yaml").read_text())["sensitivity"]["false_positive_rate"]
+    study_plots.draw_limit("docs/limit.svg", table[table["images_of"] == "one subhalo"], rate)
 
 
 def lenses() -> None:
@@ -66,31 +69,28 @@ def lenses() -> None:
     result = fit(counts, model)
     found = significance(counts, result.parameters, model)
     true = substructure_convergence(truth, preset.observation)
-    strongest = float(found.abs().max())
-    columns = {
-        "photon counts\n(square root)": (counts.sqrt(), "magma", (0, None)),
-        "residual of the\nsmooth lens [σ]": (result.residual, "RdBu_r", (-6, 6)),
-        "significance of\none more mass [σ]": (found, "PuOr_r", (-strongest, strongest)),
-        "true substructure\n(convergence)": (true, "viridis", (0, None)),
+    columns = {  # maps, colours, and the ends of the scale that the three rows share
+        "photon counts\n(square root)": (counts.sqrt(), "magma", 0, counts.sqrt().max()),
+        "residual of the\nsmooth lens [σ]": (result.residual, "RdBu_r", -6, 6),
+        "significance of\none more mass [σ]": (found, "PuOr_r", -found.abs().max(), found.abs().max()),
+        "true substructure\n(convergence)": (true, "viridis", 0, true.max()),
     }
     half = preset.observation.half_width
     figure = Figure(figsize=(11, 9), layout="constrained")
     axes = figure.subplots(len(CLASSES), len(columns), sharex=True, sharey=True)
     for row, name in enumerate(CLASSES):
         axes[row, 0].set_ylabel(f"{name}\n$\\chi^2$/px {result.chi2[row]:.2f}", fontsize=12)
-        for axis, (title, (maps, colours, (low, high))) in zip(axes[row], columns.items(), strict=True):
-            top = float(maps.max()) if high is None else high
+        for column, (title, (maps, colours, low, high)) in enumerate(columns.items()):
+            axis, ends = axes[row, column], {"vmin": float(low), "vmax": float(high)}
             drawn = axis.imshow(
-                maps[row].numpy(), origin="lower", extent=(-half, half, -half, half), cmap=colours, vmin=low, vmax=top
+                maps[row].numpy(), origin="lower", extent=(-half, half, -half, half), cmap=colours, **ends
             )
             axis.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xticks=[-2, 0, 2], yticks=[-2, 0, 2])
             if row == 0:
                 axis.set_title(title, fontsize=11)
             if row == len(CLASSES) - 1:
                 axis.set_xlabel("arcsec")
-                figure.colorbar(
-                    drawn, ax=axes[:, axes[row].tolist().index(axis)], location="bottom", shrink=0.85, pad=0.01
-                )
+                figure.colorbar(drawn, ax=axes[:, column], location="bottom", shrink=0.85, pad=0.01)
     with atomic_path("docs/lenses.png") as temporary:
         figure.savefig(temporary, dpi=80)
 
