@@ -22,7 +22,7 @@ def main() -> None:
     data = Path("data") / profile
     facts = arrays.load_facts(data / "arrays")
     native = Observation.from_dict(facts["native"])
-    arms = classify.load_arms(Path("runs") / profile, params.arms, read(overlay(profile))["seeds"][0])
+    arms = classify.load_arms(Path("runs") / profile / "trained", params.arms, read(overlay(profile))["seeds"][0])
     largest = classify.largest_chi2(pd.read_csv(data / "macrofit" / "train_fit.csv")["chi2"])
 
     rows = mismatch.run(arms, native, facts["bin"], largest, params)

@@ -20,13 +20,13 @@ def main() -> None:
     params = parameters("sensitivity", SensitivityParams, profile)
     matrix = read(overlay(profile))
     data, runs, seed = Path("data") / profile, Path("runs") / profile, matrix["seeds"][0]
-    evaluations = {arm: runs / "evaluation" / f"{arm}-{seed}" for arm in matrix["models"]}
-    arms = classify.load_arms(runs, params.arms, seed)
+    predicted = {arm: runs / "predicted" / f"{arm}-{seed}.parquet" for arm in matrix["models"]}
+    arms = classify.load_arms(runs / "trained", params.arms, seed)
     scene = sensitivity_study.scene(data / "arrays", data / "macrofit")
 
-    limit = sensitivity_study.limit(scene, evaluations, params.false_positive_rate)
-    subhalos = sensitivity_study.subhalo_map(scene, arms, evaluations, params)
-    places = sensitivity_study.place_map(scene, arms, evaluations, params)
+    limit = sensitivity_study.limit(scene, predicted, params.false_positive_rate)
+    subhalos = sensitivity_study.subhalo_map(scene, arms, predicted, params)
+    places = sensitivity_study.place_map(scene, arms, predicted, params)
     observation = arrays.load_observation(data / "arrays")
     maps = {}
     for split in ("select", "test"):

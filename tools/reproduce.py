@@ -90,12 +90,14 @@ def stop(child: subprocess.Popen[str]) -> None:
 
 def one_by_one(file: str, force: list[str]) -> int:
     """Plain `dvc repro`; its exit status."""
-    with subprocess.Popen([*DVC, "repro", *force, file], text=True, start_new_session=True) as child:
-        try:
-            return child.wait()
-        except BaseException:
-            stop(child)
-            raise
+    child = subprocess.Popen([*DVC, "repro", *force, file], text=True, start_new_session=True)
+    try:
+        return child.wait()
+    except BaseException:
+        stop(child)
+        # On Ctrl-C Popen's own waiting gives up after a quarter of a second, and a DVC not yet gone blocks the next one.
+        child.wait()
+        raise
 
 
 def side_by_side(file: str, jobs: int, force: list[str]) -> list[str]:
@@ -145,6 +147,8 @@ def main() -> None:
     if not force and not subprocess.run([*DVC, "status", "--quiet", file]).returncode:
         print(f"{file}: everything is up to date")
         return
+    if force:  # which a finished training's checkpoint would spare the trainer
+        shutil.rmtree(Path("runs") / options.profile / ".work", ignore_errors=True)
     if jobs == 1:
         sys.exit(one_by_one(file, force))
     if failed := side_by_side(file, jobs, force):

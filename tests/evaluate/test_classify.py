@@ -42,9 +42,9 @@ def test_the_flag_is_predict_s_rule():
 def test_scored_reads_the_view_asked_for(tmp_path):
     plain, tta = np.eye(3), 5 * np.eye(3)
     table = predictions.tabulate(["a", "b", "c"], [0, 1, 2], {"plain": plain, "tta": tta})
-    predictions.write(tmp_path / "predictions.parquet", table)
+    predictions.write(tmp_path / "d4cnn-0.parquet", table)
     for view, logits in (("plain", plain), ("tta", tta)):
-        paths, labels, evidence = classify.scored(tmp_path, view)
+        paths, labels, evidence = classify.scored(tmp_path / "d4cnn-0.parquet", view)
         assert (paths, labels.tolist()) == (["a", "b", "c"], [0, 1, 2])
         np.testing.assert_allclose(evidence, classify.evidence(logits), rtol=1e-6)
 

@@ -49,10 +49,11 @@ def test_the_scale_comes_from_the_selection_split_alone(perfect):
 
 def test_predictions_of_other_images_are_refused(tmp_path):
     table = predictions.tabulate(["a", "b"], [0, 1], {"plain": np.zeros((2, 3)), "tta": np.zeros((2, 3))})
-    predictions.write(tmp_path / "predictions.parquet", table)
-    assert sensitivity_study.evidence({"a": tmp_path}, "tta", np.array([0, 1]))["a"].shape == (2,)
+    path = tmp_path / "a.parquet"
+    predictions.write(path, table)
+    assert sensitivity_study.evidence({"a": path}, "tta", np.array([0, 1]))["a"].shape == (2,)
     with pytest.raises(D4LensError, match="other images"):
-        sensitivity_study.evidence({"a": tmp_path}, "tta", np.array([1, 0]))
+        sensitivity_study.evidence({"a": path}, "tta", np.array([1, 0]))
 
 
 def test_the_significance_map_alone_finds_a_heavy_subhalo_and_no_light_one():

@@ -79,7 +79,10 @@ def test_stages_run_side_by_side_in_the_order_of_their_needs_and_only_when_chang
     assert "up to date" in again.stdout
     assert len(log(project)) == 8
 
+    kept = project / "runs" / "quick" / ".work" / "arm-a-0"
+    kept.mkdir(parents=True)
     assert run(project, "--jobs", "2", "--force").returncode == 0
+    assert not kept.exists(), "a finished training's checkpoint would spare the trainer"
     assert len(log(project)) == 16
 
 
@@ -147,6 +150,36 @@ def test_stopped_it_leaves_no_stage_running(project, jobs, sent):
     assert len(log(project)) == 1
     assert run(project, "--jobs", "2").returncode == 0
     assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
+
+
+SLOW_TO_GO = """
+import signal, sys, time
+from pathlib import Path
+def end(*_):
+    time.sleep(1)
+    Path("gone").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+Path("ready").touch()
+time.sleep(60)
+"""
+
+
+def test_on_ctrl_c_it_stays_until_a_dvc_slow_to_go_is_gone(reproduce, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "DVC", (sys.executable, "-c", SLOW_TO_GO))
+
+    def interrupt():
+        deadline = time.monotonic() + 60
+        while not Path("ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce.one_by_one("dvc.yaml", [])
+    assert Path("gone").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from d4lens.errors import D4LensError
 from d4lens.train import checkpoint
 from d4lens.train.checkpoint import Progress
 
-PRINTS = {"parameters": "a", "data": "b", "code": "c"}
+ROOT = Path(__file__).resolve().parents[2]
+PRINTS = {"parameters": "a", "processes and precision": "p", "data": "b", "code": "c"}
 
 
 def progress(epoch):
@@ -70,7 +74,7 @@ def test_a_pickle_in_its_place_is_not_read(folder):
     assert not (folder / "exploded").exists()
 
 
-@pytest.mark.parametrize("changed", [("parameters",), ("data", "code")])
+@pytest.mark.parametrize("changed", [("parameters",), ("processes and precision",), ("data", "code")])
 def test_a_stale_one_is_refused_saying_why(folder, changed, caplog):
     prints = {name: "x" if name in changed else value for name, value in PRINTS.items()}
     assert checkpoint.latest(folder, prints) == Progress()
@@ -147,19 +151,53 @@ def test_the_writer_keeps_its_place_when_what_started_it_is_killed(tmp_path):
 
 def test_the_fingerprint_tells_parameters_data_and_code_apart(tmp_path, monkeypatch):
     (tmp_path / "train.npy").write_bytes(b"1")
-    before = checkpoint.fingerprint({"seed": 1}, tmp_path)
-    assert checkpoint.fingerprint({"seed": 1}, tmp_path) == before
+    setting = {"processes": 1, "precision": "32-true"}
+    before = checkpoint.fingerprint({"seed": 1}, setting, tmp_path)
+    assert checkpoint.fingerprint({"seed": 1}, setting, tmp_path) == before
 
-    def changed():
-        now = checkpoint.fingerprint({"seed": seed}, tmp_path)
+    def changed(seed=1, **other):
+        now = checkpoint.fingerprint({"seed": seed}, setting | other, tmp_path)
         return {name for name in now if now[name] != before[name]}
 
-    seed = 2
-    assert changed() == {"parameters"}
-    seed = 1
+    assert changed(seed=2) == {"parameters"}
+    assert changed(processes=2) == changed(precision="bf16-mixed") == {"processes and precision"}
     (tmp_path / "train.npy").write_bytes(b"2")
     assert changed() == {"data"}
     (tmp_path / "train.npy").write_bytes(b"1")
     monkeypatch.setattr(checkpoint, "version", lambda name: "0")
     assert changed() == {"code"}
     assert len({checkpoint.combined(before), checkpoint.combined({**before, "code": "x"})}) == 2
+
+
+def test_code_is_what_the_stage_depends_on():
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    package = "src/d4lens/"
+    depends = {dep.removeprefix(package) for dep in pipeline["stages"]["train"]["deps"] if dep.startswith(package)}
+    assert set(checkpoint.CODE) == depends
+    assert all((ROOT / package / part).exists() for part in checkpoint.CODE)
+
+
+@pytest.mark.parametrize("part", ["evaluate/tta.py", "evaluate/metrics.py", "simulate/fields.py", "models/unet.py"])
+def test_an_edit_of_any_of_it_is_seen(part, tmp_path, monkeypatch):
+    package = Path(checkpoint.d4lens.__file__).parent
+    shutil.copytree(package, tmp_path / "d4lens", ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    monkeypatch.setattr(checkpoint.d4lens, "__file__", str(tmp_path / "d4lens" / "__init__.py"))
+    before = checkpoint.code()
+    with (tmp_path / "d4lens" / part).open("a") as file:
+        file.write("# edited\n")
+    assert checkpoint.code() != before
+
+
+def test_other_threads_go_on_with_a_warning(folder, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    assert checkpoint.latest(folder, PRINTS).epoch == 3
+    assert "this process has 99" in caplog.text
+
+
+def test_a_finished_one_keeps_its_result_alone(folder):
+    whole = checkpoint.latest(folder, PRINTS)
+    whole.tensors["best.w"] = torch.ones(2)
+    checkpoint.finish(folder, whole, PRINTS)
+    assert files(folder) == ["epoch-00003.safetensors"]
+    kept = checkpoint.latest(folder, PRINTS)
+    assert (kept.epoch, kept.history, list(kept.tensors)) == (3, whole.history, ["best.w"])

@@ -1,8 +1,10 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -68,7 +70,21 @@ def test_the_outs_hold_the_best_epoch_and_all_about_it(dataset, tmp_path, params
     assert metrics.scores(select.labels, metrics.softmax(logits))["auc_macro"] == pytest.approx(
         best["select_auc_macro"]
     )
-    assert not list((tmp_path / "work").glob("*.safetensors"))
+    (kept,) = (tmp_path / "work").glob("*.safetensors")
+    assert kept.stat().st_size < 2 * (tmp_path / "out" / "model.safetensors").stat().st_size
+
+
+def test_lost_outs_come_again_from_a_finished_training_at_no_cost(dataset, tmp_path, params, caplog, monkeypatch):
+    """As after a DVC was killed while its trainer lived on: the next DVC removes the outs and calls again."""
+    best = run(dataset, tmp_path, PINN, params=params(epochs=2))
+    first = {name: (tmp_path / "out" / name).read_bytes() for name in OUTS}
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(loop, "_fit", None)  # whoever trains, fails
+    listener = Listener()
+    assert run(dataset, tmp_path, PINN, tracker=listener, params=params(epochs=2)) == best
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in OUTS} == first
+    assert sorted(listener.rows) == [1, 2]
+    assert f"trained already, its outs are written again; remove {tmp_path / 'work'} to train anew" in caplog.text
 
 
 def test_the_same_again_gives_the_same_bytes_and_another_seed_others(dataset, tmp_path, params):
@@ -93,12 +109,12 @@ def test_two_epochs_and_two_are_four(dataset, tmp_path, params, arm):
 
 def test_even_the_optimiser_is_the_same_after_a_resume(dataset, tmp_path, params, monkeypatch):
     """The checkpoint of the fourth epoch: weights, best weights, optimiser and history, all equal."""
-    monkeypatch.setattr(checkpoint, "clear", lambda folder: None)
+    monkeypatch.setattr(checkpoint, "finish", lambda *_: None)
     run(dataset, tmp_path / "whole", params=params())
     with pytest.raises(SystemExit):
         run(dataset, tmp_path / "parts", tracker=Listener(3), params=params())
     run(dataset, tmp_path / "parts", params=params())
-    prints = loop._prints(*dataset, *CNN, 1, params())
+    prints = loop._prints(*dataset, *CNN, 1, params(), 1)
     whole, parts = (checkpoint.latest(tmp_path / name / "work", prints) for name in ("whole", "parts"))
     assert whole.epoch == parts.epoch == 4
     assert whole.history == parts.history
@@ -170,6 +186,31 @@ def test_a_changed_parameter_starts_afresh_saying_so(dataset, tmp_path, params, 
     run(dataset, tmp_path / "b", params=changed)
     assert "starting afresh: the parameters changed" in caplog.text
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+
+
+# Without a part in any number: sentences, atomic files, bounds of parameters.
+NO_NUMBERS = {"errors", "files", "params"}
+
+
+@pytest.mark.parametrize("arm", [PINN, ("d4lenspinn_published", {"fields": [1, 2], "head": "nano"}), ("resnet18", {})])
+def test_all_code_that_runs_in_a_training_is_in_its_fingerprint(dataset, tmp_path, params, arm):
+    package, ran = Path(checkpoint.d4lens.__file__).parent, set()
+
+    def note(frame, event, _):
+        if event == "call":
+            ran.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        run(dataset, tmp_path, arm, params=params(epochs=1))
+    finally:
+        sys.setprofile(None)
+    parts = {Path(file).relative_to(package).as_posix() for file in ran if file.startswith(f"{package}/")}
+    outside = {
+        part for part in parts if not any(part == code or part.startswith(f"{code}/") for code in checkpoint.CODE)
+    }
+    assert "train/loop.py" in parts
+    assert {part.removesuffix(".py") for part in outside} <= NO_NUMBERS
 
 
 def test_a_second_writer_is_turned_away(dataset, tmp_path, params):

@@ -31,12 +31,11 @@ def batch_of(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> dict[s
     }
 
 
-def load_arms(runs: str | Path, names: Sequence[str], seed: int) -> dict[str, nn.Module]:
-    """The trained networks `{runs}/{name}-{seed}`, ready to predict. Raises D4LensError for one that is not there."""
+def load_arms(folder: str | Path, names: Sequence[str], seed: int) -> dict[str, nn.Module]:
+    """The trained networks `{folder}/{name}-{seed}.safetensors`, ready to predict. Raises D4LensError for one that is not
+    there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {
-        name: exported(models.load(Path(runs) / f"{name}-{seed}" / "model.safetensors")[0]).to(device) for name in names
-    }
+    return {name: exported(models.load(Path(folder) / f"{name}-{seed}.safetensors")[0]).to(device) for name in names}
 
 
 def logits(network: nn.Module, batch: Mapping[str, Tensor], *, tta: bool = False) -> NDArray[np.float64]:
@@ -66,9 +65,9 @@ def threshold(of_no: ArrayLike, false_positive_rate: float) -> float:
     return float(np.quantile(of_no, 1 - false_positive_rate, method="higher"))
 
 
-def scored(folder: str | Path, view: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
-    """Paths, labels (n,) and evidence (n,) that an evaluation's predictions.parquet holds for a view."""
-    table = read(Path(folder) / "predictions.parquet")
+def scored(path: str | Path, view: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
+    """Paths, labels (n,) and evidence (n,) that an evaluation's table of predictions holds for a view."""
+    table = read(path)
     table = table[table["tta"] == (view == "tta")]
     return table["path"].tolist(), table["label"].to_numpy(np.int64), evidence(table[LOGITS].to_numpy())
 

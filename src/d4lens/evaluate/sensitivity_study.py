@@ -105,16 +105,16 @@ def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
     return Scene(images.counts, images.labels, images.paths, truth_, made_by, lens, fitted, strongest)
 
 
-def evidence(evaluations: Mapping[str, Path], view: str, labels: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Evidence for substructure (n,) by arm, from the folders of their evaluations.
+def evidence(predicted: Mapping[str, Path], view: str, labels: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Evidence for substructure (n,) by arm, from the files of their predictions.
 
     Raises D4LensError for predictions of other images.
     """
     found = {}
-    for arm, folder in evaluations.items():
-        _, scored, values = classify.scored(folder, view)
+    for arm, path in predicted.items():
+        _, scored, values = classify.scored(path, view)
         if not np.array_equal(scored, labels):
-            raise D4LensError(f"{folder} holds predictions of other images; run evaluate again")
+            raise D4LensError(f"{path} holds predictions of other images; run evaluate again")
         found[arm] = values
     return found
 
@@ -129,7 +129,7 @@ class Limit:
     records: list[Row]
 
 
-def limit(scene: Scene, evaluations: Mapping[str, Path], false_positive_rate: float) -> Limit:
+def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: float) -> Limit:
     """What the substructure of each image gains in chi-squared, and how often each arm (with TTA), and the significance
     map without a network, detects it.
 
@@ -148,7 +148,7 @@ def limit(scene: Scene, evaluations: Mapping[str, Path], false_positive_rate: fl
             meter.to(int(rows[-1]) + 1)
     gained, seen = np.concatenate(expected), np.concatenate(measured)
     no = labels == CLASSES.index("no")
-    scores = evidence(evaluations, "tta", labels) | {STRONGEST: scene.strongest}
+    scores = evidence(predicted, "tta", labels) | {STRONGEST: scene.strongest}
     detected = {arm: e > classify.threshold(e[no], false_positive_rate) for arm, e in scores.items()}
     ideal = sensitivity.ideal_rate(gained, false_positive_rate)
     curve = sensitivity.curve(gained[~no], {arm: found[~no] for arm, found in detected.items()}, ideal[~no])
@@ -207,32 +207,32 @@ def detections(
     return np.concatenate(every), {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _thresholds(scene: Scene, arms: Iterable[str], evaluations: Mapping[str, Path], rate: float) -> dict[str, float]:
+def _thresholds(scene: Scene, arms: Iterable[str], predicted: Mapping[str, Path], rate: float) -> dict[str, float]:
     """By arm, the evidence that the given share of the test split's images without substructure exceeds, plain view."""
     no = scene.labels == CLASSES.index("no")
     for arm in arms:
-        if arm not in evaluations:
-            raise D4LensError(f"{arm} is not among the profile's models {', '.join(evaluations)}; name another arm")
-    scores = evidence({arm: evaluations[arm] for arm in arms}, "plain", scene.labels) | {STRONGEST: scene.strongest}
+        if arm not in predicted:
+            raise D4LensError(f"{arm} is not among the profile's models {', '.join(predicted)}; name another arm")
+    scores = evidence({arm: predicted[arm] for arm in arms}, "plain", scene.labels) | {STRONGEST: scene.strongest}
     return {arm: classify.threshold(values[no], rate) for arm, values in scores.items()}
 
 
 def subhalo_map(
-    scene: Scene, arms: Mapping[str, nn.Module], evaluations: Mapping[str, Path], params: SensitivityParams
+    scene: Scene, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: SensitivityParams
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Detection rate of a single subhalo over its mass and radius, and over its significance: columns as of
     `sensitivity.rates` and `sensitivity.curve`."""
     rate, edges = params.false_positive_rate, (params.mass_edges, params.radius_edges)
     masses, radii, azimuths = sensitivity.grid_of(*edges, params.per_cell, params.seed)
     truth = sensitivity.one_subhalo(scene.made_by, params.seed, masses, radii, azimuths)
-    above = _thresholds(scene, arms, evaluations, rate)
+    above = _thresholds(scene, arms, predicted, rate)
     gained, found = detections(truth, scene.made_by, scene.lens, arms, above, rate)
     seen = {name: hits for name, hits in found.items() if name != "ideal"}
     return sensitivity.rates(masses, radii, found, *edges), sensitivity.curve(gained, seen, found["ideal"])
 
 
 def place_map(
-    scene: Scene, arms: Mapping[str, nn.Module], evaluations: Mapping[str, Path], params: SensitivityParams
+    scene: Scene, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: SensitivityParams
 ) -> pd.DataFrame:
     """Detection rate of a subhalo of one mass over its place in the fiducial lens: columns arm, x, y (arcsec), rate, images."""
     rate, at = params.false_positive_rate, params.places
@@ -243,7 +243,7 @@ def place_map(
     radius = np.hypot(x, y) / FIDUCIAL["theta_E"]
     # Another seed's lenses differ in their noise alone: everything else is fixed.
     truth = sensitivity.one_subhalo(made_by, params.seed + 1, np.full(len(x), at.mass), radius, np.arctan2(y, x))
-    above = _thresholds(scene, arms, evaluations, rate)
+    above = _thresholds(scene, arms, predicted, rate)
     _, found = detections(truth, made_by, scene.lens, arms, above, rate)
     shares = {arm: hits.reshape(-1, at.repeats).mean(1) for arm, hits in found.items()}
     place = {"x": x[:: at.repeats].round(6), "y": y[:: at.repeats].round(6)}

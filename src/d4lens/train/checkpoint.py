@@ -1,7 +1,8 @@
 """Checkpoints of a training: one safetensors file an epoch, whole or absent, tied to what made them by a fingerprint.
 
 The folder belongs to one training. It holds the last two epochs: a file that cannot be read is passed over for the
-one before, and one of another fingerprint (parameters, data or code) sends the training back to its start, saying why.
+one before, and one of another fingerprint (parameters, data, code, or processes and precision) sends the training back to
+its start, saying why. Of a finished training it holds the result, for a caller that could not take it.
 """
 
 import hashlib
@@ -9,11 +10,12 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -24,7 +26,22 @@ from d4lens.models import weights
 
 _log = logging.getLogger(__name__)
 _KEPT = 2
-_ROOMS = ("models", "train", "lensing")
+CODE = (
+    "train",
+    "models",
+    "lensing",
+    "macrofit/smooth_lens.py",
+    "macrofit/split.py",
+    "simulate/draw.py",
+    "simulate/fields.py",
+    "evaluate/metrics.py",
+    "evaluate/tta.py",
+    "data/arrays.py",
+    "observation.py",
+    "classes.py",
+    "parallel.py",
+)
+"""Folders and files of the package that decide a training's result, as its stage in dvc.yaml names them."""
 _LIBRARIES = ("torch", "escnn", "timm", "lightning", "numpy")
 
 Fingerprint = dict[str, str]
@@ -53,19 +70,26 @@ class Progress:
         }
 
 
-def fingerprint(parameters: Mapping[str, Any], *data: str | Path) -> Fingerprint:
-    """Digests of the parameters, of all files in the data folders, and of the code that trains and its libraries."""
+def fingerprint(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data: str | Path) -> Fingerprint:
+    """Digests of the parameters, of what the machine makes of them, of all files in the data folders, and of the code
+    that trains and its libraries.
+
+    setting: number of processes and precision; not the threads, which change the last bits only (see `latest`).
+    """
     return {
         "parameters": _digest(json.dumps(parameters, sort_keys=True, default=str)),
+        "processes and precision": _digest(json.dumps(setting, sort_keys=True)),
         "data": _digest(*(f"{file.name} {sha256(file)}" for folder in data for file in sorted(Path(folder).iterdir()))),
         "code": code(),
     }
 
 
 def code() -> str:
-    """Digest of the rooms that decide a training's result, and of the libraries' versions."""
+    """Digest of CODE and of the libraries' versions."""
     root = Path(d4lens.__file__).parent
-    files = sorted(file for room in _ROOMS for file in (root / room).rglob("*.py"))
+    files = sorted(
+        file for part in CODE for file in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
+    )
     libraries = (f"{name} {number}" for name, number in versions().items())
     return _digest(*(f"{file.relative_to(root)} {sha256(file)}" for file in files), *libraries)
 
@@ -76,7 +100,7 @@ def versions() -> dict[str, str]:
 
 
 def combined(parts: Fingerprint) -> str:
-    """One digest of the three, for a run's name elsewhere."""
+    """One digest of them all, for a run's name elsewhere."""
     return _digest(json.dumps(parts, sort_keys=True))
 
 
@@ -110,11 +134,28 @@ def _files(folder: str | Path) -> list[Path]:
 def save(folder: str | Path, progress: Progress, prints: Fingerprint) -> Path:
     """Write the epoch's checkpoint atomically, then drop all but the last two."""
     path = Path(folder) / f"epoch-{progress.epoch:05d}.safetensors"
-    description = {name: value for name, value in vars(progress).items() if name != "tensors"}
-    weights.write(path, progress.tensors, {**description, "fingerprint": prints})
+    _write(path, progress, prints)
     for old in _files(folder)[_KEPT:]:
         old.unlink()
     return path
+
+
+def finish(folder: str | Path, progress: Progress, prints: Fingerprint) -> None:
+    """Leave of a training its history and best weights alone, in the last epoch's place.
+
+    Its outs may still get lost, as those of a trainer whose DVC was killed: the next DVC removes what it does not know of.
+    """
+    last = Path(folder) / f"epoch-{progress.epoch:05d}.safetensors"
+    best = {name: value for name, value in progress.tensors.items() if name.startswith("best.")}
+    _write(last, replace(progress, tensors=best), prints)
+    for path in _files(folder):
+        if path != last:
+            path.unlink()
+
+
+def _write(path: Path, progress: Progress, prints: Fingerprint) -> None:
+    description = {name: value for name, value in vars(progress).items() if name != "tensors"}
+    weights.write(path, progress.tensors, {**description, "fingerprint": prints, "threads": torch.get_num_threads()})
 
 
 def latest(folder: str | Path, prints: Fingerprint) -> Progress:
@@ -122,7 +163,7 @@ def latest(folder: str | Path, prints: Fingerprint) -> Progress:
     for path in _files(folder):
         try:
             tensors, description = weights.read(path)
-            theirs = description.pop("fingerprint")
+            theirs, threads = description.pop("fingerprint"), description.pop("threads")
             progress = Progress(tensors=tensors, **description)
         except (D4LensError, KeyError, TypeError) as error:
             _log.warning("passing over checkpoint %s: %s", path, error)
@@ -133,6 +174,14 @@ def latest(folder: str | Path, prints: Fingerprint) -> Progress:
             _log.warning("starting afresh: the %s changed since checkpoint %s was made", " and ".join(changed), path)
             clear(folder)
             return Progress()
+        if threads != torch.get_num_threads():
+            _log.warning(
+                "checkpoint %s was made with %d threads, this process has %d: sums round otherwise, so that the result "
+                "will differ from an uninterrupted training's in the last bits",
+                path,
+                threads,
+                torch.get_num_threads(),
+            )
         return progress
     return Progress()
 

