@@ -1,23 +1,23 @@
 """The weights of one trained network beside those of all others: the one folder that the studies depend on."""
 
-import shutil
 from pathlib import Path
 
 from common import arguments, one_sentence
 
-from d4lens.errors import D4LensError
-from d4lens.files import atomic_path
+from d4lens.models import weights
 
 
 @one_sentence
 def main() -> None:
     args = arguments(__doc__, arm=True)
     runs, name = Path("runs") / args.profile, f"{args.model}-{args.seed}"
-    source = runs / name / "model.safetensors"
-    if not source.is_file():
-        raise D4LensError(f"there is no {source}; run the stage train")
-    with atomic_path(runs / "trained" / f"{name}.safetensors") as temporary:
-        shutil.copyfile(source, temporary)
+    tensors, description = weights.read(runs / name / "model.safetensors")
+    # The code's digest would have all studies run again after an edit that changed no weight.
+    weights.write(
+        runs / "trained" / f"{name}.safetensors",
+        tensors,
+        {key: value for key, value in description.items() if key != "fingerprint"},
+    )
     print(f"{name}: weights laid out")
 
 

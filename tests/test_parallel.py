@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from d4lens.models import weights
 from d4lens.parallel import Ranks, ranks
 from d4lens.train import loop
 
@@ -161,7 +162,8 @@ def test_the_two_train_one_network(both):
     history = pd.read_csv(both[1] / "runs" / "smoke" / "pinn-0" / "history.csv")
     assert history["epoch"].tolist() == [1]
     assert np.isfinite(history.to_numpy()).all()
-    assert not list((both[1] / "runs" / "smoke" / ".work" / "pinn-0").glob("epoch-*"))
+    (kept,) = (both[1] / "runs" / "smoke" / ".work" / "pinn-0").glob("epoch-*")
+    assert all(name.startswith("best.") for name in weights.read(kept)[0])
 
 
 def test_cut_off_under_torchrun_a_training_goes_on_to_the_same_bytes(both, tmp_path, monkeypatch):

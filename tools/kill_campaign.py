@@ -150,6 +150,8 @@ def campaign(stage: str, kills: int, draw: random.Random, log: Path) -> Tally:
     while tally.killed < kills and tally.too_late < 10 * kills:
         for path in outs:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        # A finished training's result: there would be nothing to kill.
+        shutil.rmtree(Path("runs") / PROFILE / ".work", ignore_errors=True)
         pid = start(stage, log)
         time.sleep(draw.uniform(0, tally.seconds))
         os.kill(pid, signal.SIGKILL)

@@ -14,10 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 DVC = (sys.executable, "-m", "dvc")
+MOST_SECONDS_TO_END = 30.0  # of a stage whose DVC is gone: a trainer ends after its batch
 MOST_JOBS = 4  # of up to 2 GB each
 CHATTER = (
     "Updating lock file",
@@ -88,6 +90,19 @@ def stop(child: subprocess.Popen[str]) -> None:
         os.killpg(child.pid, signal.SIGTERM)
 
 
+def train_anew(work: Path) -> None:
+    """Have the trainers forget what is finished; what was cut off, by an earlier forced run too, is gone on with."""
+    if work.is_dir():
+        from d4lens.errors import D4LensError
+        from d4lens.train import checkpoint  # torch: seconds
+
+        for folder in work.iterdir():
+            try:
+                checkpoint.forget(folder)
+            except D4LensError as error:
+                sys.exit(f"reproduce: {error}")
+
+
 def one_by_one(file: str, force: list[str]) -> int:
     """Plain `dvc repro`; its exit status."""
     child = subprocess.Popen([*DVC, "repro", *force, file], text=True, start_new_session=True)
@@ -97,6 +112,11 @@ def one_by_one(file: str, force: list[str]) -> int:
         stop(child)
         # On Ctrl-C Popen's own waiting gives up after a quarter of a second, and a DVC not yet gone blocks the next one.
         child.wait()
+        deadline = time.monotonic() + MOST_SECONDS_TO_END
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(child.pid, 0)
+                time.sleep(0.05)
         raise
 
 
@@ -147,8 +167,8 @@ def main() -> None:
     if not force and not subprocess.run([*DVC, "status", "--quiet", file]).returncode:
         print(f"{file}: everything is up to date")
         return
-    if force:  # which a finished training's checkpoint would spare the trainer
-        shutil.rmtree(Path("runs") / options.profile / ".work", ignore_errors=True)
+    if force:
+        train_anew(Path("runs") / options.profile / ".work")
     if jobs == 1:
         sys.exit(one_by_one(file, force))
     if failed := side_by_side(file, jobs, force):

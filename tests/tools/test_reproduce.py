@@ -9,13 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+
+from d4lens.train import checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "reproduce.py"
 STAGE = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 name, *needs = sys.argv[1:]
 log = Path("log")
+def end(*_):  # as a trainer, which ends after its batch
+    time.sleep(1)
+    with log.open("a") as file:
+        file.write(f"stopped {name}\\n")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
 with log.open("a") as file:
     file.write(f"begin {name} {os.environ.get('OMP_NUM_THREADS')}\\n")
 if name.startswith("arm"):  # until another arm has begun, too: alone it would wait for ever
@@ -79,10 +88,15 @@ def test_stages_run_side_by_side_in_the_order_of_their_needs_and_only_when_chang
     assert "up to date" in again.stdout
     assert len(log(project)) == 8
 
-    kept = project / "runs" / "quick" / ".work" / "arm-a-0"
-    kept.mkdir(parents=True)
+    finished, cut_off = (project / "runs" / "quick" / ".work" / name for name in ("arm-a-0", "arm-b-0"))
+    for folder, part in ((finished, "best"), (cut_off, "model")):
+        checkpoint.save(folder, checkpoint.Progress(1, tensors={f"{part}.w": torch.ones(1)}), {})
     assert run(project, "--jobs", "2", "--force").returncode == 0
-    assert not kept.exists(), "a finished training's checkpoint would spare the trainer"
+    assert not list(finished.glob("epoch-*")), "a finished training's result would spare the trainer"
+    assert list(cut_off.glob("epoch-*")), "what was cut off is gone on with"
+    with checkpoint.sole_writer(finished):
+        busy = run(project, "--jobs", "2", "--force")
+    assert (busy.returncode, busy.stderr.split(" in ")[0]) == (1, "reproduce: another process is training")
     assert len(log(project)) == 16
 
 
@@ -146,8 +160,7 @@ def test_stopped_it_leaves_no_stage_running(project, jobs, sent):
     finally:
         tool.kill()
         (project / "hold").unlink()
-    time.sleep(1)  # a stage that lived on would end now
-    assert len(log(project)) == 1
+    assert [line.split()[0] for line in log(project)] == ["begin", "stopped"]
     assert run(project, "--jobs", "2").returncode == 0
     assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
 

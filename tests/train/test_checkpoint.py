@@ -14,12 +14,14 @@ from d4lens.train import checkpoint
 from d4lens.train.checkpoint import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
-PRINTS = {"parameters": "a", "processes and precision": "p", "data": "b", "code": "c"}
+PRINTS = {"parameters": "a", "processes, device and precision": "p", "data": "b", "code": "c"}
 
 
 def progress(epoch):
     tensors = {"model.w": torch.full((3,), float(epoch)), "optimizer.0.step": torch.tensor(float(epoch))}
-    return Progress(epoch, [{"epoch": e + 1, "loss": 0.1 / (e + 1)} for e in range(epoch)], 1, 0.9, 1.5, 1.0, tensors)
+    return Progress(
+        epoch, [{"epoch": e + 1, "loss": 0.1 / (e + 1)} for e in range(epoch)], 1, 0.9, 1.5, 1.0, tensors=tensors
+    )
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_a_pickle_in_its_place_is_not_read(folder):
     assert not (folder / "exploded").exists()
 
 
-@pytest.mark.parametrize("changed", [("parameters",), ("processes and precision",), ("data", "code")])
+@pytest.mark.parametrize("changed", [("parameters",), ("processes, device and precision",), ("data", "code")])
 def test_a_stale_one_is_refused_saying_why(folder, changed, caplog):
     prints = {name: "x" if name in changed else value for name, value in PRINTS.items()}
     assert checkpoint.latest(folder, prints) == Progress()
@@ -160,7 +162,7 @@ def test_the_fingerprint_tells_parameters_data_and_code_apart(tmp_path, monkeypa
         return {name for name in now if now[name] != before[name]}
 
     assert changed(seed=2) == {"parameters"}
-    assert changed(processes=2) == changed(precision="bf16-mixed") == {"processes and precision"}
+    assert changed(processes=2) == changed(precision="bf16-mixed") == {"processes, device and precision"}
     (tmp_path / "train.npy").write_bytes(b"2")
     assert changed() == {"data"}
     (tmp_path / "train.npy").write_bytes(b"1")
@@ -188,12 +190,6 @@ def test_an_edit_of_any_of_it_is_seen(part, tmp_path, monkeypatch):
     assert checkpoint.code() != before
 
 
-def test_other_threads_go_on_with_a_warning(folder, monkeypatch, caplog):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    assert checkpoint.latest(folder, PRINTS).epoch == 3
-    assert "this process has 99" in caplog.text
-
-
 def test_a_finished_one_keeps_its_result_alone(folder):
     whole = checkpoint.latest(folder, PRINTS)
     whole.tensors["best.w"] = torch.ones(2)
@@ -201,3 +197,40 @@ def test_a_finished_one_keeps_its_result_alone(folder):
     assert files(folder) == ["epoch-00003.safetensors"]
     kept = checkpoint.latest(folder, PRINTS)
     assert (kept.epoch, kept.history, list(kept.tensors)) == (3, whole.history, ["best.w"])
+    checkpoint.forget(folder)
+    assert checkpoint.latest(folder, PRINTS) == Progress()
+
+
+def test_one_finished_without_room_to_keep_it_is_none(folder, monkeypatch, caplog):
+    whole = checkpoint.latest(folder, PRINTS)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    checkpoint.finish(folder, whole, PRINTS)
+    assert "published but not kept" in caplog.text
+    assert files(folder) == []
+
+
+def test_an_unfinished_one_is_not_forgotten(folder):
+    before = files(folder)
+    checkpoint.forget(folder)
+    assert [name for name in files(folder) if name != "lock"] == before
+
+
+def test_nothing_is_forgotten_under_a_living_trainer(folder):
+    with checkpoint.sole_writer(folder), pytest.raises(D4LensError, match="another process is training in"):
+        checkpoint.forget(folder)
+
+
+def test_a_checkpoint_of_an_older_version_is_stale_and_says_so(folder, caplog):
+    for path in folder.iterdir():
+        tensors, description = checkpoint.weights.read(path)
+        for new in ("threads", "n_images"):
+            del description[new]
+        theirs = {**description.pop("fingerprint")}
+        del theirs["processes, device and precision"]
+        checkpoint.weights.write(path, tensors, {**description, "fingerprint": theirs})
+    assert checkpoint.latest(folder, PRINTS) == Progress()
+    assert "starting afresh: the processes, device and precision changed" in caplog.text

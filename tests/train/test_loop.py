@@ -213,6 +213,21 @@ def test_all_code_that_runs_in_a_training_is_in_its_fingerprint(dataset, tmp_pat
     assert {part.removesuffix(".py") for part in outside} <= NO_NUMBERS
 
 
+def test_other_threads_go_on_with_a_warning_and_the_same_without(dataset, tmp_path, params, caplog, monkeypatch):
+    for stop in (1, 2):
+        with pytest.raises(SystemExit):
+            run(dataset, tmp_path, tracker=Listener(stop), params=params(epochs=4))
+    assert "threads" not in caplog.text
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    with pytest.raises(SystemExit):
+        run(dataset, tmp_path, tracker=Listener(3), params=params(epochs=4))
+    assert "going on with 99 threads" in caplog.text
+    caplog.clear()
+    monkeypatch.undo()
+    run(dataset, tmp_path, params=params(epochs=4))
+    assert "99" in caplog.text, "once mixed, always told"
+
+
 def test_a_second_writer_is_turned_away(dataset, tmp_path, params):
     with checkpoint.sole_writer(tmp_path / "work"), pytest.raises(D4LensError, match="another process is training"):
         run(dataset, tmp_path, params=params())

@@ -1,8 +1,8 @@
 """Checkpoints of a training: one safetensors file an epoch, whole or absent, tied to what made them by a fingerprint.
 
 The folder belongs to one training. It holds the last two epochs: a file that cannot be read is passed over for the
-one before, and one of another fingerprint (parameters, data, code, or processes and precision) sends the training back to
-its start, saying why. Of a finished training it holds the result, for a caller that could not take it.
+one before, and one of another fingerprint (parameters, data, code, or processes, device and precision) sends the training
+back to its start, saying why. Of a finished training it holds the result, for a caller that could not take it.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from d4lens.models import weights
 
 _log = logging.getLogger(__name__)
 _KEPT = 2
+_BEST = "best."
 CODE = (
     "train",
     "models",
@@ -52,7 +52,8 @@ class Progress:
     """All that a training knows at the end of an epoch.
 
     epoch: epochs done. history: one row an epoch. best_epoch, best_score: of the selection split. seconds: spent,
-    in all sessions. tensors: "model.*", "optimizer.*" and "best.*".
+    in all sessions. threads: numbers of threads it was trained with. n_images: in the training set. tensors: "model.*",
+    "optimizer.*" and "best.*"; of a finished training "best.*" alone.
     """
 
     epoch: int = 0
@@ -61,6 +62,8 @@ class Progress:
     best_score: float = -1.0
     seconds: float = 0.0
     training_seconds: float = 0.0
+    threads: list[int] = field(default_factory=list)
+    n_images: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -74,11 +77,11 @@ def fingerprint(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data
     """Digests of the parameters, of what the machine makes of them, of all files in the data folders, and of the code
     that trains and its libraries.
 
-    setting: number of processes and precision; not the threads, which change the last bits only (see `latest`).
+    setting: processes, device and precision; not the threads, which change the last bits only.
     """
     return {
         "parameters": _digest(json.dumps(parameters, sort_keys=True, default=str)),
-        "processes and precision": _digest(json.dumps(setting, sort_keys=True)),
+        "processes, device and precision": _digest(json.dumps(setting, sort_keys=True)),
         "data": _digest(*(f"{file.name} {sha256(file)}" for folder in data for file in sorted(Path(folder).iterdir()))),
         "code": code(),
     }
@@ -144,18 +147,37 @@ def finish(folder: str | Path, progress: Progress, prints: Fingerprint) -> None:
     """Leave of a training its history and best weights alone, in the last epoch's place.
 
     Its outs may still get lost, as those of a trainer whose DVC was killed: the next DVC removes what it does not know of.
+    Where there is no room, nothing is left.
     """
-    last = Path(folder) / f"epoch-{progress.epoch:05d}.safetensors"
-    best = {name: value for name, value in progress.tensors.items() if name.startswith("best.")}
-    _write(last, replace(progress, tensors=best), prints)
-    for path in _files(folder):
-        if path != last:
-            path.unlink()
+    last, *older = _files(folder)
+    for path in older:
+        path.unlink()
+    best = {name: value for name, value in progress.tensors.items() if name.startswith(_BEST)}
+    try:
+        _write(last, replace(progress, tensors=best), prints)
+    except D4LensError as error:
+        _log.warning("the result is published but not kept in %s: %s", folder, error)
+        clear(folder)
+
+
+def forget(folder: str | Path) -> None:
+    """Remove a finished training's result, so that the next one trains; checkpoints of an unfinished one stay.
+
+    Raises D4LensError while another process trains in the folder.
+    """
+    with sole_writer(folder):
+        for path in _files(folder):
+            try:
+                tensors, _ = weights.read(path)
+            except D4LensError:  # which `latest` passes over, saying so
+                continue
+            if all(name.startswith(_BEST) for name in tensors):
+                path.unlink()
 
 
 def _write(path: Path, progress: Progress, prints: Fingerprint) -> None:
     description = {name: value for name, value in vars(progress).items() if name != "tensors"}
-    weights.write(path, progress.tensors, {**description, "fingerprint": prints, "threads": torch.get_num_threads()})
+    weights.write(path, progress.tensors, {**description, "fingerprint": prints})
 
 
 def latest(folder: str | Path, prints: Fingerprint) -> Progress:
@@ -163,25 +185,17 @@ def latest(folder: str | Path, prints: Fingerprint) -> Progress:
     for path in _files(folder):
         try:
             tensors, description = weights.read(path)
-            theirs, threads = description.pop("fingerprint"), description.pop("threads")
+            theirs = description.pop("fingerprint")
             progress = Progress(tensors=tensors, **description)
         except (D4LensError, KeyError, TypeError) as error:
             _log.warning("passing over checkpoint %s: %s", path, error)
-            path.unlink()
+            path.unlink(missing_ok=True)
             continue
         changed = [name for name, digest in prints.items() if theirs.get(name) != digest]
         if changed:
             _log.warning("starting afresh: the %s changed since checkpoint %s was made", " and ".join(changed), path)
             clear(folder)
             return Progress()
-        if threads != torch.get_num_threads():
-            _log.warning(
-                "checkpoint %s was made with %d threads, this process has %d: sums round otherwise, so that the result "
-                "will differ from an uninterrupted training's in the last bits",
-                path,
-                threads,
-                torch.get_num_threads(),
-            )
         return progress
     return Progress()
 

@@ -22,7 +22,7 @@ from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, write_json
 from d4lens.models import weights
-from d4lens.parallel import ranks
+from d4lens.parallel import Ranks, ranks
 from d4lens.params import TrainParams
 from d4lens.train import checkpoint
 from d4lens.train.data import EpochBatches, InOrder, Lenses, epoch_seed, load
@@ -50,8 +50,8 @@ def fingerprint(
     params: TrainParams,
     devices: int = 1,
 ) -> str:
-    """The name of the result of `train` with these arguments: equal for equal parameters, data, code, processes and
-    precision."""
+    """The name of the result of `train` with these arguments: equal for equal parameters, data, code, processes, device
+    and precision."""
     return checkpoint.combined(_prints(arrays_folder, macrofit_folder, model_name, options, seed, params, devices))
 
 
@@ -69,7 +69,7 @@ def _prints(
     for folder in folders:
         if not Path(folder).is_dir():
             raise D4LensError(f"there is no folder {folder}; run the stage that makes it")
-    setting = {"processes": _processes(devices), "precision": precision(params.precision)}
+    setting = {"processes": _processes(devices), "device": _device(), "precision": precision(params.precision)}
     return checkpoint.fingerprint(parameters, setting, *folders)
 
 
@@ -77,6 +77,22 @@ def _processes(devices: int) -> int:
     """How many train together: torchrun's where it has started any, else `devices`."""
     world = ranks().world
     return world if world > 1 else devices
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _agree(prints: checkpoint.Fingerprint, place: Ranks) -> None:
+    """Raises D4LensError in a process that would train otherwise than the first: torchrun then ends them all."""
+    mine = [float(int(digest[:12], 16)) for digest in prints.values()]  # 48 bits: exact
+    first = place.total(value if place.leads else 0.0 for value in mine)
+    other = [name for name, a, b in zip(prints, mine, first) if a != b]
+    if other:
+        raise D4LensError(
+            f"process {place.rank} has other {', '.join(other)} than the first; give all machines the same, and name "
+            "train.precision where they differ in hardware"
+        )
 
 
 def train(
@@ -110,6 +126,7 @@ def train(
     out_folder, work_folder = Path(out_folder), Path(work_folder)
     # Lightning starts the other ranks as further processes of this same script.
     leads, place = getattr(rank_zero_only, "rank", 0) == 0, ranks()
+    _agree(prints, place)
     with checkpoint.sole_writer(work_folder) if leads else nullcontext():
         # The network is built before the checkpoint is looked at, so that a fresh start and a resumed one draw alike.
         torch.manual_seed(epoch_seed(seed, _BUILD))
@@ -128,20 +145,21 @@ def train(
             )
             _log.warning("%s, seed %d: %s after epoch %d of %d", model_name, seed, how, progress.epoch, params.epochs)
         module = Training(net, observation, params, seed, progress, work_folder)
-        images, select = (
-            load(arrays_folder, macrofit_folder, split, module.needs, observation, with_kappa=with_kappa)
-            for split, with_kappa in (("train", "convergence" in module.losses), ("select", False))
-        )
-        if params.limit is not None:
-            images = images.first(params.limit, seed)
         keeper = _Keeper(work_folder, prints, tracker)
         if not done:
+            images, select = (
+                load(arrays_folder, macrofit_folder, split, module.needs, observation, with_kappa=with_kappa)
+                for split, with_kappa in (("train", "convergence" in module.losses), ("select", False))
+            )
+            if params.limit is not None:
+                images = images.first(params.limit, seed)
+            progress.n_images = len(images)
             _fit(module, images, select, devices, keeper)
         elif leads:
             keeper.mirror(progress.history)
         best = progress.history[progress.best_epoch - 1]
         if leads:
-            _publish(out_folder, module, model_name, options, checkpoint.combined(prints), len(images))
+            _publish(out_folder, module, model_name, options, checkpoint.combined(prints))
             checkpoint.finish(work_folder, progress, prints)
     return best
 
@@ -209,8 +227,17 @@ class _Keeper(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.since = time.perf_counter()
         progress: checkpoint.Progress = module.progress  # type: ignore[assignment]
+        now = torch.get_num_threads()
         if trainer.is_global_zero:
             self.mirror(progress.history)
+            if set(progress.threads) - {now}:
+                _log.warning(
+                    "going on with %d threads after %s: sums round otherwise, so that the result will differ from an "
+                    "uninterrupted training's in the last bits",
+                    now,
+                    " and ".join(map(str, progress.threads)),
+                )
+        progress.threads = sorted({*progress.threads, now})
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         module.close_epoch()  # type: ignore[operator]
@@ -236,16 +263,14 @@ class _Keeper(L.Callback):
                 self.tracker.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
 
 
-def _publish(
-    folder: Path, module: Training, name: str, options: dict[str, Any], fingerprint: str, n_images: int
-) -> None:
+def _publish(folder: Path, module: Training, name: str, options: dict[str, Any], fingerprint: str) -> None:
     """Write the three outs; only timing.json holds what differs between two equal trainings."""
     progress = module.progress
     description = {
         **models.describe(name, module.observation, options, module.net),
         "seed": module.seed,
         "epoch": progress.best_epoch,
-        "n_train": n_images,
+        "n_train": progress.n_images,
         f"select_{SELECTION}": progress.best_score,
         "fingerprint": fingerprint,
         "versions": checkpoint.versions(),
@@ -257,7 +282,7 @@ def _publish(
         table[first + sorted(set(table.columns) - set(first))].to_csv(temporary, index=False)
     timing = {
         "train_minutes": round(progress.seconds / 60, 3),
-        "images_per_second": round(n_images * progress.epoch / max(progress.training_seconds, 1e-9), 1),
+        "images_per_second": round(progress.n_images * progress.epoch / max(progress.training_seconds, 1e-9), 1),
         "parameters": description["n_parameters"],
     }
     write_json(folder / "timing.json", timing)
