@@ -1,6 +1,7 @@
 """The pipeline's graph: what a change reruns, and that every profile is the one pipeline at its own scale."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,12 @@ def overlay(profile: str) -> dict:
 def pipeline(tmp_path_factory):
     """A copy of the pipeline in which every stage is done: scripts that only write their outs, run by DVC itself."""
     root = tmp_path_factory.mktemp("project")
+    lay(root)
+    run(root, "dvc", "repro", "-q")
+    return root
+
+
+def lay(root: Path) -> None:
     for name in ("dvc.yaml", "params.yaml", "stages", "src"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
@@ -33,8 +40,6 @@ def pipeline(tmp_path_factory):
             script.write_text(STUB)
     run(root, "git", "init", "-q")
     run(root, "dvc", "init", "-q")
-    run(root, "dvc", "repro", "-q")
-    return root
 
 
 STUB = """
@@ -72,6 +77,12 @@ def run(root: Path, *command: str) -> str:
     return done.stdout
 
 
+def stages_run(printed: str) -> set[str]:
+    """Names of the stages, without their matrix, that DVC says it runs."""
+    lines = printed.splitlines()
+    return {line.split("'")[1].split("@")[0] for line in lines if line.startswith("Running stage")}
+
+
 def would_run(root: Path, change: dict) -> set[str]:
     """Names of the stages DVC would run after `change` of params.yaml, as far as it tells before any has run."""
     path = root / "params.yaml"
@@ -105,8 +116,7 @@ def test_an_evaluation_parameter_reruns_evaluation_and_report_alone(pipeline, tm
     values = yaml.safe_load((root / "params.yaml").read_text())
     values["evaluate"]["bootstrap"] = 123
     (root / "params.yaml").write_text(yaml.safe_dump(values))
-    lines = run(root, "dvc", "repro").splitlines()
-    ran = {line.split("'")[1].split("@")[0] for line in lines if line.startswith("Running stage")}
+    ran = stages_run(run(root, "dvc", "repro"))
     assert ran == {"evaluate", "table", "predicted", "report"}
 
 
@@ -124,6 +134,22 @@ def test_a_caption_reruns_the_table_and_the_page_alone(pipeline):
 
 def test_a_parameter_of_the_page_reruns_the_page_alone(pipeline):
     assert would_run(pipeline, {"report.examples": 3}) == {"report@quick"}
+
+
+def test_what_torchrun_made_without_dvc_is_committed_and_not_made_again(tmp_path):
+    """The commands of docs/scaling.md."""
+    lay(tmp_path)
+    arms = [("--model", m, "--seed", str(s)) for m in overlay("quick")["models"] for s in overlay("quick")["seeds"]]
+    for stage in ("download", "preprocess", "macrofit", "train", "evaluate"):
+        for arm in arms if stage in ("train", "evaluate") else [()]:
+            run(tmp_path, sys.executable, f"stages/{stage}.py", "--profile", "quick", *arm)
+    (commit,) = re.findall(r"^dvc commit .*$", (ROOT / "docs" / "scaling.md").read_text(), re.MULTILINE)
+    commit = commit.replace("profiles/full/dvc.yaml", "dvc.yaml").replace("{", "").replace("}", "")
+    head, _, stages = commit.rpartition("dvc.yaml:")
+    run(tmp_path, *head.split(), *(f"dvc.yaml:{stage}" for stage in stages.split(",")))
+    made = stages_run(run(tmp_path, "dvc", "repro"))
+    assert {"table", "trained", "predicted", "report"} <= made
+    assert not made & {"download", "preprocess", "macrofit", "train", "evaluate"}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
