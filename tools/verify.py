@@ -4,8 +4,10 @@
     python tools/verify.py --profile quick --against FILE   # against a file
 
 Both must have the same rows. Sizes and parameter counts are equal or it is a miss. Metrics may differ by TOLERANCES:
-another processor or thread count sums in another order, and a training amplifies that to about what another seed would
-change. On one machine they are equal. Times and the intervals' ends are not compared. Exit code 1 on any miss.
+another processor or thread count sums in another order, one without bfloat16 in another precision, and a training amplifies
+that to about what another seed would change. An arm that has only begun to learn (macro AUC below LEARNT) may be further on
+or less far, so only its AUCs are held, within BEGUN. On one machine all are equal. Times and the intervals' ends are not
+compared. Exit code 1 on any miss.
 """
 
 import argparse
@@ -22,6 +24,10 @@ from d4lens.errors import D4LensError
 EXACT = ("n_train", "n_test", "params", "n_pixels", "epochs")
 # Absolute, by the metric's first word.
 TOLERANCES = {"auc": 0.03, "accuracy": 0.05, "recall": 0.12, "ece": 0.06}
+LEARNT = 0.9
+# Three seeds of d4cnn in quick: macro AUC 0.69, 0.55 and 0.56 on the selection split. Where chance gives all labels to one class or to another, the
+# rest says nothing.
+BEGUN = {"auc": 0.15, "accuracy": 1.0, "recall": 1.0, "ece": 1.0}
 
 
 def committed(path: Path) -> pd.DataFrame:
@@ -59,8 +65,9 @@ def misses(fresh: pd.DataFrame, reference: pd.DataFrame, scale: float = 1.0) -> 
     found += [f"{_name(key)}: missing from the fresh table" for key in old.index.difference(new.index)]
     found += [f"{_name(key)}: not in the reference" for key in new.index.difference(old.index)]
     for key in old.index.intersection(new.index):
+        tolerances = TOLERANCES if old.at[key, "auc_macro"] >= LEARNT else BEGUN
         for name in (*EXACT, *metrics()):
-            allowed = 0.0 if name in EXACT else scale * TOLERANCES[name.split("_")[0]]
+            allowed = 0.0 if name in EXACT else scale * tolerances[name.split("_")[0]]
             was, now = old.at[key, name], new.at[key, name]
             if not abs(now - was) <= allowed:  # a NaN is a miss too
                 found.append(f"{_name(key)}: {name} is {now:g}, was {was:g}, allowed ±{allowed:g}")
@@ -87,6 +94,7 @@ def main() -> None:
         sys.exit(f"verify: {error}")
     found = misses(fresh, reference, options.scale)
     allowed = ", ".join(f"{name} ±{options.scale * value:g}" for name, value in TOLERANCES.items())
+    allowed += f" (an arm below {LEARNT:g}: auc ±{options.scale * BEGUN['auc']:g})"
     if found:
         sys.exit("\n".join([*found, f"verify: {len(found)} differences beyond {allowed}"]))
     keys, names = list(report.KEYS), metrics()
