@@ -34,8 +34,7 @@ $(READY): requirements.lock pyproject.toml
 
 reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smoke|quick|full, JOBS=stages at once)
 	@$(MAKE) --no-print-directory profiles
-	@$(BIN)/python tools/reproduce.py $(PROFILE) $(if $(FORCE),--force) $(if $(JOBS),--jobs $(JOBS))
-	@$(BIN)/python stages/table.py --profile $(PROFILE) --print
+	@$(BIN)/python tools/reproduce.py $(PROFILE) --show $(if $(FORCE),--force) $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest

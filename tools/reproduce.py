@@ -1,6 +1,6 @@
 """Bring a profile's pipeline up to date, as many stages at once as the cores can serve.
 
-    python tools/reproduce.py [PROFILE] [--jobs N] [--force]
+    python tools/reproduce.py [PROFILE] [--jobs N] [--force] [--show]
 
 DVC runs one stage after the other; networks as small as these use two cores badly (threads: 1.1 to 1.6 times as fast, stages
 side by side: 1.9 times). Each stage is brought up to date by a `dvc repro` of its own, begun once all those it depends on are
@@ -9,6 +9,7 @@ done; those on which most depends go first. With one job, as on a machine with a
 
 import argparse
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -96,7 +97,7 @@ def train_anew(work: Path) -> None:
         from d4lens.errors import D4LensError
         from d4lens.train import checkpoint  # torch: seconds
 
-        for folder in work.iterdir():
+        for folder in filter(Path.is_dir, work.iterdir()):
             try:
                 checkpoint.forget(folder)
             except D4LensError as error:
@@ -149,11 +150,45 @@ def side_by_side(file: str, jobs: int, force: list[str]) -> list[str]:
             raise
 
 
+def show(profile: str, file: str) -> None:
+    """Print the table, renewing what no single profile owns and MLflow's copy where that may be out of date.
+
+    These take networks and MLflow to import, several seconds, so what they saw is remembered.
+    """
+    stamp = Path("runs") / profile / ".work" / "shown"
+    if stamp.is_file() and stamp.read_text() == seen(file):
+        from d4lens import report
+
+        print(report.table_text(Path("metrics") / profile))
+        return
+    if status := subprocess.run([sys.executable, "stages/table.py", "--profile", profile, "--print"]).returncode:
+        sys.exit(status)
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(seen(file))
+
+
+def seen(file: str) -> str:
+    """Digest of all that `stages/table.py --print` reads or writes: tables, weights, documents, the commit, MLflow's store."""
+    paths = [
+        Path(file).with_suffix(".lock"),
+        Path("README.md"),
+        Path("docs/model-card.md"),
+        Path("metrics/results.csv"),
+    ]
+    paths += sorted([*Path("metrics").glob("*/results.csv"), *Path("src/d4lens/weights").glob("*.safetensors")])
+    parts = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in paths]
+    parts.append(os.environ.get("D4LENS_TRACKING", ""))
+    with contextlib.suppress(OSError):  # without git there is no commit to show
+        parts.append(subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout)
+    return hashlib.sha256("\n".join([*parts, str(Path("mlflow.db").is_file())]).encode()).hexdigest()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("profile", nargs="?", default="quick", help="quick, or a folder of profiles/ (default: quick)")
     parser.add_argument("--jobs", type=int, help="stages at once; default: one a core up to four, one with a GPU")
     parser.add_argument("--force", action="store_true", help="run every stage, changed or not")
+    parser.add_argument("--show", action="store_true", help="then print the results table, renew README and MLflow")
     options = parser.parse_args()
     file, force = pipeline(options.profile), ["--force", "--no-run-cache"] if options.force else []
     if not Path(file).is_file():
@@ -166,15 +201,18 @@ def main() -> None:
     jobs = options.jobs or (1 if shutil.which("nvidia-smi") else min(cores(), MOST_JOBS))
     if not force and not subprocess.run([*DVC, "status", "--quiet", file]).returncode:
         print(f"{file}: everything is up to date")
-        return
-    if force:
-        train_anew(Path("runs") / options.profile / ".work")
-    if jobs == 1:
-        sys.exit(one_by_one(file, force))
-    if failed := side_by_side(file, jobs, force):
-        sys.exit(
-            f"reproduce: {', '.join(failed)} failed, see above; what is done stays done, run the same command again"
-        )
+    else:
+        if force:
+            train_anew(Path("runs") / options.profile / ".work")
+        if jobs == 1:
+            if status := one_by_one(file, force):
+                sys.exit(status)
+        elif failed := side_by_side(file, jobs, force):
+            sys.exit(
+                f"reproduce: {', '.join(failed)} failed, see above; what is done stays done, run the same command again"
+            )
+    if options.show:
+        show(options.profile, file)
 
 
 if __name__ == "__main__":
