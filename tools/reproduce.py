@@ -2,7 +2,7 @@
 
     python tools/reproduce.py [PROFILE] [--jobs N] [--force] [--show]
 
-DVC runs one stage after the other; networks as small as these use two cores badly (threads: 1.1 to 1.6 times as fast, stages
+DVC runs one stage after the other; networks as small as these use two cores badly (threads: 1.0 to 1.6 times as fast, stages
 side by side: 1.9 times). Each stage is brought up to date by a `dvc repro` of its own, begun once all those it depends on are
 done; those on which most depends go first. With one job, as on a machine with a GPU, it is plain `dvc repro`.
 """
