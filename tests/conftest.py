@@ -1,6 +1,7 @@
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ def real_samples() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no genuine images at {folder}; set D4LENS_REAL_SAMPLES to a folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[[Callable[[], bool]], None]:
+    """Wait until a condition holds; the four minutes are for a fault, not a measurement."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    return wait
 
 
 @pytest.fixture(autouse=True)

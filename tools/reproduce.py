@@ -9,7 +9,6 @@ done; those on which most depends go first. With one job, as on a machine with a
 
 import argparse
 import contextlib
-import hashlib
 import os
 import shutil
 import signal
@@ -155,20 +154,22 @@ def show(profile: str, file: str) -> None:
 
     These take networks and MLflow to import, several seconds, so what they saw is remembered.
     """
-    stamp = Path("runs") / profile / ".work" / "shown"
-    if stamp.is_file() and stamp.read_text() == seen(file):
-        from d4lens import report
+    from d4lens import files, report
 
+    stamp = Path("runs") / profile / ".work" / "shown"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == seen(file):
         print(report.table_text(Path("metrics") / profile))
         return
     if status := subprocess.run([sys.executable, "stages/table.py", "--profile", profile, "--print"]).returncode:
         sys.exit(status)
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(seen(file))
+    files.write_text(stamp, seen(file))
 
 
 def seen(file: str) -> str:
-    """Digest of all that `stages/table.py --print` reads or writes: tables, weights, documents, the commit, MLflow's store."""
+    """State of all that `stages/table.py --print` reads or writes: tables, weights, documents, the commit, MLflow's store."""
+    from d4lens.files import sha256
+    from d4lens.track.store import DATABASE
+
     paths = [
         Path(file).with_suffix(".lock"),
         Path("README.md"),
@@ -176,11 +177,11 @@ def seen(file: str) -> str:
         Path("metrics/results.csv"),
     ]
     paths += sorted([*Path("metrics").glob("*/results.csv"), *Path("src/d4lens/weights").glob("*.safetensors")])
-    parts = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in paths]
-    parts.append(os.environ.get("D4LENS_TRACKING", ""))
+    parts = [f"{path} {sha256(path)}" for path in paths if path.is_file()]
+    parts += [f"tracking {os.environ.get('D4LENS_TRACKING', '')}", f"store {Path(DATABASE).is_file()}"]
     with contextlib.suppress(OSError):  # without git there is no commit to show
         parts.append(subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout)
-    return hashlib.sha256("\n".join([*parts, str(Path("mlflow.db").is_file())]).encode()).hexdigest()
+    return "\n".join(parts)
 
 
 def main() -> None:

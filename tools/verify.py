@@ -25,8 +25,8 @@ EXACT = ("n_train", "n_test", "params", "n_pixels", "epochs")
 # Absolute, by the metric's first word.
 TOLERANCES = {"auc": 0.03, "accuracy": 0.05, "recall": 0.12, "ece": 0.06}
 LEARNT = 0.9
-# Three seeds of d4cnn in quick: macro AUC 0.69, 0.55 and 0.56 on the selection split. Where chance gives all labels to one class or to another, the
-# rest says nothing.
+# Three seeds of d4cnn in quick: macro AUC 0.69, 0.55 and 0.56 on the selection split. Where chance gives all labels to one
+# class or to another, the rest says nothing.
 BEGUN = {"auc": 0.15, "accuracy": 1.0, "recall": 1.0, "ece": 1.0}
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -55,14 +54,6 @@ def repro(folder: Path) -> subprocess.Popen:
     )
 
 
-def wait_for(condition) -> None:
-    """Until it holds; PATIENCE is for a fault, not a measurement."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -70,7 +61,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_second_run_is_turned_away_and_dvc_terminated_leaves_nothing_that_the_next_run_does_not_mend(project):
+def test_a_second_run_is_turned_away_and_dvc_terminated_leaves_nothing_that_the_next_run_does_not_mend(
+    project, wait_for
+):
     first = repro(project)
     wait_for((project / "started").exists)
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,26 @@ def test_all_code_that_runs_in_a_training_is_in_its_fingerprint(dataset, tmp_pat
     }
     assert "train/loop.py" in parts
     assert {part.removesuffix(".py") for part in outside} <= NO_NUMBERS
+
+
+@dataclass
+class Second:
+    """The second of two processes; the first has `theirs`."""
+
+    theirs: dict[str, str]
+    rank: int = 1
+    leads: bool = False
+
+    def total(self, values):
+        return [float(int(digest[:12], 16)) + value for digest, value in zip(self.theirs.values(), values)]
+
+
+def test_a_process_that_would_train_otherwise_than_the_first_refuses():
+    mine = checkpoint.fingerprint({"seed": 1}, {"precision": "32-true"})
+    loop._agree(mine, Second(mine))
+    first = checkpoint.fingerprint({"seed": 1}, {"precision": "bf16-mixed"})
+    with pytest.raises(D4LensError, match="process 1 has other processes, device and precision than the first"):
+        loop._agree(mine, Second(first))
 
 
 def test_other_threads_go_on_with_a_warning_and_the_same_without(dataset, tmp_path, params, caplog, monkeypatch):

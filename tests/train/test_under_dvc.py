@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 from d4lens.errors import D4LensError
 from d4lens.train import checkpoint
@@ -28,13 +27,6 @@ PIPELINE = "stages:\n  train:\n    cmd: python stage.py\n    deps: [stage.py]\n 
 PATIENCE = 240.0
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def free(folder) -> bool:
     try:
         with checkpoint.sole_writer(folder):
@@ -43,7 +35,7 @@ def free(folder) -> bool:
         return False
 
 
-def test_a_trainer_that_outlives_its_dvc_has_not_worked_for_nothing(dataset, tmp_path, params):
+def test_a_trainer_that_outlives_its_dvc_has_not_worked_for_nothing(dataset, tmp_path, params, wait_for):
     root = tmp_path / "project"
     root.mkdir()
     (root / "stage.py").write_text(STAGE)
