@@ -36,8 +36,9 @@ reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smo
 	@$(MAKE) --no-print-directory profiles
 	@$(BIN)/python tools/reproduce.py $(PROFILE) --show $(if $(FORCE),--force) $(if $(JOBS),--jobs $(JOBS))
 
+# A worker a core, each with one thread; a file's tests stay together, for what they share.
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY) ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src
