@@ -1,5 +1,5 @@
 """The README's pictures: docs/lenses.png, one simulated image of each class and what the fit makes of it;
-docs/learning_curve.png, macro AUC against training images from metrics/{learning_curve,full_75px,image_only}/results.csv;
+docs/learning_curve.png, macro AUC against training images from metrics/PROFILE/results.csv of CURVES;
 docs/limit.svg, detection rate against the substructure's significance from plots/quick/sensitivity_limit.csv."""
 
 import re
@@ -18,11 +18,12 @@ from d4lens.macrofit.significance import significance
 from d4lens.simulate import PRESETS, draw, render, substructure_convergence
 
 SEED, FIRST = 20, 0  # index % 3 is the class
-CURVES = ("learning_curve", "full_75px", "image_only")  # profiles
+CURVES = ("learning_curve", "full_75px", "image_only", "image_only_d4")  # profiles
 ARMS = {
     "d4lenspinn": "D4LensPINN (residual + significance)",
     "d4cnn_residual": "D4-equivariant CNN on the residual",
     "resnet18_residual": "ResNet18 on image + residual",
+    "d4cnn_long": "D4-equivariant CNN on the image, 30 epochs",
     "resnet18": "ResNet18 on the image",
     "resnet18_long": "ResNet18 on the image, 30 epochs",
 }
