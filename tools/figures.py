@@ -23,7 +23,7 @@ ARMS = {
     "d4lenspinn": "D4LensPINN (residual + significance)",
     "d4cnn_residual": "D4-equivariant CNN on the residual",
     "resnet18_residual": "ResNet18 on image + residual",
-    "d4cnn_long": "D4-equivariant CNN on the image, 30 epochs",
+    "d4cnn": "D4-equivariant CNN on the image, 30 epochs",
     "resnet18": "ResNet18 on the image",
     "resnet18_long": "ResNet18 on the image, 30 epochs",
 }
