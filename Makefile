@@ -51,7 +51,7 @@ gate: $(READY) ## check that dvc.lock matches parameters and code, and the READM
 	@$(BIN)/python tools/gate.py
 
 ui: $(READY) ## open MLflow on 127.0.0.1 with the runs' comparison (PORT=5000)
-	@$(BIN)/python -m d4lens.track --port $(PORT)
+	@$(BIN)/python -m d4lens.tracking --port $(PORT)
 
 profiles: ## copy dvc.yaml, the one to edit, to every profile
 	@for copy in profiles/*/dvc.yaml; do cmp -s dvc.yaml $$copy || cp dvc.yaml $$copy; done

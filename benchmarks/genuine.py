@@ -14,22 +14,22 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.data.images import read, recover_counts
-from d4lens.simulate.statistics import LEVELS, RADII, Statistics, compare, statistics
+from d4lens.simulator.statistics import LEVELS, RADII, Statistics, compare, statistics
 
 GENUINE, SIMULATED = "#d1495b", "#30638e"
 
 
 def measure(folder: Path, n_images: int) -> tuple[Statistics, Statistics]:
     """Statistics of the genuine images under `folder` and of as many simulated ones as asked."""
-    preset = simulate.preset("deeplense")
+    preset = simulator.preset("deeplense")
     sky, scale = preset.observation.sky, preset.observation.pixel_scale
     paths = [path for label in CLASSES for path in sorted((folder / label).glob("*.npy"))]
     genuine = statistics(np.stack([recover_counts(read(path), sky).k for path in paths]), scale, sky)
     simulated = [
-        simulate.render(simulate.draw(preset, 2026, range(start, min(start + 60, n_images))), preset).numpy()
+        simulator.render(simulator.draw(preset, 2026, range(start, min(start + 60, n_images))), preset).numpy()
         for start in range(0, n_images, 60)
     ]
     return genuine, statistics(np.concatenate(simulated), scale, sky)

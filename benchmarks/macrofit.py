@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.files import write_json
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model
@@ -31,10 +31,10 @@ SEED = 2026
 
 def simulated(n_images: int, substructure: str = "own", first: int = 0) -> tuple[Tensor, Tensor, np.ndarray]:
     """Counts (n, 150, 150), true FIT_COLUMNS and classes."""
-    preset = simulate.preset("deeplense")
-    truth = simulate.draw(preset, SEED, range(first, first + n_images), substructure)
+    preset = simulator.preset("deeplense")
+    truth = simulator.draw(preset, SEED, range(first, first + n_images), substructure)
     columns = torch.tensor(truth.images[list(FIT_COLUMNS)].to_numpy(float))
-    return simulate.render(truth, preset).float(), columns, truth.images["class"].to_numpy()
+    return simulator.render(truth, preset).float(), columns, truth.images["class"].to_numpy()
 
 
 def binned(counts: Tensor, factor: int) -> Tensor:

@@ -26,7 +26,7 @@ from lenstronomy.ImSim.image_model import ImageModel
 from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LightModel.light_model import LightModel
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.files import write_json
 
@@ -40,7 +40,7 @@ ROUNDS = 7
 class Peer:
     """lenstronomy set up for one row of the truth table; the set-up is not timed."""
 
-    def __init__(self, truth: simulate.Truth, i: int, preset: simulate.Preset, rod_points: int = ROD_POINTS) -> None:
+    def __init__(self, truth: simulator.Truth, i: int, preset: simulator.Preset, rod_points: int = ROD_POINTS) -> None:
         observation, row = preset.observation, truth.images.iloc[i]
         n, h = observation.n_pixels, observation.pixel_scale
         corner = -(n - 1) / 2 * h
@@ -103,21 +103,21 @@ def core_rate() -> float:
 
 
 def against_lenstronomy(n_images: int) -> dict[str, object]:
-    preset = simulate.preset("deeplense")
+    preset = simulator.preset("deeplense")
     blocks, difference = [], {c: 0.0 for c in CLASSES}
     for start in range(0, n_images, BLOCK):
         for c in CLASSES:
-            truth = simulate.draw(preset, 2026, range(start, start + BLOCK), c)
+            truth = simulator.draw(preset, 2026, range(start, start + BLOCK), c)
             peers = [Peer(truth, i, preset) for i in range(BLOCK)]
             # A rod of 100 points is not a rod near by: hold the images together with a finer one.
             exact = peers if c != "vort" else [Peer(truth, i, preset, 4000) for i in range(3)]
-            for mean, peer in zip(simulate.render(truth, preset, noise=False).numpy(), exact):
+            for mean, peer in zip(simulator.render(truth, preset, noise=False).numpy(), exact):
                 sigmas = np.abs(mean - peer.mean()) / np.sqrt(mean)
                 difference[c] = max(difference[c], sigmas.max() if c != "vort" else np.quantile(sigmas, 0.999))
             times = best(
-                lambda truth=truth: simulate.render(truth, preset, noise=False),
+                lambda truth=truth: simulator.render(truth, preset, noise=False),
                 lambda peers=peers: [peer.mean() for peer in peers],
-                lambda truth=truth: simulate.render(truth, preset),
+                lambda truth=truth: simulator.render(truth, preset),
                 lambda peers=peers: [peer.counts() for peer in peers],
             )
             blocks.append((c, *(ms / BLOCK for ms in times)))
@@ -149,7 +149,7 @@ def archive(workers: int, n_images: int = 300) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lenses.zip"
         start = time.perf_counter()
-        simulate.write_archive(path, simulate.preset("deeplense"), 1, n_images, 0, workers)
+        simulator.write_archive(path, simulator.preset("deeplense"), 1, n_images, 0, workers)
         seconds = time.perf_counter() - start
         size = path.stat().st_size / n_images
         return {"workers": workers, "images_per_second": n_images / seconds, "bytes_per_image": size}
@@ -160,7 +160,7 @@ def peak_memory(n_images: int) -> float:
     code = (
         "import tempfile, pathlib\nfrom d4lens import simulate\n"
         "with tempfile.TemporaryDirectory() as folder:\n"
-        f"    simulate.write_archive(pathlib.Path(folder) / 'a.zip', simulate.preset('deeplense'), 1, {n_images}, 0)\n"
+        f"    simulator.write_archive(pathlib.Path(folder) / 'a.zip', simulator.preset('deeplense'), 1, {n_images}, 0)\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -171,12 +171,12 @@ def gpu(n_images: int = 3072) -> dict[str, object] | None:
     """Noise-free images a second by the pure functions of the engine on a GPU, copied back to the host."""
     if not torch.cuda.is_available():
         return None
-    preset = simulate.preset("deeplense")
-    truth = simulate.draw(preset, 2026, range(n_images))
-    cpu = simulate.render(simulate.Truth(truth.images[:30], truth.subhalos), preset, noise=False)
-    there = simulate.render(truth, preset, noise=False, device="cuda")
+    preset = simulator.preset("deeplense")
+    truth = simulator.draw(preset, 2026, range(n_images))
+    cpu = simulator.render(simulator.Truth(truth.images[:30], truth.subhalos), preset, noise=False)
+    there = simulator.render(truth, preset, noise=False, device="cuda")
     start = time.perf_counter()
-    simulate.render(truth, preset, noise=False, device="cuda")
+    simulator.render(truth, preset, noise=False, device="cuda")
     ms = (time.perf_counter() - start) * 1e3
     return {
         "device": torch.cuda.get_device_name(),

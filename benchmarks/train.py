@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from d4lens import models
 from d4lens.allocator import keep_freed_memory
-from d4lens.evaluate.tta import exported
 from d4lens.files import write_json
+from d4lens.models.averaging import exported
 from d4lens.models.equivariant import EquivariantConv, EquivariantLayers, _type, enn
 from d4lens.models.fields import FieldNorm
 from d4lens.models.unet import UNet

@@ -10,8 +10,8 @@ from d4lens.data.download import Expected, Patience, from_drive, from_path
 from d4lens.files import sha256
 from d4lens.parallel import ranks
 from d4lens.params import DownloadParams
-from d4lens.simulate import preset
-from d4lens.simulate.shared import write_shared
+from d4lens.simulator import preset
+from d4lens.simulator.shared import write_shared
 
 
 @one_sentence

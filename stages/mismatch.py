@@ -10,7 +10,7 @@ from d4lens.data import arrays
 from d4lens.evaluate import classify, mismatch, study_plots
 from d4lens.observation import Observation
 from d4lens.params import MismatchParams
-from d4lens.report import write_csv
+from d4lens.results.tables import write_csv
 from d4lens.studies import write
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from common import arguments, one_sentence, overlay, parameters, read
 
-from d4lens import page
 from d4lens.params import ReportParams
+from d4lens.results import page
 
 
 @one_sentence

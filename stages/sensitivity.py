@@ -8,7 +8,7 @@ from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
 from d4lens.evaluate import classify, sensitivity_study
 from d4lens.params import SensitivityParams
-from d4lens.report import write_csv
+from d4lens.results.tables import write_csv
 from d4lens.studies import write
 from d4lens.train.data import load
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from common import arguments, one_sentence, overlay, parameters, read
 
-from d4lens import card, registry, report
-from d4lens.evaluate import plots, predictions
 from d4lens.files import write_json, write_text
 from d4lens.params import EvaluateParams, ReportParams
+from d4lens.results import card, mirror, plots, predictions, tables
 
 METRICS, README, CARD = Path("metrics"), Path("README.md"), Path("docs") / card.FILE
 
@@ -22,21 +21,21 @@ def arms_of(profile: str) -> list[tuple[str, int]]:
 def build(profile: str) -> None:
     folder, runs, pictures = METRICS / profile, Path("runs") / profile / "evaluation", Path("plots") / profile
     arms = {(model, seed): f"{model}-{seed}" for model, seed in arms_of(profile)}
-    timing = {name: report.read_json(runs / name / "timing.json") for name in arms.values()}
+    timing = {name: tables.read_json(runs / name / "timing.json") for name in arms.values()}
     rows = [
-        report.rows(report.read_json(folder / "evaluation" / f"{name}.json"), timing[name]["train_minutes"])
+        tables.rows(tables.read_json(folder / "evaluation" / f"{name}.json"), timing[name]["train_minutes"])
         for name in arms.values()
     ]
-    results = report.table(chain.from_iterable(rows))
+    results = tables.table(chain.from_iterable(rows))
     tables = {arm: predictions.read(runs / name / "predictions.parquet") for arm, name in arms.items()}
     bootstrap = parameters("evaluate", EvaluateParams, profile)
     # Holm multiplies the smallest p-value by the number of pairs; with four times the resamples it can still be small.
     comparisons = predictions.compare(tables, 4 * bootstrap.bootstrap, bootstrap.seed)
-    report.write_profile(folder, results, parameters("report", ReportParams, profile).caption, comparisons)
+    tables.write_profile(folder, results, parameters("report", ReportParams, profile).caption, comparisons)
     write_json(folder / "timing.json", timing)
     curves, confusions = plots.curves(tables), plots.confusions(tables)
     for name, table, draw in (("roc", curves, plots.draw_roc), ("confusion", confusions, plots.draw_confusion)):
-        report.write_csv(pictures / f"{name}.csv", table)
+        tables.write_csv(pictures / f"{name}.csv", table)
         draw(pictures / f"{name}.svg", table)
 
 
@@ -47,12 +46,12 @@ def main() -> None:
     profile = args.profile
     if not args.print:
         build(profile)
-    text = report.table_text(METRICS / profile)
-    report.join_profiles(METRICS)
-    report.update_readme(README, METRICS)
+    text = tables.table_text(METRICS / profile)
+    tables.join_profiles(METRICS)
+    tables.update_readme(README, METRICS)
     if args.print:
         write_text(CARD, card.of_package(METRICS))
-        registry.mirror(Path("."), profile, arms_of(profile), parameters("report", ReportParams, profile).page)
+        mirror.mirror(Path("."), profile, arms_of(profile), parameters("report", ReportParams, profile).page)
     print(text)
 
 

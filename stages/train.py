@@ -10,7 +10,7 @@ from d4lens.errors import D4LensError
 from d4lens.files import sha256
 from d4lens.parallel import ranks
 from d4lens.params import ArmParams, TrainParams, check
-from d4lens.track import Tracker, enabled, run_tags
+from d4lens.tracking import Tracker, enabled, run_tags
 from d4lens.train import fingerprint, train
 
 

@@ -16,7 +16,7 @@ from dvc.cli.parser import DvcParserError
 
 from d4lens.cli import _parser, main
 from d4lens.params import DownloadParams, check
-from d4lens.simulate import draw, preset, render
+from d4lens.simulator import draw, preset, render
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

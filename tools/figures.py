@@ -15,7 +15,7 @@ from d4lens.evaluate import study_plots
 from d4lens.files import atomic_path
 from d4lens.macrofit import fit, preset_model
 from d4lens.macrofit.significance import significance
-from d4lens.simulate import PRESETS, draw, render, substructure_convergence
+from d4lens.simulator import PRESETS, draw, render, substructure_convergence
 
 SEED, FIRST = 20, 0  # index % 3 is the class
 CURVES = ("learning_curve", "full_75px", "image_only", "image_only_d4")  # profiles

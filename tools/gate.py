@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from d4lens import card, report
+from d4lens.results import card, tables
 
 PIPELINES = [Path("dvc.yaml"), *sorted(Path("profiles").glob("*/dvc.yaml"))]
 
@@ -34,7 +34,7 @@ def main() -> None:
         faults += [f"{pipeline}: out of date: {stage}; run the pipeline and commit dvc.lock" for stage in stale]
         if not stale:
             print(f"{pipeline}: dvc.lock matches parameters and code")
-    stale_tables = report.stale_readme_tables(Path("README.md"), Path("metrics"))
+    stale_tables = tables.stale_readme_tables(Path("README.md"), Path("metrics"))
     faults += [f"README.md: the table of {profile} is not metrics/{profile}'s; run make reproduce PROFILE={profile}"
                for profile in stale_tables]  # fmt: skip
     if Path("docs", card.FILE).read_text(encoding="utf-8") != card.of_package("metrics"):

@@ -12,8 +12,8 @@ import numpy as np
 from d4lens.classes import CLASSES
 from d4lens.data import images
 from d4lens.errors import D4LensError
-from d4lens.evaluate import genuine
-from d4lens.predict import classify, load_classifier
+from d4lens.inference.pipeline import classify, load_classifier
+from d4lens.results import genuine
 from d4lens.studies import write
 
 

@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file for the table")
     options = parser.parse_args()
-    os.environ["D4LENS_TRACKING"] = "off"  # a mirror, whose own faults tests/track injects
+    os.environ["D4LENS_TRACKING"] = "off"  # a mirror, whose own faults tests/tracking injects
     out = options.out.resolve() if options.out else None
     # What the stages import; a fork must find one thread only.
     for name in (

@@ -154,11 +154,12 @@ def show(profile: str, file: str) -> None:
 
     These take networks and MLflow to import, several seconds, so what they saw is remembered.
     """
-    from d4lens import files, report
+    from d4lens import files
+    from d4lens.results import tables
 
     stamp = Path("runs") / profile / ".work" / "shown"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == seen(file):
-        print(report.table_text(Path("metrics") / profile))
+        print(tables.table_text(Path("metrics") / profile))
         return
     if status := subprocess.run([sys.executable, "stages/table.py", "--profile", profile, "--print"]).returncode:
         sys.exit(status)
@@ -168,7 +169,7 @@ def show(profile: str, file: str) -> None:
 def seen(file: str) -> str:
     """State of all that `stages/table.py --print` reads or writes: tables, weights, documents, the commit, MLflow's store."""
     from d4lens.files import sha256
-    from d4lens.track.store import DATABASE
+    from d4lens.tracking.store import DATABASE
 
     paths = [
         Path(file).with_suffix(".lock"),

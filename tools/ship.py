@@ -11,9 +11,9 @@ import pandas as pd
 
 from d4lens.errors import D4LensError
 from d4lens.evaluate.classify import largest_chi2
-from d4lens.evaluate.tta import exported
+from d4lens.inference.pipeline import WEIGHTS
 from d4lens.models import load, weights
-from d4lens.predict import WEIGHTS
+from d4lens.models.averaging import exported
 
 MODEL, LARGEST = "d4lenspinn", 15_000_000
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from d4lens.data.archive import Writer
-from d4lens.predict import predict_table
-from d4lens.simulate import draw, preset, render
+from d4lens.inference.pipeline import predict_table
+from d4lens.simulator import draw, preset, render
 
 EVERY = 100  # of so many images one is corrupt
 _CHUNK = 200

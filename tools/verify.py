@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from d4lens import report
 from d4lens.errors import D4LensError
+from d4lens.results import tables
 
 EXACT = ("n_train", "n_test", "params", "n_pixels", "epochs")
 # Absolute, by the metric's first word.
@@ -40,12 +40,12 @@ def committed(path: Path) -> pd.DataFrame:
 
 def metrics() -> list[str]:
     ends = ("_low", "_high")
-    return [name for name in report.COLUMNS if name.split("_")[0] in TOLERANCES and not name.endswith(ends)]
+    return [name for name in tables.COLUMNS if name.split("_")[0] in TOLERANCES and not name.endswith(ends)]
 
 
 def misses(fresh: pd.DataFrame, reference: pd.DataFrame, scale: float = 1.0) -> list[str]:
     """One sentence for each difference beyond tolerance; `scale` multiplies the tolerances."""
-    keys = list(report.KEYS)
+    keys = list(tables.KEYS)
     found = []
     for name in (*keys, *EXACT, *metrics()):
         found += [
@@ -86,10 +86,10 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="default: the same file at git's HEAD")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every tolerance; 0 asks for equality")
     options = parser.parse_args()
-    own = Path("metrics") / options.profile / report.RESULTS
+    own = Path("metrics") / options.profile / tables.RESULTS
     try:
-        fresh = report.read_results(options.fresh or own)
-        reference = report.read_results(options.against) if options.against else committed(own)
+        fresh = tables.read_results(options.fresh or own)
+        reference = tables.read_results(options.against) if options.against else committed(own)
     except D4LensError as error:
         sys.exit(f"verify: {error}")
     found = misses(fresh, reference, options.scale)
@@ -97,7 +97,7 @@ def main() -> None:
     allowed += f" (an arm below {LEARNT:g}: auc ±{options.scale * BEGUN['auc']:g})"
     if found:
         sys.exit("\n".join([*found, f"verify: {len(found)} differences beyond {allowed}"]))
-    keys, names = list(report.KEYS), metrics()
+    keys, names = list(tables.KEYS), metrics()
     largest = (fresh.set_index(keys)[names] - reference.set_index(keys)[names]).abs().max()
     print(f"verify: {len(fresh)} rows agree with the committed table within {allowed};")
     print(f"verify: the largest difference is {largest.max():.6f}, of {largest.idxmax()}")

@@ -4,8 +4,8 @@
 from d4lens import load_model, fit, predict, simulate
 ```
 
-All four come from `d4lens.api`, imported when first used. `predict` and `simulate` name a module and a function alike:
-`from d4lens.simulate import render` and `simulate("deeplense", n=3)` both work, whichever comes first.
+All four come from `d4lens.inference.api`, imported when first used. `predict` and `simulate` name a module and a function alike:
+`from d4lens.simulator import render` and `simulate("deeplense", n=3)` both work, whichever comes first.
 """
 
 import sys
@@ -14,20 +14,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d4lens.api import fit, load_model, predict, simulate
+    from d4lens.inference.api import fit, load_model, predict, simulate
 
 __all__ = ["fit", "load_model", "predict", "simulate"]
 
 
 class _AlsoAFunction(ModuleType):
-    """A submodule that, called, is the function of its name in `d4lens.api`."""
+    """A submodule that, called, is the function of its name in `d4lens.inference.api`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__wrapped__(*args, **kwargs)
 
     @property
     def __wrapped__(self) -> Any:  # where `inspect.signature` looks
-        return getattr(import_module("d4lens.api"), self.__name__.rpartition(".")[2])
+        return getattr(import_module("d4lens.inference.api"), self.__name__.rpartition(".")[2])
 
 
 class _Package(ModuleType):
@@ -41,7 +41,7 @@ class _Package(ModuleType):
 
 def __getattr__(name: str) -> Any:
     if name in ("fit", "load_model"):
-        return getattr(import_module("d4lens.api"), name)
+        return getattr(import_module("d4lens.inference.api"), name)
     if name in __all__:
         return import_module(f"d4lens.{name}")
     if name == "__version__":

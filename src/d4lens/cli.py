@@ -163,7 +163,7 @@ def _add_instrument(parser: argparse.ArgumentParser) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from d4lens.simulate import preset, write_shard
+    from d4lens.simulator import preset, write_shard
 
     if arguments.out.suffix != ".zip":
         raise D4LensError(f"the archive's name must end in .zip, not {arguments.out.name!r}")
@@ -181,7 +181,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    from d4lens.simulate import join_shards
+    from d4lens.simulator import join_shards
 
     join_shards(arguments.paths, arguments.out)
     print(f"{len(arguments.paths)} shards joined in {arguments.out}")
@@ -212,20 +212,20 @@ def _override(text: str) -> tuple[str, bool | float | list[float]]:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from d4lens.predict import predict_table
+    from d4lens.inference.pipeline import predict_table
 
     answer = predict_table(arguments.paths, arguments.weights, tta=not arguments.no_tta, **_known(arguments))
     return _write(answer, arguments)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from d4lens.predict import fit_table
+    from d4lens.inference.pipeline import fit_table
 
     return _write(fit_table(arguments.paths, **_known(arguments)), arguments)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from d4lens.explain import draw, explain
+    from d4lens.inference.explain import draw, explain
 
     explanation = explain(arguments.path, arguments.weights, **_known(arguments))
     draw(explanation, arguments.out)

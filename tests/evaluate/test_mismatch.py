@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.evaluate import mismatch
+from d4lens.inference.pipeline import WEIGHTS, predict_table
 from d4lens.macrofit import preset_model
-from d4lens.predict import WEIGHTS, predict_table
 
-NATIVE = simulate.preset("deeplense").observation
+NATIVE = simulator.preset("deeplense").observation
 CASES = {case.name: case for case in mismatch.cases(NATIVE.psf_sigma)}
 
 
@@ -23,9 +23,9 @@ def mean_chi2(case: str, constants: str, n: int = 3) -> float:
 
 def test_the_training_s_own_kind_is_the_simulator_s_to_the_byte():
     counts, labels = mismatch.simulated(CASES["deeplense"], 31, 4, NATIVE)
-    preset = simulate.preset("deeplense")
-    truth = simulate.draw(preset, 31, range(4), split="val")
-    torch.testing.assert_close(counts, simulate.render(truth, preset), rtol=0, atol=0)
+    preset = simulator.preset("deeplense")
+    truth = simulator.draw(preset, 31, range(4), split="val")
+    torch.testing.assert_close(counts, simulator.render(truth, preset), rtol=0, atol=0)
     assert [CLASSES[label] for label in labels] == truth.images["class"].tolist()
 
 

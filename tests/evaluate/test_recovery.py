@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.evaluate import recovery
 
 
 @pytest.fixture(scope="module")
 def true():
-    preset = simulate.preset("deeplense")
-    truth = simulate.draw(preset, 5, range(24), "vort")
-    return simulate.substructure_convergence(truth, preset.observation.binned(2)).numpy(), truth
+    preset = simulator.preset("deeplense")
+    truth = simulator.draw(preset, 5, range(24), "vort")
+    return simulator.substructure_convergence(truth, preset.observation.binned(2)).numpy(), truth
 
 
 def test_a_map_correlates_with_itself_and_not_with_its_pixels_shuffled(true):

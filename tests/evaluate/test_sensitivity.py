@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import norm, poisson
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.errors import PhysicsError
 from d4lens.evaluate import sensitivity
 from d4lens.macrofit import FIT_COLUMNS, fit, preset_model
@@ -19,7 +19,7 @@ def lens():
 
 @pytest.fixture(scope="module")
 def preset():
-    return simulate.preset("deeplense")
+    return simulator.preset("deeplense")
 
 
 def truth_columns(truth):
@@ -34,7 +34,7 @@ def test_the_deviance_is_twice_the_log_likelihood_ratio():
 
 
 def test_no_substructure_gains_nothing(preset, lens):
-    truth = simulate.draw(preset, 21, range(8), "none")
+    truth = simulator.draw(preset, 21, range(8), "none")
     mean = sensitivity.mean_counts(truth, preset, 2)
     assert sensitivity.gain(mean, lens).max() < 0.05
 
@@ -54,7 +54,7 @@ def test_the_gain_grows_with_the_mass_as_its_square_at_first(preset, lens):
 
 def test_the_gain_measured_in_noise_is_the_one_expected(preset, lens):
     truth = sensitivity.one_subhalo(preset, 23, [4e9] * 40, [1.0] * 40, np.linspace(0, 2 * math.pi, 40))
-    counts = torch.from_numpy(simulate.render(truth, preset).numpy().reshape(-1, 75, 2, 75, 2).sum((2, 4)))
+    counts = torch.from_numpy(simulator.render(truth, preset).numpy().reshape(-1, 75, 2, 75, 2).sum((2, 4)))
     mean = sensitivity.mean_counts(truth, preset, 2)
     result = fit(counts, lens)
     expected = sensitivity.gain(mean, lens, result.parameters)
@@ -90,7 +90,7 @@ def test_one_subhalo_sits_where_it_is_put_and_weighs_what_it_should(preset):
     np.testing.assert_allclose(halo["y"], [0, theta_E[1] / 2], atol=1e-12)
     np.testing.assert_allclose((halo["theta_E"] / theta_E) ** 2, [1e-3, 4e-3])
     assert lens["n_subhalos"].tolist() == [1, 1]
-    smooth = simulate.draw(preset, 24, range(2), "none", "val").images
+    smooth = simulator.draw(preset, 24, range(2), "none", "val").images
     pd.testing.assert_series_equal(lens["theta_E"], smooth["theta_E"])
 
 
@@ -124,7 +124,7 @@ def test_the_curve_counts_each_image_once_in_its_bin():
 
 
 def test_rows_of_keeps_each_image_s_masses(preset):
-    truth = simulate.draw(preset, 25, range(9))
+    truth = simulator.draw(preset, 25, range(9))
     part = sensitivity.rows_of(truth, np.array([7, 1]))
     assert part.images["path"].tolist() == truth.images["path"].iloc[[7, 1]].tolist()
-    np.testing.assert_array_equal(simulate.render(part, preset)[0], simulate.render(truth, preset)[7])
+    np.testing.assert_array_equal(simulator.render(part, preset)[0], simulator.render(truth, preset)[7])

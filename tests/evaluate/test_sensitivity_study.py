@@ -3,19 +3,20 @@ import math
 import numpy as np
 import pytest
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.evaluate import predictions, recovery, sensitivity, sensitivity_study
+from d4lens.evaluate import recovery, sensitivity, sensitivity_study
 from d4lens.macrofit import preset_model
+from d4lens.results import predictions
 
 
 @pytest.fixture(scope="module")
 def perfect():
     """Maps of a network that draws the truth itself."""
-    preset = simulate.preset("deeplense")
-    truth = simulate.draw(preset, 41, range(90))
-    kappa = simulate.substructure_convergence(truth, preset.observation.binned(2)).numpy()
+    preset = simulator.preset("deeplense")
+    truth = simulator.draw(preset, 41, range(90))
+    kappa = simulator.substructure_convergence(truth, preset.observation.binned(2)).numpy()
     labels = np.array([CLASSES.index(name) for name in truth.images["class"]])
     rods = math.pi * truth.images["rod_theta_E"].to_numpy() ** 2
     significance = np.random.default_rng(0).normal(size=kappa.shape).astype(np.float32)
@@ -57,7 +58,7 @@ def test_predictions_of_other_images_are_refused(tmp_path):
 
 
 def test_the_significance_map_alone_finds_a_heavy_subhalo_and_no_light_one():
-    made_by = simulate.preset("deeplense")
+    made_by = simulator.preset("deeplense")
     truth = sensitivity.one_subhalo(made_by, 7, [1e10] * 3 + [1e5] * 3, [1.0] * 6, [0.5] * 6)
     above = {sensitivity_study.STRONGEST: 6.0}
     gained, hits = sensitivity_study.detections(truth, made_by, preset_model("deeplense", binning=2), {}, above, 0.01)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from d4lens import models
-from d4lens.evaluate.tta import exported
+from d4lens.inference.pipeline import default_weights
 from d4lens.interpret import networks, samples
+from d4lens.models.averaging import exported
 from d4lens.observation import Observation
-from d4lens.predict import default_weights
-from d4lens.simulate import preset
+from d4lens.simulator import preset
 
 SMALL = preset("deeplense").observation.binned(3)
 """The preset's images binned 3 x 3: a quarter of the time."""

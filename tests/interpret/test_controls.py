@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from d4lens import models
-from d4lens.simulate import draw, preset, render
+from d4lens.simulator import draw, preset, render
 
 
 def train_and_score(lenses, labels: torch.Tensor, observation) -> float:

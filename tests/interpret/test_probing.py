@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from d4lens.evaluate.tta import transform_batch
 from d4lens.interpret import probing
 from d4lens.lensing import d4
+from d4lens.models.averaging import transform_batch
 
 
 @pytest.fixture(scope="module")

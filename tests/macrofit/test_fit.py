@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.data import images
 from d4lens.errors import PhysicsError
 from d4lens.lensing import ellipticity
@@ -107,12 +107,12 @@ def test_the_native_fit_too(lenses):
 
 
 def test_every_parameter_can_be_freed_on_elliptical_lenses():
-    preset = simulate.preset(
+    preset = simulator.preset(
         "deeplense",
         {"lens_q": [0.65, 0.95], "lens_phi": [0, math.pi], "sersic_n": [0.8, 2.5], "sersic_R_e": [0.3, 0.7]},
     )
-    truth = simulate.draw(preset, 3, range(12), "none")
-    counts, table = simulate.render(truth, preset), truth.images
+    truth = simulator.draw(preset, 3, range(12), "none")
+    counts, table = simulator.render(truth, preset), truth.images
     columns = {name: torch.tensor(table[name].to_numpy(float)) for name in FIT_COLUMNS}
     columns |= dict(
         zip(("lens_e1", "lens_e2"), ellipticity(*(torch.tensor(table[f"lens_{k}"].to_numpy()) for k in ("q", "phi"))))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d4lens import simulate
+from d4lens import simulator
 from d4lens.errors import D4LensError
 from d4lens.macrofit import FIT_COLUMNS, PARAMETERS, fit, preset_model, pseudo_counts
 from d4lens.observation import Observation
@@ -9,13 +9,13 @@ from d4lens.observation import Observation
 
 def test_what_deeplense_fixes_is_known_and_the_rest_is_free():
     model = preset_model("deeplense")
-    priors = simulate.PRESETS["deeplense"].priors
+    priors = simulator.PRESETS["deeplense"].priors
     assert model.free == FIT_COLUMNS
     assert model.constants["n"] == priors["sersic_n"].low
     assert model.constants["R_e"] == priors["sersic_R_e"].low
     assert model.constants["amplitude"] == priors["sersic_amplitude"].low
     assert model.constants["lens_e1"] == 0.0
-    assert model.observation == simulate.PRESETS["deeplense"].observation
+    assert model.observation == simulator.PRESETS["deeplense"].observation
 
 
 def test_brightness_goes_with_the_area_of_a_pixel():
@@ -34,12 +34,12 @@ def test_a_freed_constant_has_a_gaussian_about_the_presets_value():
 
 
 def test_model_i_frees_the_photon_scale_and_fits():
-    preset = simulate.preset("model-i", {"corrected": True, "background_rms": 0.0})
+    preset = simulator.preset("model-i", {"corrected": True, "background_rms": 0.0})
     model = preset_model("model-i")
     assert {"amplitude", "sky"} < set(model.free)
-    truth = simulate.draw(preset, 1, range(6), "none")
+    truth = simulator.draw(preset, 1, range(6), "none")
     # Photon noise alone on a known background: DeepLenseSim's own noise is not Poisson's.
-    counts = torch.poisson(simulate.render(truth, preset, noise=False) + 5)
+    counts = torch.poisson(simulator.render(truth, preset, noise=False) + 5)
     result = fit(counts, model, max_starts=6)
     exact = torch.tensor(truth.images[list(FIT_COLUMNS)].to_numpy(float))
     assert abs(result.chi2.mean() - 1) < 0.02

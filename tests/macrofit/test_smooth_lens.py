@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d4lens import lensing, simulate
+from d4lens import lensing, simulator
 from d4lens.errors import PhysicsError
 from d4lens.lensing import d4
 from d4lens.macrofit import FIT_COLUMNS, PARAMETERS, SmoothLensModel, preset_model
@@ -69,10 +69,10 @@ def test_the_image_is_what_the_engines_pure_functions_make():
 
 
 def test_the_image_is_what_the_simulator_renders():
-    preset = simulate.preset("deeplense")
-    truth = simulate.draw(preset, 0, range(4), "none")
+    preset = simulator.preset("deeplense")
+    truth = simulator.draw(preset, 0, range(4), "none")
     parameters = torch.tensor(truth.images[list(FIT_COLUMNS)].to_numpy(float))
-    exact = simulate.render(truth, preset, noise=False)
+    exact = simulator.render(truth, preset, noise=False)
     image = preset_model("deeplense", dtype=torch.float64).image(parameters)
     torch.testing.assert_close(image, exact, rtol=1e-9, atol=1e-7)  # the table keeps 12 digits
     single = preset_model("deeplense").image(parameters)

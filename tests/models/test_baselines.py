@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from d4lens.evaluate.tta import transform_batch
 from d4lens.lensing import d4
+from d4lens.models.averaging import transform_batch
 from d4lens.models.baselines import D4CNN, ResNet
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from d4lens.errors import PhysicsError
-from d4lens.evaluate.tta import transform_fit
 from d4lens.lensing import d4, grid, sersic, shear, sis
+from d4lens.models.averaging import transform_fit
 from d4lens.models.engine import LensEngine
 from d4lens.observation import Observation
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from d4lens import models
-from d4lens.evaluate.tta import exported as to_predict
+from d4lens.models.averaging import exported as to_predict
 from d4lens.models.equivariant import EquivariantConv, EquivariantLayers
 from d4lens.models.fields import FieldNorm, exported
 from d4lens.models.unet import ExportedLayers

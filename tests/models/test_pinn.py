@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from d4lens.errors import D4LensError
-from d4lens.evaluate.tta import transform_batch
 from d4lens.lensing import d4
+from d4lens.models.averaging import transform_batch
 from d4lens.models.head import efficientnet
 from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
 

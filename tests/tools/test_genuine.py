@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d4lens.predict import WEIGHTS
+from d4lens.inference.pipeline import WEIGHTS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "genuine.py"
 

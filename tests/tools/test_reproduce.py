@@ -197,7 +197,7 @@ def test_on_ctrl_c_it_stays_until_a_dvc_slow_to_go_is_gone(reproduce, tmp_path, 
 
 def test_what_was_shown_is_not_made_up_again_until_something_changed(reproduce, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("d4lens.report.table_text", lambda folder: f"the table of {folder}")
+    monkeypatch.setattr("d4lens.results.tables.table_text", lambda folder: f"the table of {folder}")
     for folder in ("stages", "metrics/quick", "docs", "src/d4lens/weights"):
         (tmp_path / folder).mkdir(parents=True)
     for file in (

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d4lens import predict
+from d4lens.inference import pipeline
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "soak.py"
 
@@ -23,7 +23,7 @@ def test_two_hundred_images_every_one_answered_or_reported(soak, tmp_path, monke
 
 def test_a_predict_that_swallows_an_image_is_found(soak, tmp_path, monkeypatch):
     def careless(paths, *_):
-        answer = predict.predict_table(paths)
+        answer = pipeline.predict_table(paths)
         answer.table.loc[3, "flag"] = "failed: invented"
         return answer
 
@@ -36,5 +36,5 @@ def test_every_kind_of_damage_is_refused(soak, tmp_path):
     image = np.random.default_rng(0).random((1, 150, 150))
     for kind in range(8):
         (tmp_path / f"{kind}.npy").write_bytes(soak.corrupt(image, kind))
-    answer = predict.predict_table([tmp_path])
+    answer = pipeline.predict_table([tmp_path])
     assert len(answer.failures) == 8

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d4lens import report
-from d4lens.evaluate import metrics
+from d4lens.results import metrics, tables
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "verify.py"
 
@@ -20,17 +19,17 @@ def verify(load_tool):
 def table():
     measured = {name: {"value": 0.95, "low": 0.9, "high": 0.97} for name in metrics.METRICS}
     facts = {"profile": "quick", "n_train": 5400, "n_test": 1500, "params": 10**7, "n_pixels": 75, "epochs": 8}
-    return report.table(
+    return tables.table(
         row
         for model in ("resnet18", "d4lenspinn")
-        for row in report.rows({**facts, "model": model, "seed": 0, "plain": measured, "tta": measured}, 3)
+        for row in tables.rows({**facts, "model": model, "seed": 0, "plain": measured, "tta": measured}, 3)
     )
 
 
 def test_every_metric_has_a_tolerance_and_nothing_else_is_let_off(verify):
     assert set(verify.metrics()) == set(metrics.METRICS)
-    compared = {*verify.metrics(), *verify.EXACT, *report.KEYS, "train_minutes", *report.INTERVALS}
-    assert compared == set(report.COLUMNS)
+    compared = {*verify.metrics(), *verify.EXACT, *tables.KEYS, "train_minutes", *tables.INTERVALS}
+    assert compared == set(tables.COLUMNS)
 
 
 def test_equal_tables_and_other_times_agree(verify, table):
@@ -85,8 +84,8 @@ def test_rows_that_are_missing_new_or_twice_are_misses(verify, table):
 
 
 def test_the_command_compares_with_git_and_fails_on_a_miss(table, tmp_path):
-    path = tmp_path / "metrics" / "quick" / report.RESULTS
-    report.write_csv(path, table)
+    path = tmp_path / "metrics" / "quick" / tables.RESULTS
+    tables.write_csv(path, table)
 
     def git(*arguments):
         identity = ["-c", "user.name=x", "-c", "user.email=x"]
@@ -104,10 +103,10 @@ def test_the_command_compares_with_git_and_fails_on_a_miss(table, tmp_path):
     git("commit", "-q", "-m", "table")
     assert "4 rows agree" in run().stdout
     table.loc[1, "auc_macro"] -= 0.2
-    report.write_csv(path, table)
+    tables.write_csv(path, table)
     answer = run()
     assert answer.returncode == 1
     assert "quick resnet18 seed 0 with TTA: auc_macro is 0.75, was 0.95, allowed ±0.03" in answer.stderr
-    report.write_csv(tmp_path / "other.csv", table)
+    tables.write_csv(tmp_path / "other.csv", table)
     assert run("--against", "other.csv", "--scale", "0").returncode == 0
     assert run("--profile", "full").returncode == 1

@@ -14,7 +14,7 @@ from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.macrofit.split import MAPS
 from d4lens.observation import Observation
 from d4lens.params import TrainParams
-from d4lens.simulate import draw, preset
+from d4lens.simulator import draw, preset
 
 N_PIXELS = 33
 SIZES = {"train": 13, "select": 9, "test": 3}

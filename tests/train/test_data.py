@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.evaluate.tta import transform_batch
-from d4lens.simulate import Truth, substructure_convergence
+from d4lens.models.averaging import transform_batch
+from d4lens.simulator import Truth, substructure_convergence
 from d4lens.train.data import EpochBatches, InOrder, augment, epoch_seed, load
 
 EVERYTHING = ("counts", "residual", "significance", "fit")

@@ -15,8 +15,8 @@ import torch
 from d4lens import models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.evaluate import metrics
 from d4lens.models import weights
+from d4lens.results import metrics
 from d4lens.train import checkpoint, fingerprint, loop, train
 from d4lens.train.data import load
 

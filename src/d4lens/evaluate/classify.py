@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.evaluate.predictions import LOGITS, read
-from d4lens.evaluate.tta import exported, predict_logits
 from d4lens.macrofit import FitResult, SmoothLensModel, significance
+from d4lens.models.averaging import exported, predict_logits
+from d4lens.results.predictions import LOGITS, read
 
 LIKE_TRAINING = 0.999
 """Share of the training images whose chi2 an image may have without being called unlike them."""

@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.data import images as observed
-from d4lens.evaluate import classify, metrics
+from d4lens.evaluate import classify
 from d4lens.evaluate.sensitivity import mean_counts
 from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts
 from d4lens.observation import Observation
 from d4lens.params import MismatchParams
 from d4lens.progress import Meter
-from d4lens.simulate import Truth, draw, preset, render
-from d4lens.simulate.draw import noise_stream
-from d4lens.simulate.noise import poisson_quantile
+from d4lens.results import metrics
+from d4lens.simulator import Truth, draw, preset, render
+from d4lens.simulator.draw import noise_stream
+from d4lens.simulator.noise import poisson_quantile
 from d4lens.studies import Figure, Study, record
 
 CONSTANTS = ("default", "known", "freed")

@@ -21,7 +21,7 @@ from d4lens.errors import PhysicsError
 from d4lens.evaluate.classify import wilson
 from d4lens.lensing import bin_mean
 from d4lens.macrofit import SmoothLensModel, fit
-from d4lens.simulate import SUBHALO_COLUMNS, Preset, Truth, draw, render
+from d4lens.simulator import SUBHALO_COLUMNS, Preset, Truth, draw, render
 
 Array = NDArray[np.float64]
 

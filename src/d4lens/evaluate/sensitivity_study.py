@@ -20,7 +20,7 @@ from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model
 from d4lens.observation import Observation
 from d4lens.params import SensitivityParams
 from d4lens.progress import Meter
-from d4lens.simulate import SUBHALO_COLUMNS, Preset, Truth, preset, render
+from d4lens.simulator import SUBHALO_COLUMNS, Preset, Truth, preset, render
 from d4lens.studies import Figure, Study, record
 
 Row = dict[str, Any]

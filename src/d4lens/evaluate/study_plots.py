@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from d4lens.evaluate.plots import drawing
+from d4lens.results.plots import drawing
 
 
 def draw_limit(path: str | Path, table: pd.DataFrame, false_positive_rate: float) -> None:

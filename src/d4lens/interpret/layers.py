@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d4lens.evaluate.tta import transform_fit
 from d4lens.lensing import d4, to_image_plane, to_source_plane, unchecked
+from d4lens.models.averaging import transform_fit
 from d4lens.models.baselines import D4CNN, ResNet
 from d4lens.models.engine import _SEEN
 from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished

@@ -10,7 +10,7 @@ from torch import nn
 
 from d4lens import models
 from d4lens.errors import D4LensError
-from d4lens.evaluate.tta import exported
+from d4lens.models.averaging import exported
 from d4lens.observation import Observation
 
 

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from d4lens.evaluate.metrics import holm
 from d4lens.interpret.layers import Layer, blended, capture, layers_of, outputs, run
 from d4lens.interpret.samples import Samples, distance, radius
 from d4lens.progress import progress
+from d4lens.results.metrics import holm
 from d4lens.studies import Figure, Study, record
 
 Array = NDArray[np.float64]

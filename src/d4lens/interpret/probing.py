@@ -21,10 +21,10 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
-from d4lens.evaluate.tta import transform_batch
 from d4lens.interpret.layers import capture, layers_of
 from d4lens.interpret.samples import Samples
 from d4lens.lensing import d4
+from d4lens.models.averaging import transform_batch
 from d4lens.progress import progress
 from d4lens.studies import Figure, Study, record
 

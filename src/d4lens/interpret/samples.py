@@ -10,10 +10,10 @@ from d4lens import lensing
 from d4lens.classes import CLASSES
 from d4lens.data.images import bin_pixels
 from d4lens.errors import D4LensError
+from d4lens.inference.pipeline import PRESET, lens_of, network_batch
 from d4lens.macrofit import fit
 from d4lens.observation import Observation
-from d4lens.predict import PRESET, lens_of, network_batch
-from d4lens.simulate import Truth, draw, preset, render
+from d4lens.simulator import Truth, draw, preset, render
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
-from d4lens.evaluate import metrics
-from d4lens.evaluate.tta import transform_batch
 from d4lens.interpret.layers import Layer, capture, layers_of, turned
 from d4lens.lensing import d4
+from d4lens.models.averaging import transform_batch
 from d4lens.progress import progress
+from d4lens.results import metrics
 from d4lens.studies import Figure, Study, record
 
 Array = NDArray[np.float64]

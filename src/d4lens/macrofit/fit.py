@@ -11,9 +11,9 @@ from torch import Tensor
 from d4lens.errors import PhysicsError
 from d4lens.macrofit.levenberg import Minimum, minimise
 from d4lens.macrofit.likelihood import covariance, in_groups, objective
-from d4lens.macrofit.parallel import in_threads
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
 from d4lens.macrofit.start import VARIANTS, moments, start
+from d4lens.macrofit.threads import in_threads
 
 TABLE_COLUMNS = ("path", *FIT_COLUMNS, "chi2", "converged")
 """Columns of fit.csv; lengths in arcsec, chi2 per pixel."""

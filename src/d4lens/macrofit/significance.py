@@ -15,8 +15,8 @@ gravitational imaging of Koopmans (2005) and Vegetti & Koopmans (2009), which in
 import torch
 from torch import Tensor
 
-from d4lens.macrofit.parallel import in_threads
 from d4lens.macrofit.smooth_lens import SmoothLensModel
+from d4lens.macrofit.threads import in_threads
 
 PRIOR_WIDTH = 0.05
 """arcsec^2: three times the squared Einstein radius of a mass of a hundredth of the halo; it keeps S at zero where the

@@ -34,7 +34,7 @@ _BUILD = 2**31  # no epoch: the seed of the first weights
 
 
 class Mirror(Protocol):
-    """Whoever wants to see the numbers as they come, such as `d4lens.track.Tracker`."""
+    """Whoever wants to see the numbers as they come, such as `d4lens.tracking.Tracker`."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """One epoch's row, without its number."""

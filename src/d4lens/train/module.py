@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from d4lens import models
 from d4lens.errors import D4LensError
-from d4lens.evaluate import metrics
 from d4lens.models import weights
 from d4lens.models.fields import FieldNorm
 from d4lens.observation import Observation
 from d4lens.params import TrainParams
+from d4lens.results import metrics
 from d4lens.train import losses
 from d4lens.train.checkpoint import Progress
 from d4lens.train.data import augment, epoch_seed

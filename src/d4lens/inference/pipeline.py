@@ -1,0 +1,362 @@
+"""Images in, table out: the whole way of an image through the fit and the network, for every user of it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from d4lens import models
+from d4lens.classes import CLASSES
+from d4lens.data import images
+from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
+from d4lens.errors import D4LensError
+from d4lens.evaluate.classify import batch_of
+from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model
+from d4lens.macrofit.presets import pseudo_counts
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
+from d4lens.models.averaging import exported, predict_logits
+from d4lens.observation import Observation
+from d4lens.progress import Meter
+
+PREDICT_COLUMNS = ("path", "label", *(f"p_{name}" for name in CLASSES), "chi2", "flag", "processing")
+FIT_TABLE_COLUMNS = (*TABLE_COLUMNS, "flag", "processing")
+WEIGHTS = Path(str(files("d4lens"))) / "weights" / "d4lenspinn.safetensors"
+"""The network that ships with the package."""
+PRESET = "deeplense"
+"""What is known of a lens by default: the simulator's preset behind the shipped weights."""
+
+_BATCH = 64
+_SIGMAS = 6.0  # below what photon noise gives chi2: images that were smoothed, or a gain that is too small
+
+
+@dataclass
+class Answer:
+    """A table with one row an image, in the order found, and the (path, reason) of those that could not be used."""
+
+    table: pd.DataFrame
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network ready to predict with, and what its file says of it."""
+
+    network: nn.Module
+    config: dict[str, Any]
+
+    @property
+    def grid(self) -> Observation:
+        """The pixels, PSF and sky of the images it was trained on."""
+        return Observation.from_dict(self.config["observation"])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Images (B) of one batch with one smooth lens: their names, what was done to each, and the fit."""
+
+    names: list[str]
+    images: list[Prepared]
+    counts: Tensor
+    lens: SmoothLensModel
+    result: FitResult
+
+
+def load_classifier(weights: str | Path | None = None) -> Classifier:
+    """The network in a model.safetensors; None takes the package's. Raises D4LensError for a file it cannot use."""
+    path = weights or default_weights()
+    try:
+        network, config = models.load(path)
+        float(config.get("largest_chi2") or 0)
+    except D4LensError:
+        raise
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:  # JSON, but of other things than ours
+        raise D4LensError(
+            f"{path} describes no network of this project ({type(error).__name__}); name a model.safetensors that d4lens "
+            "wrote"
+        ) from None
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise D4LensError(f"{path} holds weights that are not finite numbers; take another, or train again")
+    return Classifier(exported(network), config)
+
+
+def predict_table(
+    paths: Sequence[str | Path],
+    weights: str | Path | None = None,
+    *,
+    tta: bool = True,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+) -> Answer:
+    """Classify every image under `paths` (files, folders, zips, patterns): PREDICT_COLUMNS.
+
+    weights: a model.safetensors of this project; None takes those of the package. tta: average over the eight symmetries
+    of the square. told: what is known of the instrument. free: parameters of the smooth lens to fit beyond the preset's.
+    chi2 is that of the smooth lens per pixel. flag: empty, or joined by "; " `not converged` where the smooth fit did not,
+    `at its bound: ` and the parameters that ended where the fit may not pass, `unlike training` where its chi2 lies beyond
+    all but a thousandth of the training set's, `too little noise` where chi2 is lower than photons allow, `no photon
+    counts` where the noise had to be guessed; or `failed: ` and why an image could not be used. processing: what was done
+    to the image.
+    Raises D4LensError for paths without images and for unusable weights.
+    """
+    classifier = load_classifier(weights)
+    return classify(list(images.find(paths)), classifier, tta=tta, told=told, free=free)
+
+
+def classify(
+    sources: Sequence[ImageSource],
+    classifier: Classifier,
+    *,
+    tta: bool = True,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+    progress: bool = True,
+) -> Answer:
+    """The rows of `predict_table` for images found already."""
+    rows: dict[str, list[object]] = {}
+    failures = []
+    grid = classifier.grid
+    for fitted, broken in _fitted(sources, grid, told, free, progress):
+        failures += broken
+        for name, reason in broken:
+            rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, f"failed: {reason}", ""]
+        for part in fitted:
+            batch = network_batch(part.counts, part.result, part.lens, None if part.images[0].standard else grid)
+            probabilities = predict_logits(classifier.network, [batch], tta).softmax(1)
+            for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
+                chi2, flag = float(part.result.chi2[i]), flag_of(part, i, classifier.config.get("largest_chi2"))
+                rows[name] = [name, CLASSES[int(p.argmax())], *p.tolist(), chi2, flag, "; ".join(part.images[i].notes)]
+    table = pd.DataFrame([rows[source.name] for source in sources], columns=list(PREDICT_COLUMNS))
+    return Answer(table, failures)
+
+
+def fit_table(
+    paths: Sequence[str | Path],
+    *,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+) -> Answer:
+    """Fit the smooth lens of the default preset to every image under `paths`: FIT_TABLE_COLUMNS, lengths in arcsec.
+
+    told, free, flag and processing as `predict_table` has them. For each freed parameter two more columns follow: its
+    value, and its standard deviation as `sigma_NAME`. An image that nothing fits has its chi2 and `converged` False. Raises
+    D4LensError for paths without images.
+    """
+    return fit_sources(list(images.find(paths)), told=told, free=free)
+
+
+def fit_sources(
+    sources: Sequence[ImageSource],
+    *,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    free: Sequence[str] = (),
+    progress: bool = True,
+) -> Answer:
+    """The rows of `fit_table` for images found already."""
+    rows: dict[str, list[object]] = {}
+    failures = []
+    more = freed_columns(free)
+    for fitted, broken in _fitted(sources, preset_model(PRESET).observation, told, free, progress):
+        failures += broken
+        for name, reason in broken:
+            empty = [math.nan] * (len(FIT_TABLE_COLUMNS) - 4)
+            rows[name] = [name, *empty, False, f"failed: {reason}", "", *[math.nan] * len(more)]
+        for part in fitted:
+            found = part.result.table(part.names)
+            places = [part.lens.free.index(name) for name in more[::2]]
+            values = torch.stack([part.result.parameters, part.result.sigma], 2)[:, places].flatten(1)
+            found[more] = values.numpy()
+            # From the image's own centre, where the grid's lies half a pixel off.
+            centres = np.array([image.centre for image in part.images])
+            for axis, of_axis in enumerate((["source_x", "lens_x"], ["source_y", "lens_y"])):
+                for name in found.columns.intersection(of_axis):
+                    found[name] -= centres[:, axis]
+            known = found[list(TABLE_COLUMNS)].itertuples(index=False)
+            for i, (row, extra) in enumerate(zip(known, found[more].to_numpy(), strict=True)):
+                rows[row[0]] = [*row, flag_of(part, i, None), "; ".join(part.images[i].notes), *extra]
+    table = pd.DataFrame([rows[source.name] for source in sources], columns=[*FIT_TABLE_COLUMNS, *more])
+    return Answer(table, failures)
+
+
+def freed_columns(free: Sequence[str]) -> list[str]:
+    """The columns that a fit's table has beyond FIT_TABLE_COLUMNS where parameters are freed beyond FIT_COLUMNS."""
+    return [column for name in dict.fromkeys(free) if name not in FIT_COLUMNS for column in (name, f"sigma_{name}")]
+
+
+def fit_images(
+    names: Sequence[str], prepared: Sequence[Prepared], grid: Observation, free: Sequence[str]
+) -> list[Fitted]:
+    """Fit images on the pixels of `grid`, those that share a smooth lens together."""
+    groups: dict[int, tuple[SmoothLensModel, list[int]]] = {}
+    for i, image in enumerate(prepared):
+        lens = smooth_lens(image, grid, tuple(free))
+        groups.setdefault(id(lens), (lens, []))[1].append(i)
+    fitted = []
+    for lens, members in groups.values():
+        taken = [prepared[i] for i in members]
+        counts = torch.from_numpy(np.stack([image.pixels for image in taken]))
+        if taken[0].units != COUNTS:
+            counts = pseudo_counts(counts)
+        fitted.append(Fitted([names[i] for i in members], taken, counts, lens, fit(counts, lens)))
+    return fitted
+
+
+def network_batch(
+    counts: Tensor, result: FitResult, lens: SmoothLensModel, grid: Observation | None = None
+) -> dict[str, Tensor]:
+    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32.
+
+    grid: the observation a network was trained on, where the images have another sky: their counts are brought to its
+    sky's level and noise. Residual and significance are in standard deviations and need nothing.
+    """
+    shown = counts.float()
+    if grid is not None and grid.sky > 0:
+        skies = torch.full((len(counts),), lens.constants["sky"], dtype=torch.float64)
+        if "sky" in lens.free:
+            skies = result.parameters[:, lens.free.index("sky")]
+        sky = (skies * lens.binning**2)[:, None, None]
+        shown = ((counts - sky) * (grid.sky / sky).sqrt() + grid.sky).float()
+    return batch_of(counts, result, lens) | {"counts": shown}
+
+
+def default_weights() -> Path:
+    """The weights in the package. Raises D4LensError where they are missing."""
+    if not WEIGHTS.is_file():
+        raise D4LensError(f"the package holds no weights ({WEIGHTS.name}); train a model and name its file: --weights")
+    return WEIGHTS
+
+
+def prepare_source(source: ImageSource, grid: Observation, told: Instrument) -> Prepared:
+    """Photon counts of one image on the pixels of `grid`. Raises D4LensError saying what does not fit."""
+    raw = source.read(told.band)
+    scale = told.pixel_scale or raw.header.pixel_scale
+    field = grid.n_pixels * grid.pixel_scale
+    if scale is not None and scale * images.MIN_SIDE > field:
+        raise D4LensError(
+            f"pixels of {scale:g} arcsec are too coarse: at least {images.MIN_SIDE} a side must fit into the field of "
+            f"{field:g} arcsec; check the pixel scale, which is in arcsec"
+        )
+    return images.prepare(raw, grid, told)
+
+
+@lru_cache(maxsize=8)
+def lens_of(observation: Observation) -> SmoothLensModel:
+    """The smooth lens on the pixels of `observation`, sampled on the preset's own finer ones where it is binned."""
+    native = preset_model(PRESET).observation
+    binning = max(1, round(observation.pixel_scale / native.pixel_scale))
+    if native.binned(binning) != observation:
+        native, binning = observation, 1
+    return preset_model(PRESET, native, binning)
+
+
+def smooth_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) -> SmoothLensModel:
+    """The smooth lens to fit to `image` on the pixels of `grid`: the preset's for an image like the published ones; for
+    any other the source's brightness is fitted too, and the sky where the user has not told it.
+
+    Raises D4LensError for a name in `free` that is no parameter.
+    """
+    for name in free:
+        if name not in PARAMETERS:
+            raise D4LensError(
+                f"{name!r} is no parameter of the smooth lens; those that can be freed: {_listed(PARAMETERS)}"
+            )
+    if image.standard and not free:
+        return lens_of(grid)
+    # Powers of two: only where the fit sets out from, and few models for many images.
+    scale = None
+    if image.units == COUNTS:
+        peak = max(float(image.pixels.max()) - image.sky, 1.0)
+        scale = _near(peak / 10), image.sky if image.sky_known else _near(image.sky)
+    return _own_lens(grid, image.psf_sigma, image.centre, scale, image.sky_known, free)
+
+
+@lru_cache(maxsize=64)
+def _own_lens(
+    grid: Observation,
+    psf_sigma: float,
+    centre: tuple[float, float],
+    scale: tuple[float, float] | None,
+    sky_known: bool,
+    extra: tuple[str, ...],
+) -> SmoothLensModel:
+    step = preset_model(PRESET).observation.pixel_scale
+    b = max(1, round(grid.pixel_scale / step))
+    fine = grid.pixel_scale / b
+    # Summing b samples blurs by itself.
+    sigma = max(psf_sigma**2 - (grid.pixel_scale**2 - fine**2) / 12, (fine / 4) ** 2) ** 0.5
+    observation = Observation(grid.n_pixels * b, fine, sigma, 1.0)
+    unknown = ("amplitude",) if sky_known else ("amplitude", "sky")
+    names = [name for name in PARAMETERS if name in (*FIT_COLUMNS, *unknown, *extra)]
+    base = preset_model(PRESET, observation, b, free=names, units="normalised")
+    constants = {**base.constants, "lens_x": centre[0], "lens_y": centre[1]}
+    if scale is not None:
+        constants |= {"amplitude": scale[0] / b**2, "sky": scale[1] / b**2}
+    return SmoothLensModel(observation, constants, names, base.priors, binning=b)
+
+
+def _near(value: float) -> float:
+    """The nearest power of two."""
+    return 2.0 ** round(math.log2(max(value, 1e-3)))
+
+
+def flag_of(part: Fitted, i: int, largest: float | None) -> str:
+    """The flag of image `i` as `predict_table` describes it; largest: chi2 beyond which it is unlike training, if known."""
+    flags = []
+    chi2, image, lens = float(part.result.chi2[i]), part.images[i], part.lens
+    if not part.result.converged[i]:
+        flags.append("not converged")
+    walls = [lens.priors[name] for name in lens.free]
+    values = zip(lens.free, part.result.parameters[i].tolist(), walls, strict=True)
+    if pressed := [name for name, value, wall in values if not wall.lower < value < wall.upper]:
+        flags.append(f"at its bound: {', '.join(pressed)}")
+    if largest is not None and chi2 > largest:
+        flags.append("unlike training")
+    if image.units != COUNTS:
+        flags.append("no photon counts")
+    elif chi2 < image.noise - _SIGMAS * math.sqrt(2 / image.pixels.size):
+        flags.append("too little noise")
+    return "; ".join(flags)
+
+
+_Broken = list[tuple[str, str]]
+
+
+def _fitted(
+    sources: Sequence[ImageSource], grid: Observation, told: Instrument, free: Sequence[str], progress: bool
+) -> Iterator[tuple[list[Fitted], _Broken]]:
+    """Images fitted in batches; the next batch is read meanwhile, so memory does not grow with the number of images."""
+
+    def read(part: Sequence[ImageSource]) -> tuple[list[str], list[Prepared], _Broken]:
+        names, ready, broken = [], [], []
+        for source in part:
+            try:
+                ready.append(prepare_source(source, grid, told))
+                names.append(source.name)
+            except D4LensError as error:
+                broken.append((source.name, str(error)))
+        return names, ready, broken
+
+    parts = [sources[first : first + _BATCH] for first in range(0, len(sources), _BATCH)]
+    done = 0
+    with ThreadPoolExecutor(1) as pool, Meter(len(sources), "images") if progress else nullcontext() as meter:
+        ahead = pool.submit(read, parts[0] if parts else [])
+        for part, following in zip(parts, [*parts[1:], []], strict=True):
+            names, ready, broken = ahead.result()
+            ahead = pool.submit(read, following)
+            yield fit_images(names, ready, grid, free), broken
+            done += len(part)
+            if meter is not None:
+                meter.to(done)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)

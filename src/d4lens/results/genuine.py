@@ -1,0 +1,58 @@
+"""Genuine images as a row of their own: what networks trained on simulation alone say of images with a known class."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from d4lens.classes import CLASSES
+from d4lens.errors import D4LensError
+from d4lens.evaluate.classify import wilson
+from d4lens.results import metrics
+from d4lens.results.predictions import PROBABILITIES
+from d4lens.studies import Study, record
+
+
+def study(labels: np.ndarray, tables: Mapping[tuple[str, int], pd.DataFrame], command: str) -> Study:
+    """The scores of every trained arm on the same images.
+
+    labels: (n,) indices into CLASSES. tables: by (arm, seed), `predict`'s rows of the n images in the labels' order: the
+    class probabilities, chi2 and flag. command: what makes the study again. Raises D4LensError for an image that could
+    not be used, or a class without images.
+    """
+    records: list[dict[str, Any]] = []
+    counts = {name: int((labels == i).sum()) for i, name in enumerate(CLASSES)}
+    n, said = len(labels), []
+    for (arm, seed), table in tables.items():
+        failed = table.loc[table["flag"].str.startswith("failed"), "path"]
+        if len(failed):
+            raise D4LensError(f"{failed.iloc[0]} cannot be used: {table.loc[failed.index[0], 'flag']}")
+        probabilities = table[PROBABILITIES].to_numpy(np.float64)
+        right = probabilities.argmax(1) == labels
+        auc = metrics.scores(labels, probabilities)["auc_macro"]
+        by: dict[str, Any] = {"arm": arm, "seed": seed}
+        records.append(record(auc, math.nan, math.nan, n, quantity="auc_macro") | by)
+        for name, which in (("all", np.ones(n, bool)), *((c, labels == i) for i, c in enumerate(CLASSES))):
+            hits, of = int(right[which].sum()), int(which.sum())
+            records.append(record(hits / of, *wilson(hits, of), of, quantity="right") | {"class": name} | by)
+        flagged = int(table["flag"].str.contains("unlike training|not converged").sum())
+        records.append(record(flagged / n, *wilson(flagged, n), n, quantity="flagged") | by)
+        said.append(f"{arm} (seed {seed}): {int(right.sum())} of {n} right, macro AUC {auc:.3f}, {flagged} flagged.")
+    any_table = next(iter(tables.values()))
+    for i, name in enumerate(CLASSES):
+        chi2 = any_table.loc[labels == i, "chi2"]
+        records.append(record(chi2.mean(), chi2.min(), chi2.max(), len(chi2), quantity="chi2") | {"class": name})
+    return Study(
+        name="genuine",
+        question="Do networks that have seen simulated images only name genuine ones rightly?",
+        answers=said,
+        cannot_tell=[
+            f"{n} images ({', '.join(f'{number} {name}' for name, number in counts.items())}) bound an accuracy from below "
+            f"at {wilson(n, n)[0]:.0%} at best; arms that differ by an image or two do not differ.",
+            "The images are the publishers' and are not ours to ship: who holds them makes the file anew by "
+            f"`{command}`.",
+        ],
+        records=records,
+    )

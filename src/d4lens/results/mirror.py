@@ -1,0 +1,143 @@
+"""A reproduction in MLflow: one parent run over its trainings, and the trained d4lenspinn as a registered model.
+
+All of it is copied from files that the pipeline wrote, so a run restored from DVC's cache, or one whose tracking was
+off, is shown like one trained just now.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from d4lens.classes import CLASSES
+from d4lens.data import arrays
+from d4lens.files import sha256
+from d4lens.models import weights
+from d4lens.results import card, tables
+from d4lens.simulator import draw, preset, render
+from d4lens.tracking import Tracker, enabled, run_tags, uri
+from d4lens.tracking import store as places
+
+MODEL = "d4lenspinn"
+"""The registered model's name, and the arm whose first seed it is."""
+_FINGERPRINT = "fingerprint"
+_SERVED = Path(__file__).with_name("served.py")
+_FILES = ("results.csv", "report.json")
+
+_log = logging.getLogger(__name__)
+
+
+def mirror(root: str | Path, profile: str, arms: Sequence[tuple[str, int]], page: str | Path) -> None:
+    """Show what `profile` gave as one run with a child for each of `arms` (model, seed), and register the model.
+
+    root: the project's folder. page: the report's path below it, shown where it exists. Whatever fails is one warning.
+    """
+    if not enabled():
+        return
+    try:
+        _mirror(Path(root), profile, arms, Path(page))
+    except Exception as error:  # the results stand in metrics/; nothing here may take them from the user
+        _log.warning(
+            "MLflow does not show this reproduction (%s); the metrics files are not affected", places.one_line(error)
+        )
+
+
+def register(root: str | Path, file: Path, run_id: str, profile: str) -> None:
+    """Register the weights in `file` as MODEL under the run `run_id`, with `profile` as alias; once for equal weights.
+
+    Signature: float64 images (n, N, N) to label, probabilities, chi2, flag. The code is `served.py`, no pickle.
+    """
+    _, description = weights.read(file)
+    client = places.client(Path(root).resolve())
+    known = client.search_model_versions(f"name = '{MODEL}'")
+    if any(version.tags.get(_FINGERPRINT) == description["fingerprint"] for version in known):
+        return
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    lenses = preset("deeplense")
+    example = render(draw(lenses, 0, range(1)), lenses).numpy().astype("float64")
+    numbers = [*(f"p_{name}" for name in CLASSES), "chi2"]
+    answer: list[ColSpec | TensorSpec]
+    answer = [ColSpec("string", "label"), *(ColSpec("double", name) for name in numbers), ColSpec("string", "flag")]
+    signature = ModelSignature(Schema([TensorSpec(example.dtype, (-1, -1, -1))]), Schema(answer))
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri(root))
+    try:
+        # it tells the terminal what it does, and tries the example with our progress bar
+        with redirect_stderr(StringIO()), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+            logged = mlflow.pyfunc.log_model(
+                name=MODEL,
+                python_model=str(_SERVED),
+                artifacts={"weights": str(file)},
+                signature=signature,
+                input_example=example,
+                pip_requirements=["d4lens"],
+                registered_model_name=MODEL,
+            )
+    finally:
+        mlflow.set_tracking_uri(before)
+    version = str(logged.registered_model_version)
+    client.set_model_version_tag(MODEL, version, _FINGERPRINT, description["fingerprint"])
+    client.update_model_version(MODEL, version, card.of(description, profile, Path(root) / "metrics"))
+    client.set_registered_model_alias(MODEL, profile, version)
+
+
+def _mirror(root: Path, profile: str, arms: Sequence[tuple[str, int]], page: Path) -> None:
+    runs, metrics = root / "runs" / profile, root / "metrics" / profile
+    trained = {arm: weights.read(runs / f"{arm[0]}-{arm[1]}" / "model.safetensors")[1] for arm in arms}
+    images = sha256(root / "data" / profile / "arrays" / arrays.MANIFEST)
+    tags = run_tags(root, "table", profile, "", 0, images)
+    commit = tags.get("git_commit", "no git")
+    parts = [profile, sha256(metrics / tables.RESULTS_JSON), *(one[_FINGERPRINT] for one in trained.values())]
+    name = f"{profile} @ {commit[:7]}{'-dirty' if commit.endswith('-dirty') else ''}"
+    tags = {key: value for key, value in tags.items() if key not in ("model", "seed")}
+    arguments = True, root, f"d4lens-{profile}", name, hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    with Tracker(*arguments, _scale(metrics), tags, watch=False) as parent:
+        results = tables.read_results(metrics / tables.RESULTS)
+        averaged = results[results["tta"]].groupby("model")["auc_macro"].mean()
+        parent.log_metrics({f"{model}/tta/auc_macro": float(value) for model, value in averaged.items()})
+        for path in (*(metrics / name for name in _FILES), root / "plots" / profile, root / page):
+            if path.exists():
+                parent.log_artifact(path, path.name if path.is_dir() else "")
+        for arm, description in trained.items():
+            run_id = _child(root, profile, arm, description, images, parent.run_id)
+            if arm == next((arm for arm in arms if arm[0] == MODEL), None) and run_id is not None:
+                register(root, runs / f"{arm[0]}-{arm[1]}" / "model.safetensors", run_id, profile)
+
+
+def _scale(metrics: Path) -> dict[str, Any]:
+    """What the profile was made with, from its table."""
+    first = tables.read_results(metrics / tables.RESULTS).iloc[0]
+    return {name: int(first[name]) for name in ("n_train", "n_test", "n_pixels", "epochs")}
+
+
+def _child(
+    root: Path, profile: str, arm: tuple[str, int], description: Mapping[str, Any], images: str, parent: str | None
+) -> str | None:
+    """The run of one training below `parent`, made from its files where tracking missed it; its id."""
+    name, scored = f"{arm[0]}-{arm[1]}", root / "metrics" / profile / "evaluation"
+    runs = root / "runs" / profile
+    told = {"arm": {"base": description["name"], "options": description["options"]}, "seed": arm[1]}
+    tags = run_tags(root, "train", profile, *arm, images)
+    arguments = True, root, f"d4lens-{profile}", f"{profile}/{name}", description[_FINGERPRINT], told, tags
+    with Tracker(*arguments, watch=False) as run:
+        run.adopt(parent)
+        for row in pd.read_csv(runs / name / "history.csv", float_precision="round_trip").to_dict("records"):
+            shown = {str(key): float(value) for key, value in row.items() if key != "epoch" and value == value}
+            run.log_metrics(shown, step=int(row["epoch"]))
+        evaluation = tables.read_json(scored / f"{name}.json")
+        for view in tables.VIEWS:
+            run.log_metrics({f"{view}/{metric}": one["value"] for metric, one in evaluation[view].items()})
+        if not run.found:
+            for path in (runs / "evaluation" / name, scored / f"{name}.json"):
+                run.log_artifact(path, "evaluation")
+        if arm[0] == MODEL:
+            run.log_text(card.of(description, profile, root / "metrics"), card.FILE)
+    return run.run_id

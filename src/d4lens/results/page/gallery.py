@@ -1,0 +1,100 @@
+"""Images that one network got right and wrong, with what it was given and what it drew."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from d4lens import models
+from d4lens.classes import CLASSES
+from d4lens.data import arrays
+from d4lens.models.averaging import exported
+from d4lens.results import predictions
+from d4lens.simulator import SUBHALO_COLUMNS, Truth, substructure_convergence
+from d4lens.train.data import load
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image: `maps` are (title, PNG as data URI), `probabilities` (class, p) in the order of CLASSES."""
+
+    path: str
+    actual: str
+    predicted: str
+    probabilities: list[tuple[str, float]]
+    maps: list[tuple[str, str]]
+
+
+def choose(table: pd.DataFrame, n: int) -> tuple[list[int], list[int]]:
+    """Rows of `n` images that were right and of `n` that were wrong, with TTA, the surest of each class in turn.
+
+    table: predictions of one network (`evaluate.predictions`). Fewer where there are fewer.
+    """
+    _, labels, probabilities = predictions.of_view(table, "tta")
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    chosen = []
+    for wanted in (right, ~right):
+        rows = np.flatnonzero(wanted)
+        rows = rows[np.argsort(-sure[rows], kind="stable")]
+        place = pd.Series(labels[rows]).groupby(labels[rows]).cumcount().to_numpy()
+        chosen.append(rows[np.lexsort((labels[rows], place))][:n].tolist())
+    return chosen[0], chosen[1]
+
+
+def examples(data: Path, weights: Path, table: pd.DataFrame, rows: list[int]) -> list[Example]:
+    """The test images `rows` of the folders data/arrays and data/macrofit through the network of `weights`.
+
+    The network must draw a convergence ("kappa"). Raises D4LensError for folders or weights that cannot be read.
+    """
+    if not rows:
+        return []
+    network, _ = models.load(weights)
+    observation = arrays.load_observation(data / "arrays")
+    needs: Sequence[str] = network.needs  # type: ignore[assignment]
+    lenses = load(data / "arrays", data / "macrofit", "test", ("residual", *needs), observation)
+    with torch.inference_mode():
+        batch = lenses[rows]
+        drawn = exported(network)(batch)["kappa"].numpy()
+    truth = _truth(data / "arrays", rows)
+    found = []
+    paths, labels, probabilities = predictions.of_view(table, "tta")
+    for place, row in enumerate(rows):
+        maps = [
+            ("image, √counts", _png(np.sqrt(batch["counts"][place].numpy()), "magma")),
+            ("residual, ±6 σ", _png(batch["residual"][place].numpy(), "RdBu_r", 6)),
+            ("convergence, drawn", _png(drawn[place], "viridis")),
+        ]
+        if truth is not None:
+            maps.append(("convergence, true", _png(truth[place], "viridis")))
+        p = [(name, float(value)) for name, value in zip(CLASSES, probabilities[row], strict=True)]
+        found.append(Example(paths[row], CLASSES[labels[row]], max(p, key=lambda pair: pair[1])[0], p, maps))
+    return found
+
+
+def _truth(folder: Path, rows: list[int]) -> NDArray[np.float32] | None:
+    """True convergence (n, N, N) of the substructure, smoothed as the networks are told it; None where unknown."""
+    truth = arrays.load_truth(folder, "test")
+    if truth is None:
+        return None
+    images = truth.images.iloc[rows].reset_index(drop=True)
+    subhalos = pd.DataFrame(columns=list(SUBHALO_COLUMNS)) if truth.subhalos is None else truth.subhalos
+    subhalos = subhalos[subhalos["path"].isin(images["path"])].reset_index(drop=True)
+    return substructure_convergence(Truth(images, subhalos), arrays.load_observation(folder)).float().numpy()
+
+
+def _png(image: NDArray[np.float32], colours: str, limit: float | None = None) -> str:
+    """A map (N, N), first row at the bottom, as a data URI; between its own extremes, or ±`limit`."""
+    low, high = (-limit, limit) if limit else (float(image.min()), float(image.max()))
+    share = np.clip((image - low) / ((high - low) or 1.0), 0, 1)
+    pixels = (mpl.colormaps[colours](share)[::-1, :, :3] * 255).round().astype(np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(pixels).quantize(128).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,98 @@
+"""ROC and confusion of all arms: the tables behind DVC's plots, and the same as pictures for reading offline."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from d4lens.classes import CLASSES
+from d4lens.files import atomic_path
+from d4lens.results import metrics, predictions
+
+# Fixed ids and no date: equal curves give equal bytes.
+_SVG: Any = {"svg.hashsalt": "d4lens", "svg.fonttype": "none"}
+
+
+def curves(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta", n_points: int = 101) -> pd.DataFrame:
+    """ROC curves: columns model, seed, class, fpr, tpr, for tables of predictions by (model, seed)."""
+    parts = []
+    for (model, seed), table in tables.items():
+        curve = metrics.roc_curves(*predictions.of_view(table, view)[1:], n_points)
+        parts.append(curve.assign(model=model, seed=seed)[["model", "seed", "class", "fpr", "tpr"]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def confusions(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta") -> pd.DataFrame:
+    """Numbers of images: columns model, seed, actual, predicted, images, for tables of predictions by (model, seed)."""
+    rows: list[dict[str, Any]] = []
+    for (model, seed), table in tables.items():
+        counts = metrics.confusion(*predictions.of_view(table, view)[1:])
+        rows += [
+            {"model": model, "seed": seed, "actual": actual, "predicted": predicted, "images": int(counts[i, j])}
+            for i, actual in enumerate(CLASSES)
+            for j, predicted in enumerate(CLASSES)
+        ]
+    return pd.DataFrame(rows)
+
+
+@contextmanager
+def drawing(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure of `size` inches that is written to `path` on leaving; equal drawings give equal bytes."""
+    with mpl.rc_context(_SVG):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        _save(figure, path)
+
+
+def draw_roc(path: str | Path, table: pd.DataFrame) -> None:
+    """One panel a class, one colour a model, one line a seed, from the table of `curves`."""
+    with mpl.rc_context(_SVG):
+        figure = Figure(figsize=(12, 4.4), layout="constrained")
+        axes = figure.subplots(1, len(CLASSES), sharey=True)
+        models = list(table["model"].unique())
+        for axis, name in zip(axes, CLASSES, strict=True):
+            axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle=":")
+            of_class = table[table["class"] == name]
+            for (model, _), curve in of_class.groupby(["model", "seed"], sort=False):
+                axis.plot(curve["fpr"], curve["tpr"], color=f"C{models.index(model)}", linewidth=1.2)
+            axis.set(title=f"{name} against the rest", xlabel="false positive rate", aspect="equal")
+        axes[0].set_ylabel("true positive rate")
+        for index, model in enumerate(models):
+            axes[-1].plot([], [], color=f"C{index}", label=model)
+        axes[-1].legend(loc="lower right", fontsize="small")
+        _save(figure, path)
+
+
+def draw_confusion(path: str | Path, table: pd.DataFrame) -> None:
+    """One panel a model, seeds together: the share of each class's images (row) predicted as each class (column)."""
+    models = list(table["model"].unique())
+    n_columns = min(3, len(models))
+    n_rows = -(-len(models) // n_columns)
+    with mpl.rc_context(_SVG):
+        figure = Figure(figsize=(3.4 * n_columns, 3.4 * n_rows), layout="constrained")
+        axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+        for axis, model in zip(axes, models):
+            images = table[table["model"] == model].pivot_table("images", "actual", "predicted", "sum")
+            counts = images.loc[list(CLASSES), list(CLASSES)].to_numpy()
+            share = counts / counts.sum(axis=1, keepdims=True)
+            axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+            for i in range(len(CLASSES)):
+                for j in range(len(CLASSES)):
+                    colour = "white" if share[i, j] > 0.5 else "black"
+                    axis.text(j, i, f"{share[i, j]:.2f}\n({counts[i, j]})", ha="center", va="center", color=colour)
+            ticks = range(len(CLASSES))
+            axis.set(title=model, xlabel="predicted", ylabel="actual")
+            axis.set_xticks(ticks, CLASSES)
+            axis.set_yticks(ticks, CLASSES)
+        for axis in axes[len(models) :]:
+            axis.set_visible(False)
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, metadata={"Date": None})

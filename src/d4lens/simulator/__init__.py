@@ -1,0 +1,28 @@
+"""Simulated lens images with their truth: presets as data, a renderer, and the archive that stands in for the set."""
+
+from d4lens.simulator.dataset import join_shards, read_truth, write_archive, write_shard
+from d4lens.simulator.draw import COLUMNS, SUBHALO_COLUMNS, Truth, draw, draw_pair
+from d4lens.simulator.fields import substructure_convergence, substructure_deflection
+from d4lens.simulator.priors import PARAMETERS, PRESETS, SUBHALO_PARAMETERS, Preset, Prior, preset
+from d4lens.simulator.render import render
+
+__all__ = [
+    "COLUMNS",
+    "PARAMETERS",
+    "PRESETS",
+    "SUBHALO_COLUMNS",
+    "SUBHALO_PARAMETERS",
+    "Preset",
+    "Prior",
+    "Truth",
+    "draw",
+    "draw_pair",
+    "join_shards",
+    "preset",
+    "read_truth",
+    "render",
+    "substructure_convergence",
+    "substructure_deflection",
+    "write_archive",
+    "write_shard",
+]

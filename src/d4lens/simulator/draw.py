@@ -1,0 +1,199 @@
+"""Every parameter of every image, drawn from (preset, seed, split, index) alone."""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from d4lens.classes import CLASSES
+from d4lens.errors import D4LensError, PhysicsError
+from d4lens.lensing import theta_E_luminosity, unchecked
+from d4lens.simulator.priors import PARAMETERS, SUBHALO_PARAMETERS, Preset
+
+SPLITS = ("train", "val")
+# Streams of one image: disjoint stretches of one counter.
+_PARAMETER_STREAM, _SUBHALO_STREAM, _NOISE_STREAM = range(3)
+_SLOTS = 64  # uniform numbers set aside for the parameters: more can be appended without moving a draw
+
+_ROD = ("rod_mass", "rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y")
+COLUMNS = (
+    *("path", "preset", "seed", "split", "index", "class", "halo_mass", "z_lens", "z_source"),
+    *("theta_E", "lens_q", "lens_phi", "gamma1", "gamma2"),
+    *("source_x", "source_y", "source_q", "source_phi", "e1", "e2", "sersic_amplitude", "sersic_R_e", "sersic_n"),
+    *("exposure", "background_rms", "n_subhalos", *_ROD),
+)
+SUBHALO_COLUMNS = ("path", "mass", "theta_E", "x", "y")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is in each image: one row of `images` (COLUMNS) an image, one of `subhalos` (SUBHALO_COLUMNS) a point mass.
+
+    Lengths in arcsec, angles in radians from +x towards +y, subhalo masses in solar masses, `rod_mass` in halo masses.
+    What an image does not have is empty (NaN). Values carry 12 significant digits, so that the tables written as CSV
+    hold them exactly and an image rendered from the file is the image in the archive.
+    """
+
+    images: pd.DataFrame
+    subhalos: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def without_substructure(self) -> "Truth":
+        """The same lenses with the same noise, point masses and rods taken out."""
+        images = self.images.copy()
+        images[list(_ROD)] = math.nan
+        images["n_subhalos"] = 0
+        return Truth(images, self.subhalos.iloc[:0])
+
+    def subhalo_arrays(self) -> list[np.ndarray]:
+        """Per image an array (3, n) of theta_E, x, y in arcsec, in the order of the table."""
+        values = np.stack([self.subhalos[name].to_numpy(np.float64) for name in ("theta_E", "x", "y")])
+        where = pd.Index(self.images["path"]).get_indexer(self.subhalos["path"])
+        if (np.diff(where) < 0).any():  # a table somebody has sorted
+            order = np.argsort(where, kind="stable")
+            where, values = where[order], values[:, order]
+        edges = np.searchsorted(where, np.arange(len(self.images) + 1))
+        return [np.ascontiguousarray(values[:, a:b]) for a, b in pairwise(edges)]
+
+    @classmethod
+    def from_csv(cls, images: object, subhalos: object) -> "Truth":
+        """Read `truth.csv` and `subhalos.csv` (paths or open files) to the last bit."""
+        read = {"float_precision": "round_trip", "keep_default_na": False, "na_values": [""]}
+        tables = [pd.read_csv(file, **read) for file in (images, subhalos)]
+        for table, columns in zip(tables, (COLUMNS, SUBHALO_COLUMNS)):
+            missing = [column for column in columns if column not in table]
+            if missing:
+                raise D4LensError(f"a truth table lacks the columns {', '.join(missing)}: was it written by simulate?")
+        return cls(*tables)
+
+
+def stream(preset: str, seed: int, split: str, index: int, which: int) -> np.random.Generator:
+    """The random stream `which` of one image: Philox 4x64 keyed by (preset, seed, split), its counter by the image.
+
+    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    """
+    digest = hashlib.blake2b(f"{preset}/{seed}/{split}".encode(), digest_size=16).digest()
+    key = np.frombuffer(digest, dtype="<u8")
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, which, index]))
+
+
+def noise_stream(preset: str, seed: int, split: str, index: int) -> np.random.Generator:
+    """The stream of an image's noise; the same with and without its substructure."""
+    return stream(preset, seed, split, index, _NOISE_STREAM)
+
+
+def check_seed(seed: int) -> None:
+    """Raises PhysicsError unless `seed` is a whole number of at least 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise PhysicsError(f"seed must be a whole number of at least 0, not {seed}")
+
+
+def own_class(index: int) -> str:
+    """The class an index has unless told otherwise: the three take turns."""
+    return CLASSES[index % len(CLASSES)]
+
+
+def image_path(split: str, index: int) -> str:
+    """Place in the data set of the image `index` of a split; numbers start at 1 in each class."""
+    return f"{split}/{own_class(index)}/{index // len(CLASSES) + 1}.npy"
+
+
+def draw(preset: Preset, seed: int, indices: Iterable[int], substructure: str = "own", split: str = "train") -> Truth:
+    """Draw the images `indices` (each >= 0) of a split.
+
+    `substructure`: "own" (the class of the index: no, sphere, vort in turn), "none", or a class name for all of them.
+    Everything but the substructure, and the noise, is the same for the same index whatever is asked here.
+
+    Raises PhysicsError for a negative seed or index, D4LensError for an unknown substructure or split.
+    """
+    if isinstance(preset, str):
+        raise D4LensError(f"draw takes a Preset: pass simulate.preset({preset!r})")
+    check_seed(seed)
+    if split not in SPLITS:
+        raise D4LensError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+    if substructure not in ("own", "none", *CLASSES):
+        raise D4LensError(f"substructure must be own, none, {', '.join(CLASSES)}, not {substructure!r}")
+    images: list[dict[str, object]] = []
+    subhalos: list[tuple[object, ...]] = []
+    for index in indices:
+        index = int(index)
+        if not 0 <= index < 2**64:
+            raise PhysicsError(f"index must lie in [0, 2^64), not {index}")
+        row, points = _draw_image(preset, int(seed), split, index, substructure)
+        images.append(row)
+        subhalos.extend(points)
+    return Truth(pd.DataFrame(images, columns=list(COLUMNS)), pd.DataFrame(subhalos, columns=list(SUBHALO_COLUMNS)))
+
+
+def draw_pair(
+    preset: Preset, seed: int, indices: Iterable[int], with_class: str = "own", split: str = "train"
+) -> tuple[Truth, Truth]:
+    """The same lenses, sources and noise with their substructure and without it."""
+    indices = list(indices)
+    return draw(preset, seed, indices, with_class, split), draw(preset, seed, indices, "none", split)
+
+
+@lru_cache(maxsize=1024)
+def _theta_E(mass: float, z_lens: float, z_source: float) -> float:
+    with unchecked():
+        return float(theta_E_luminosity(mass, z_lens, z_source))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.12g}")
+
+
+def _draw_image(
+    preset: Preset, seed: int, split: str, index: int, substructure: str
+) -> tuple[dict[str, object], list[tuple[object, ...]]]:
+    u = stream(preset.name, seed, split, index, _PARAMETER_STREAM).random(_SLOTS)
+    p = {name: preset.priors[name].quantile(u[i]) for i, name in enumerate(PARAMETERS) if name in preset.priors}
+    if "theta_E" not in p:
+        p["theta_E"] = _theta_E(p["halo_mass"], p["z_lens"], p["z_source"])
+    if "source_x" not in p:
+        p["source_x"] = p["source_offset"] * math.cos(p["source_azimuth"])
+        p["source_y"] = p["source_offset"] * math.sin(p["source_azimuth"])
+    theta_E = _round(p["theta_E"])
+    ellipticity = (1 - p["source_q"]) / (1 + p["source_q"])
+    label = own_class(index) if substructure == "own" else "no" if substructure == "none" else substructure
+    path = image_path(split, index) if substructure == "own" else f"{split}/{label}/{index + 1}.npy"
+    values = {
+        **{name: p.get(name, math.nan) for name in ("halo_mass", "z_lens", "z_source", "lens_q", "lens_phi")},
+        "theta_E": theta_E,
+        "gamma1": p["gamma"] * math.cos(2 * p["gamma_phi"]),
+        "gamma2": p["gamma"] * math.sin(2 * p["gamma_phi"]),
+        "e1": ellipticity * math.cos(2 * p["source_phi"]),
+        "e2": ellipticity * math.sin(2 * p["source_phi"]),
+        **{name: p[name] for name in ("source_x", "source_y", "source_q", "source_phi")},
+        **{name: p[name] for name in ("sersic_amplitude", "sersic_R_e", "sersic_n")},
+        **{name: p.get(name, math.nan) for name in ("exposure", "background_rms")},
+    }
+    points: list[tuple[object, ...]] = []
+    if label == "vort":
+        values |= {
+            "rod_mass": p["rod_mass"],
+            # Same lens and source planes: theta_E² goes as the mass.
+            "rod_theta_E": theta_E * math.sqrt(p["rod_mass"]),
+            "rod_half_length": p["rod_half_length"],
+            "rod_phi": p["rod_phi"],
+            "rod_x": p["rod_offset"] * math.cos(p["rod_azimuth"]),
+            "rod_y": p["rod_offset"] * math.sin(p["rod_azimuth"]),
+        }
+    elif label == "sphere":
+        u = stream(preset.name, seed, split, index, _SUBHALO_STREAM).random((preset.n_subhalos, 3))
+        mass, radius, azimuth = (preset.priors[name] for name in SUBHALO_PARAMETERS)
+        for um, ur, ua in u.tolist():
+            m, r, a = mass.quantile(um), radius.quantile(ur), azimuth.quantile(ua)
+            theta = theta_E * math.sqrt(m / p["halo_mass"])
+            points.append((path, *(_round(v) for v in (m, theta, r * math.cos(a), r * math.sin(a)))))
+    row: dict[str, object] = {name: _round(value) for name, value in values.items()}
+    row |= {"path": path, "preset": preset.name, "seed": seed, "split": split, "index": index, "class": label}
+    row["n_subhalos"] = len(points)
+    return row, points

@@ -1,0 +1,80 @@
+"""Maps of the truth: what a network is taught, and what an image would be without noise or without substructure."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d4lens import lensing
+from d4lens.errors import PhysicsError
+from d4lens.observation import Observation
+from d4lens.simulator.draw import Truth
+
+_ROD = ("rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y")
+_BATCH = 32
+
+
+def substructure_convergence(truth: Truth, observation: Observation, smoothing_px: float = 2.0) -> Tensor:
+    """Convergence of the point masses and rods, smoothed by a Gaussian: (B, N, N) float32, exact, no grid involved.
+
+    `smoothing_px`: its standard deviation in pixels of `observation`, which may be a binned one (dataset.md and
+    physics.md: at least 2, since the masses are far smaller than a pixel). The convergence of a point mass integrates
+    to pi theta_E² arcsec². The centre of the array is the centre of the lens, so a binned observation must divide the
+    image evenly. Raises PhysicsError for smoothing_px <= 0.
+    """
+    if not smoothing_px > 0:
+        raise PhysicsError(f"smoothing_px must be above 0 pixels, not {smoothing_px}")
+    sigma = smoothing_px * observation.pixel_scale
+    n = observation.n_pixels
+    x, y = lensing.grid(n, observation.pixel_scale, torch.float64)
+    kappa = torch.zeros(len(truth), n, n)
+    points = truth.subhalo_arrays()
+    where = np.flatnonzero([p.size > 0 for p in points])
+    for rows in _batches(where):
+        theta_E, xk, yk = _padded([points[i] for i in rows])[..., None]
+        # A Gaussian is a product over the axes: K masses are one (N, K) x (K, N) product.
+        across = torch.exp(-0.5 * ((x[0] - xk) / sigma) ** 2)
+        down = torch.exp(-0.5 * ((x[0] - yk) / sigma) ** 2) * (theta_E**2 / (2 * sigma**2))
+        kappa[rows] += (down.mT @ across).float()
+    where, rods = _rods(truth)
+    for rows, rod in zip(_batches(where), _batches(rods)):
+        theta_E, half_length, phi, x0, y0 = torch.from_numpy(rod.T.copy())[..., None, None]
+        kappa[rows] += lensing.rod_convergence(x, y, theta_E, half_length, phi, x0, y0, sigma).float()
+    return kappa
+
+
+def substructure_deflection(truth: Truth, observation: Observation) -> tuple[Tensor, Tensor]:
+    """Deflection of the point masses and rods at the pixel centres, unsmoothed: two (B, N, N) float64, arcsec."""
+    x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
+    alpha_x = torch.zeros(len(truth), *x.shape, dtype=torch.float64)
+    alpha_y = torch.zeros_like(alpha_x)
+    for i, points in enumerate(truth.subhalo_arrays()):
+        if points.size:
+            alpha_x[i], alpha_y[i] = lensing.point_masses(x[:1], y[:, :1], *torch.from_numpy(points))
+    for i, rod in zip(*_rods(truth)):
+        dx, dy = lensing.rod(x, y, *rod.tolist())
+        alpha_x[i] += dx
+        alpha_y[i] += dy
+    return alpha_x, alpha_y
+
+
+def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Pieces that fit a cache or two."""
+    for start in range(0, len(rows), _BATCH):
+        yield rows[start : start + _BATCH]
+
+
+def _padded(points: list[np.ndarray]) -> Tensor:
+    """Point masses of several images as (3, B, K), shorter lists filled up with masses of zero."""
+    padded = np.zeros((3, len(points), max(p.shape[1] for p in points)))
+    for i, p in enumerate(points):
+        padded[:, i, : p.shape[1]] = p
+    return torch.from_numpy(padded)
+
+
+def _rods(truth: Truth) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that have a rod, and its parameters (R, 5) in the order of `lensing.rod`."""
+    table = truth.images[list(_ROD)].to_numpy(np.float64)
+    where = np.flatnonzero(~np.isnan(table[:, 0]))
+    return where, table[where]

@@ -1,0 +1,239 @@
+"""One MLflow run, written while it happens, that can neither stop nor delay what it watches."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from d4lens.tracking import store, system
+
+FINGERPRINT = "fingerprint"
+PARENT = "mlflow.parentRunId"
+DATA_HASH = "data_hash"
+
+# Limits of one request to MLflow's store.
+_METRICS_PER_BATCH = 1000
+_PARAMS_PER_BATCH = 100
+_DIGEST_LENGTH = 36
+
+_Row = tuple[str, float, int, int]
+"""Name, value, milliseconds, step."""
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """One MLflow run, written live. Also a context manager: an exception marks the run FAILED, Ctrl-C KILLED.
+
+    enabled: False makes every call do nothing. folder: the project, which holds mlflow.db and mlartifacts/.
+    experiment, name: where the run appears and what it is called. fingerprint: equal fingerprints share a run.
+    params: may be nested; keys are joined by dots. tags: text. Of both, what the run has already is left alone. The tag
+    data_hash also names the run's input. watch: sample the machine (`system`) with each step's metrics.
+    """
+
+    def __init__(
+        self,
+        enabled: bool,
+        folder: str | Path,
+        experiment: str,
+        name: str,
+        fingerprint: str,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        watch: bool = True,
+    ) -> None:
+        self._enabled = enabled
+        self._store = Path(folder).resolve()
+        self._experiment, self._name = experiment, name
+        self._tags = {**{key: str(value) for key, value in (tags or {}).items()}, FINGERPRINT: fingerprint}
+        self._params = flatten(params or {})
+        self._client: Any = None
+        self._known: set[tuple[str, int, float]] = set()
+        self._pending: list[Callable[[], None]] = []
+        self._patience = store.PATIENCE_SECONDS
+        self._warned = False
+        self._watch = watch and enabled and system.watching()
+        self.run_id: str | None = None
+        self.found = False
+        """Whether the run was there before."""
+        if self._watch:
+            system.sample()
+        self._flush()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Write metrics of one step (an epoch) now. What the run has already, from an earlier go, is not repeated."""
+        now = time.time_ns() // 1_000_000
+        rows = [(name, float(value), now, step) for name, value in metrics.items()]
+        seen = system.sample() if self._watch else {}
+        beside = [(name, value, now, step) for name, value in seen.items()]
+        self._do(lambda: self._write_metrics(rows, beside))
+
+    def log_artifact(self, path: str | Path, folder: str = "") -> None:
+        """Copy a file, or all of a folder, into the run's artefacts under `folder`."""
+        path = Path(path)
+
+        def copy() -> None:
+            if path.is_dir():
+                self._client.log_artifacts(self.run_id, str(path), folder or None)
+            else:
+                self._client.log_artifact(self.run_id, str(path), folder or None)
+
+        self._do(copy)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Write a text into the run's artefacts as the file `name`."""
+        self._do(lambda: self._client.log_text(self.run_id, text, name))
+
+    def adopt(self, parent: str | None) -> None:
+        """Show the run below another one, taking it from where it was."""
+        if parent is not None:
+            self._do(lambda: self._client.set_tag(self.run_id, PARENT, parent))
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Mark the run FINISHED, FAILED or KILLED; warns if something could not be written by now."""
+        self._patience = store.PATIENCE_SECONDS
+        self._do(lambda: self._client.set_terminated(self.run_id, status))
+        if self._pending:
+            _log.warning("MLflow run '%s' stays incomplete; the metrics files are not affected", self._name)
+            self._pending.clear()
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        self.close("FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
+
+    def _do(self, work: Callable[[], None]) -> None:
+        if self._enabled:
+            self._pending.append(work)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Do all that is pending, in order; on the first failure keep the rest for the next call."""
+        if not self._enabled:
+            return
+        try:
+            if self.run_id is None:
+                self._open()
+            while self._pending:
+                store.probe(self._store, self._patience)
+                self._try(self._pending[0])
+                self._pending.pop(0)
+            self._patience, self._warned = store.PATIENCE_SECONDS, False
+        except ImportError:
+            self._enabled = False
+            _log.warning("MLflow is not installed, so this run is not tracked; everything else goes on")
+        except Exception as error:  # whatever a tracking store does wrong, the training goes on
+            self._patience = store.BRIEFLY_SECONDS
+            if not self._warned:
+                _log.warning(
+                    "MLflow store %s cannot be written (%s); everything else goes on",
+                    self._store / store.DATABASE,
+                    store.one_line(error),
+                )
+            self._warned = True
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """Do one piece of work; if it is the work that is wrong and not the store, warn and count it as done."""
+        try:
+            work()
+        except Exception as error:
+            if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE":  # locked after the probe, disk full
+                raise
+            _log.warning(
+                "MLflow run '%s' lacks something (%s); everything else goes on", self._name, store.one_line(error)
+            )
+
+    def _open(self) -> None:
+        """Find the run or create it, under a lock, so that neither database nor experiment nor run gets a twin."""
+        from filelock import FileLock
+
+        store.mlflow_client()  # the import is slow: no other process should wait for it
+        with FileLock(self._store / f"{store.DATABASE}.lock", timeout=store.CREATION_SECONDS):
+            store.probe(self._store, self._patience)
+            client = store.client(self._store)
+            experiment = client.get_experiment_by_name(self._experiment)
+            if experiment is None:
+                location = (self._store / store.ARTIFACTS / self._experiment).as_uri()
+                experiment_id = client.create_experiment(self._experiment, artifact_location=location)
+            else:
+                experiment_id = experiment.experiment_id
+            wanted = f"tags.{FINGERPRINT} = '{self._tags[FINGERPRINT]}'"
+            found = client.search_runs([experiment_id], wanted, order_by=["attributes.start_time ASC"], max_results=1)
+            run = found[0] if found else client.create_run(experiment_id, tags=self._tags, run_name=self._name)
+        run_id = run.info.run_id
+        if found:
+            client.update_run(run_id, status="RUNNING")
+            for name in run.data.metrics:
+                self._known |= {(name, row.step, row.value) for row in client.get_metric_history(run_id, name)}
+        self._client = client
+        self._describe(run)
+        self.run_id, self.found = run_id, bool(found)
+
+    def _describe(self, run: Any) -> None:
+        """Write the parameters and tags that the run lacks; those it was created with tell how it was trained."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        params = [Param(key, value) for key, value in self._params.items() if key not in run.data.params]
+        for start in range(0, len(params), _PARAMS_PER_BATCH):
+            self._client.log_batch(run.info.run_id, params=params[start : start + _PARAMS_PER_BATCH])
+        tags = [RunTag(key, value) for key, value in self._tags.items() if key not in run.data.tags]
+        self._client.log_batch(run.info.run_id, tags=tags)
+        if DATA_HASH in self._tags and not run.inputs.dataset_inputs:
+            name = self._tags.get("profile", "data")
+            source = json.dumps({"uri": f"data/{name}/arrays"})
+            data = Dataset(name, self._tags[DATA_HASH][:_DIGEST_LENGTH], "local", source)
+            context = InputTag("mlflow.data.context", "training, selection and test")
+            self._client.log_inputs(run.info.run_id, [DatasetInput(data, [context])])
+
+    def _write_metrics(self, rows: list[_Row], beside: list[_Row]) -> None:
+        """The rows that are new; `beside` only if any is."""
+        from mlflow.entities import Metric
+
+        new = [row for row in rows if (row[0], row[3], row[1]) not in self._known]
+        new += beside if new else []
+        for start in range(0, len(new), _METRICS_PER_BATCH):
+            part = new[start : start + _METRICS_PER_BATCH]
+            self._client.log_batch(self.run_id, metrics=[Metric(*row) for row in part])
+            self._known |= {(name, step, value) for name, value, _, step in part}
+
+
+def enabled() -> bool:
+    """Whether the stages track: unless the environment says D4LENS_TRACKING=off. No parameter, as no result hangs on it."""
+    return os.environ.get("D4LENS_TRACKING", "on").lower() not in ("off", "0", "false", "no")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as text: {"train": {"epochs": 8}} -> {"train.epochs": "8"}; lists as JSON."""
+    result: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flatten(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return result
+
+
+def run_tags(folder: str | Path, stage: str, profile: str, model: str, seed: int, data_hash: str) -> dict[str, str]:
+    """The tags of a run: profile, model, seed, DVC stage and experiment, data hash, git commit ("-dirty" if changed)."""
+    tags = {"profile": profile, "model": model, "seed": str(seed), "dvc_stage": stage, "data_hash": data_hash}
+    if name := os.environ.get("DVC_EXP_NAME"):
+        tags["dvc_experiment"] = name
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit:
+        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        tags["git_commit"] = tags["mlflow.source.git.commit"] = commit + ("-dirty" if dirty else "")
+    return tags
+
+
+def _git(folder: str | Path, *arguments: str) -> str:
+    if shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

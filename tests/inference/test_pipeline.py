@@ -1,0 +1,262 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from d4lens import models
+from d4lens.classes import CLASSES
+from d4lens.data.images import Header, ImageSource, Raw, find, instrument, prepare
+from d4lens.errors import D4LensError
+from d4lens.inference import pipeline
+from d4lens.inference.pipeline import (
+    FIT_TABLE_COLUMNS,
+    PREDICT_COLUMNS,
+    fit_images,
+    fit_sources,
+    fit_table,
+    lens_of,
+    predict_table,
+    smooth_lens,
+)
+from d4lens.macrofit import TABLE_COLUMNS
+from d4lens.models import weights
+from d4lens.observation import Observation
+from d4lens.simulator import PRESETS, draw, preset, render
+
+OBSERVATION = Observation(75, 0.1, 0.08625, 40.0)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """An untrained d4lenspinn of 75 pixels, as a file."""
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    model = models.build("d4lenspinn", OBSERVATION)
+    weights.write(path, models.state(model), models.describe("d4lenspinn", OBSERVATION, {}, model))
+    return path
+
+
+@pytest.fixture(scope="module")
+def lenses(tmp_path_factory):
+    """A folder of four simulated images, min-max normalised as the published ones."""
+    folder = tmp_path_factory.mktemp("lenses")
+    preset = PRESETS["deeplense"]
+    for i, counts in enumerate(render(draw(preset, 3, range(4)), preset)):
+        k = np.asarray(counts)
+        np.save(folder / f"{i + 1}.npy", ((k - k.min()) / (k.max() - k.min()))[None])
+    return folder
+
+
+def test_every_image_gets_a_row_in_order(network, lenses):
+    answer = predict_table([lenses], network)
+    table = answer.table
+    assert list(table.columns) == list(PREDICT_COLUMNS)
+    assert [path[-5:] for path in table["path"]] == ["1.npy", "2.npy", "3.npy", "4.npy"]
+    p = table[[f"p_{name}" for name in CLASSES]].to_numpy()
+    assert np.allclose(p.sum(1), 1, atol=1e-6)
+    assert list(table["label"]) == [CLASSES[i] for i in p.argmax(1)]
+    assert (table["flag"] == "").all()
+    assert answer.failures == []
+
+
+def test_an_image_s_answer_does_not_depend_on_its_company_or_on_native_binning(network, lenses, tmp_path):
+    together = predict_table([lenses], network).table
+    alone = predict_table([lenses / "2.npy"], network).table
+    columns = [f"p_{name}" for name in CLASSES] + ["chi2"]
+    assert np.allclose(together.loc[1, columns].astype(float), alone.loc[0, columns].astype(float), atol=1e-5)
+    # The same photons on 75 pixels, counts as they are.
+    preset = PRESETS["deeplense"]
+    k = np.asarray(render(draw(preset, 3, [1]), preset))[0].reshape(75, 2, 75, 2).sum((1, 3))
+    np.save(tmp_path / "binned.npy", k)
+    binned = predict_table([tmp_path / "binned.npy"], network).table
+    assert np.allclose(binned.loc[0, columns].astype(float), alone.loc[0, columns].astype(float), atol=1e-5)
+
+
+def test_test_time_augmentation_makes_the_answer_invariant(network, lenses, tmp_path):
+    image = np.load(lenses / "2.npy")
+    np.save(tmp_path / "turned.npy", np.ascontiguousarray(np.rot90(image, axes=(1, 2))))
+    columns = [f"p_{name}" for name in CLASSES]
+    straight, turned = (
+        predict_table([path], network).table[columns].to_numpy() for path in (lenses / "2.npy", tmp_path / "turned.npy")
+    )
+    # What is left is that both fits end within a tenth of a standard deviation of one optimum.
+    assert np.abs(straight - turned).max() < 5e-3
+
+
+def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses, tmp_path):
+    good = np.load(lenses / "1.npy")
+    np.save(tmp_path / "1.npy", good)
+    broken = good.copy()
+    broken[0, 5, 6] = np.nan
+    np.save(tmp_path / "2.npy", broken)
+    np.save(tmp_path / "3.npy", good[:, :100, :100])
+    np.save(tmp_path / "4.npy", good + 1e-4 * np.random.default_rng(0).normal(size=good.shape))
+    (tmp_path / "5.npy").write_bytes(b"")
+    answer = predict_table([tmp_path], network)
+    assert [bool(label) for label in answer.table["label"]] == [True, False, False, True, False]
+    flags = list(answer.table["flag"])
+    for place, reason in ((1, "NaN"), (2, "100 pixels a side"), (4, "5.npy is empty")):
+        assert flags[place].startswith("failed: ")
+        assert reason in flags[place]
+    assert len(answer.failures) == 3
+    # Without photon counts an image is fitted all the same, with a guess of its noise.
+    assert flags[3] == "no photon counts"
+    assert "lattice" in answer.table.loc[3, "processing"]
+
+
+def test_fit_gives_the_lens_and_flags_what_it_cannot_fit(lenses, tmp_path):
+    table = fit_table([lenses]).table
+    assert list(table.columns) == [*TABLE_COLUMNS, "flag", "processing"]
+    truth = draw(PRESETS["deeplense"], 3, range(4)).images
+    assert np.allclose(table["theta_E"], truth["theta_E"], atol=0.05)
+    assert table["converged"].all()
+    np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
+    failed = fit_table([tmp_path / "bad.npy"])
+    assert not failed.table.loc[0, "converged"]
+    assert "NaN" in failed.table.loc[0, "flag"]
+    assert len(failed.failures) == 1
+
+
+def test_an_image_named_twice_is_one_row_and_other_company_changes_nothing(network, lenses, tmp_path):
+    answer = predict_table([lenses / "1.npy", lenses, lenses / "*.npy"], network, tta=False)
+    assert [path[-5:] for path in answer.table["path"]] == ["1.npy", "2.npy", "3.npy", "4.npy"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "n", "known"), [(0.07, 107, {}), (0.05, 190, {}), (0.05, 151, {}), (0.1, 64, {"psf": 0.09})]
+)
+def test_lenses_on_other_pixels_are_found_as_they_are(scale, n, known):
+    """The same photons a square arcsec, telescopes apart: the fit finds the lens wherever the pixels lie."""
+    area = (scale / 0.05) ** 2
+    seen = preset("deeplense", {"n_pixels": n, "pixel_scale": scale, "sersic_amplitude": 100 * area, "sky": 10 * area})
+    truth = draw(seen, 3, [0]).without_substructure()
+    counts = np.asarray(render(truth, seen))[0]
+    source = ImageSource("0", lambda band: Raw(counts.astype(float), Header(scale, "electrons")))
+    table = fit_sources([source], told=instrument(**known), progress=False).table
+    assert table.loc[0, "converged"]
+    for name in ("theta_E", "gamma1", "gamma2", "source_x", "source_y"):
+        assert table.loc[0, name] == pytest.approx(truth.images[name][0], abs=0.02)
+
+
+def test_only_an_image_like_the_published_ones_gets_the_preset_s_lens(lenses):
+    raw = next(find([lenses / "1.npy"])).read(None)
+    assert smooth_lens(prepare(raw, OBSERVATION), OBSERVATION) is lens_of(OBSERVATION)
+    for known, freed in (
+        ({"pixel_scale": 0.05}, {"amplitude", "sky"}),
+        ({"psf": 0.12}, {"amplitude", "sky"}),
+        ({"sky": 12.0}, {"amplitude"}),
+    ):
+        lens = smooth_lens(prepare(raw, OBSERVATION, instrument(**known)), OBSERVATION, ("n",))
+        assert set(lens.free) - set(lens_of(OBSERVATION).free) == freed | {"n"}
+        assert lens.observation.psf_sigma == pytest.approx(known.get("psf", 0.08625))
+        if "sky" in known:
+            assert lens.constants["sky"] * lens.binning**2 == pytest.approx(48)
+    with pytest.raises(D4LensError, match="'R' is no parameter of the smooth lens"):
+        smooth_lens(prepare(raw, OBSERVATION), OBSERVATION, ("R",))
+
+
+def test_images_that_share_a_lens_are_fitted_together_and_every_one_once(lenses):
+    raws = [source.read(None) for source in find([lenses])]
+    told = [instrument(), instrument(psf=0.12), instrument(), instrument(psf=0.12)]
+    ready = [prepare(raw, OBSERVATION, known) for raw, known in zip(raws, told, strict=True)]
+    groups = [part.names for part in fit_images(["a", "b", "c", "d"], ready, OBSERVATION, ())]
+    assert sorted(groups) == [["a", "c"], ["b", "d"]]
+
+
+def test_memory_does_not_grow_with_the_images(monkeypatch):
+    """Two batches are held at once: the one that is fitted and the one read ahead."""
+
+    class Image:
+        alive = 0
+
+        def __init__(self, *_):
+            Image.alive += 1
+
+        def __del__(self):
+            Image.alive -= 1
+
+    monkeypatch.setattr(pipeline, "_BATCH", 4)
+    monkeypatch.setattr(pipeline, "prepare_source", Image)
+    monkeypatch.setattr(pipeline, "fit_images", lambda names, ready, grid, free: [])
+    sources = [ImageSource(str(i), lambda band: None) for i in range(40)]
+    alive = [Image.alive for _ in pipeline._fitted(sources, OBSERVATION, instrument(), (), False)]
+    assert len(alive) == 10
+    assert all(4 <= number <= 8 for number in alive)
+
+
+def test_no_image_and_no_weights_are_said(network, tmp_path, monkeypatch):
+    with pytest.raises(D4LensError, match="no file or folder"):
+        predict_table([tmp_path / "nowhere"], network)
+    monkeypatch.setattr(pipeline, "WEIGHTS", tmp_path / "none.safetensors")
+    with pytest.raises(D4LensError, match="holds no weights"):
+        predict_table([tmp_path])
+
+
+def test_the_shipped_network_tells_genuine_images_apart(real_samples):
+    """Trained on simulation only; the genuine images are seen here for the first time."""
+    table = predict_table([real_samples]).table
+    truth = [path.split("/")[-2] for path in table["path"]]
+    assert len(table) == 15
+    wrong = table[table["label"] != pd.Series(truth)]
+    assert wrong.empty, wrong.to_string()
+    assert (table["flag"] == "").all()
+
+
+def test_the_shipped_weights_say_where_they_come_from():
+    tensors, description = weights.read(pipeline.default_weights())
+    assert description["licence"] == "MIT"
+    assert description["name"] == "d4lenspinn"
+    assert description["fingerprint"]
+    assert pipeline.default_weights().stat().st_size <= 15e6
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+
+
+# escnn cannot be installed by its own metadata without a Fortran compiler: where it is missing, the package predicts all the same.
+WITHOUT_ESCNN = """
+import sys
+sys.modules["escnn"] = None
+import d4lens
+answer = d4lens.predict(d4lens.simulate(n=3, seed=1).images)
+try:
+    d4lens.models.build("d4cnn", answer and d4lens.load_model().classifier.grid)
+except d4lens.errors.D4LensError as error:
+    print(error)
+"""
+
+
+def test_the_packages_weights_predict_without_escnn():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_ESCNN], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "needs escnn" in done.stdout
+
+
+def test_an_image_without_a_lens_does_not_pass_for_a_clean_answer(network, tmp_path):
+    noise = np.random.default_rng(0).poisson(50, (150, 150))
+    np.save(tmp_path / "noise.npy", noise)
+    for table in (predict_table([tmp_path], network, tta=False).table, fit_table([tmp_path]).table):
+        assert "at its bound: " in table.loc[0, "flag"]
+        assert "theta_E" in table.loc[0, "flag"]
+
+
+def test_an_image_with_less_noise_than_photons_is_flagged(tmp_path):
+    lens = PRESETS["deeplense"]
+    np.save(tmp_path / "lens.npy", np.asarray(render(draw(lens, 3, [0]), lens))[0].astype(np.float32))
+    told = (instrument(gain=gain, pixel_scale=0.05) for gain in (1.0, 0.1))
+    flags = [fit_table([tmp_path], told=known).table.loc[0, "flag"] for known in told]
+    assert flags == ["", "too little noise"]
+
+
+def test_pixels_too_coarse_for_the_field_are_refused(network, lenses):
+    answer = predict_table([lenses / "1.npy"], network, told=instrument(pixel_scale=50.0))
+    assert "pixels of 50 arcsec are too coarse" in answer.table.loc[0, "flag"]
+
+
+def test_what_is_freed_comes_with_its_error(lenses, tmp_path):
+    np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
+    table = fit_table([lenses / "1.npy", tmp_path / "bad.npy"], free=("lens_e1", "theta_E", "lens_x")).table
+    assert list(table.columns) == [*FIT_TABLE_COLUMNS, "lens_e1", "sigma_lens_e1", "lens_x", "sigma_lens_x"]
+    assert np.abs(table.loc[0, ["lens_e1", "lens_x"]].astype(float)).max() < 0.02  # simulated round and centred
+    assert 1e-4 < table.loc[0, "sigma_lens_e1"] < 1e-2
+    assert table.loc[1, table.columns[-4:]].isna().all()

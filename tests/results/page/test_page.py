@@ -1,0 +1,218 @@
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from d4lens import studies
+from d4lens.classes import CLASSES
+from d4lens.data import arrays
+from d4lens.data.preprocess import build
+from d4lens.errors import D4LensError
+from d4lens.files import write_json
+from d4lens.inference.pipeline import default_weights
+from d4lens.macrofit import fit_split, preset_model
+from d4lens.observation import Observation
+from d4lens.results import metrics, page, predictions, tables
+from d4lens.results.page import chart, gallery
+from d4lens.simulator import preset, write_archive
+
+ARMS = [("resnet18", 0), ("d4lenspinn", 0)]
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="240"><rect width="720" height="240" fill="teal"/></svg>'
+N_TEST = 9
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project in which profile `small` has run: two arms, nine test images, two studies."""
+    root = tmp_path_factory.mktemp("project")
+    data = root / "data" / "small"
+    write_archive(data / "lenses.zip", preset("deeplense"), 1, 12, N_TEST, workers=1)
+    build(data / "lenses.zip", data / "arrays", 0.05, 0.08625, 10.0, 2, 0.25, 1)
+    facts, split = arrays.load_facts(data / "arrays"), arrays.load_split(data / "arrays", "test")
+    lens = preset_model("deeplense", Observation.from_dict(facts["native"]), facts["bin"])
+    fit_split(split.counts, split.paths, lens, data / "macrofit", "test", source="", max_starts=1)
+
+    rng = np.random.default_rng(0)
+    rows, timing = [], {}
+    for model, seed in ARMS:
+        name, runs = f"{model}-{seed}", root / "runs" / "small"
+        logits = np.eye(len(CLASSES))[split.labels] + rng.normal(size=(N_TEST, len(CLASSES)))
+        table = predictions.tabulate(split.paths, split.labels, {view: logits for view in tables.VIEWS})
+        predictions.write(runs / "evaluation" / name / "predictions.parquet", table)
+        measured = {metric: {"value": 0.9, "low": 0.8, "high": 0.95} for metric in metrics.METRICS}
+        sizes = {"n_train": 9, "n_test": N_TEST, "params": 10, "n_pixels": 75, "epochs": 2}
+        evaluation = {"profile": "small", "model": model, "seed": seed, **sizes, "plain": measured, "tta": measured}
+        rows += tables.rows(evaluation, 1.0)
+        timing[name] = {"train_minutes": 1.0, "images_per_second": {"plain": 90.0, "tta": 12.5}}
+        (runs / name).mkdir()
+        history = {"epoch": [1, 2], "loss": [1.1, 0.9], "select_auc_macro": [0.6, 0.8]}
+        pd.DataFrame(history).to_csv(runs / name / "history.csv", index=False)
+    shutil.copy(default_weights(), root / "runs" / "small" / "d4lenspinn-0" / "model.safetensors")
+    folder = root / "metrics" / "small"
+    pairs = [{"a": ARMS[0][0], "b": ARMS[1][0], "difference": 0.1, "low": 0.0, "high": 0.2, "p_holm": 0.04}]
+    tables.write_profile(folder, tables.table(rows), "Small.", pairs)
+    write_json(folder / "timing.json", timing)
+    growing = pd.DataFrame(rows).assign(model=["a_300", "a_300", "a_1000", "a_1000"], n_train=[300, 300, 1000, 1000])
+    tables.write_csv(root / "metrics" / "learning_curve" / tables.RESULTS, growing)
+    (root / "plots").mkdir()
+    (root / "plots" / "map.svg").write_text(SVG)
+    for name in ("sensitivity", "interpret/patching"):
+        figure = studies.Figure("plots/map.svg", f"Map of {name}", "Teal <everywhere>.", "python stages/x.py")
+        record = studies.record(0.5, 0.4, 0.6, 10, quantity="auc")
+        undefined = studies.record(float("nan"), 0, 0, 0, quantity="control", layer=3)
+        study = studies.Study(
+            name,
+            "Is it?",
+            ["It is <0.5> by `d4lens <fit>`."],
+            ["Why."],
+            [record, undefined],
+            [figure],
+            {"control": "0"},
+        )
+        studies.write(folder / f"{name}.json", study)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(project):
+    path = project / "reports" / "report.html"
+    page.write(path, project, "small", ARMS, ["sensitivity", "interpret/patching"], 4)
+    return path
+
+
+def test_it_holds_every_part_and_fetches_nothing(written):
+    text = written.read_text()
+    for word in (
+        "resnet18",
+        "Calibration",
+        "Is it?",
+        "It is &lt;0.5&gt; by <code>d4lens &lt;fit&gt;</code>.",
+        "What this cannot tell",
+        "control",
+    ):
+        assert word in text
+    for word in ("python stages/x.py", "make reproduce PROFILE=small", "archive, SHA-256", "processor", "torch"):
+        assert word in text
+    assert "Profile small does not ask for: mismatch, probing, symmetry, attribution." in text
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|url\(|@import|https?://(?!www\.w3\.org)""", text)
+
+
+def test_a_study_that_is_declared_must_be_there_with_its_figures(project, tmp_path):
+    with pytest.raises(D4LensError, match=r"mismatch\.json is missing"):
+        page.write(tmp_path / "a.html", project, "small", ARMS, ["mismatch"], 4)
+    with pytest.raises(D4LensError, match="no study is called 'astrology'"):
+        page.write(tmp_path / "a.html", project, "small", ARMS, ["astrology"], 4)
+    drawing = project / "plots" / "map.svg"
+    drawing.rename(drawing.with_suffix(".away"))
+    try:
+        with pytest.raises(D4LensError, match=r"plots/map\.svg, which is missing"):
+            page.write(tmp_path / "a.html", project, "small", ARMS, ["sensitivity"], 4)
+    finally:
+        drawing.with_suffix(".away").rename(drawing)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gallery_takes_the_surest_of_each_class_in_turn():
+    labels = np.array([0, 0, 1, 1, 2, 2, 0])
+    answers = np.array([0, 0, 1, 1, 2, 0, 1])
+    sure = np.array([1.0, 3.0, 1.0, 2.0, 1.0, 4.0, 2.0])
+    logits = np.eye(3)[answers] * sure[:, None]
+    table = predictions.tabulate([str(i) for i in range(7)], labels, {view: logits for view in tables.VIEWS})
+    right, wrong = gallery.choose(table, 4)
+    assert right == [1, 3, 4, 0]
+    assert wrong == [6, 5]
+
+
+def test_reliability_s_mean_gap_is_the_calibration_error():
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], 40)
+    logits = 2 * rng.normal(size=(120, 3)) + np.eye(3)[labels]
+    table = predictions.tabulate([str(i) for i in range(120)], labels, {view: logits for view in tables.VIEWS})
+    bins = page.reliability(table)
+    assert bins["images"].sum() == 120
+    gap = ((bins["accuracy"] - bins["confidence"]).abs() * bins["images"]).sum() / 120
+    assert gap == pytest.approx(metrics.scores(*predictions.of_view(table, "tta")[1:])["ece"])
+
+
+def test_a_chart_places_its_points_within_its_axes():
+    unit = chart.Axis("x", (0.0, 1.0))
+    svg = chart.draw("a < b", [chart.Line("one", [0, 1], [0, 1], 3)], unit, unit)
+    assert "a &lt; b" in svg
+    (path,) = re.findall(r'class="curve c3" d="M([^"]+)"', svg)
+    corners = [tuple(map(float, point.split())) for point in path.split("L")]
+    grid = [float(x) for x in re.findall(r'class="grid" d="M([\d.]+) \d+V', svg)]
+    assert [corners[0][0], corners[1][0]] == [grid[0], grid[-1]]
+    assert corners[0][1] > corners[1][1]
+    whole = chart.draw("", [chart.Line("one", [1], [0.5], 0, mark=True)], chart.Axis("epoch", whole=True), unit)
+    assert "0.5</text>" not in whole.split("epoch</text>")[0].split('text-anchor="end"')[0]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_in_a_browser_every_figure_shows_and_nothing_runs_off_the_side(browser, written, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    opened, faults, asked = context.new_page(), [], []
+    opened.on("console", lambda message: faults.append(message.text))
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on("request", lambda request: asked.append(request.url[:60]))
+    opened.goto(written.as_uri())
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    figures = opened.evaluate(
+        """[...document.querySelectorAll("main img, main svg")].map(one => {
+            const box = one.getBoundingClientRect();
+            const drawn = one.tagName === "svg" || (one.complete && one.naturalWidth > 0);
+            return drawn && box.width > 60 && box.height > 60;
+        })"""
+    )
+    n_charts, n_gallery, n_studies = 2 + 1 + 3 + len(ARMS), 4 * N_TEST, 2
+    assert n_charts + n_studies < len(figures) <= n_charts + n_gallery + n_studies
+    assert all(figures)
+    smallest = opened.evaluate(
+        """Math.min(...[...document.querySelectorAll("main svg text")].map(one => one.getBoundingClientRect().height))"""
+    )
+    assert smallest > 10  # readable
+    assert faults == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    context.close()
+
+
+def test_in_a_browser_a_heading_sorts_by_keyboard_and_the_theme_turns(browser, written):
+    context = browser.new_context(color_scheme="light", offline=True)
+    opened = context.new_page()
+    opened.goto(written.as_uri())
+    first = "[...document.querySelectorAll('#results tbody tr')].map(row => row.cells[{}].textContent)"
+    assert opened.evaluate(first.format(0)) == ["resnet18"] * 2 + ["d4lenspinn"] * 2
+    model = opened.locator("#results thead button").first
+    model.focus()
+    opened.keyboard.press("Enter")
+    assert opened.evaluate(first.format(0)) == ["d4lenspinn"] * 2 + ["resnet18"] * 2
+    assert opened.locator("#results th").first.get_attribute("aria-sort") == "ascending"
+    opened.keyboard.press("Enter")
+    assert opened.evaluate(first.format(0)) == ["resnet18"] * 2 + ["d4lenspinn"] * 2
+    # numbers as numbers: 12.5 below 90
+    opened.evaluate("document.querySelectorAll('#origin tbody td:nth-child(4)')[0].textContent = '1,000'")
+    opened.locator("#origin thead button").nth(3).click()
+    times = "[...document.querySelectorAll('#origin tbody td:nth-child(4)')].map(cell => cell.textContent)"
+    assert opened.evaluate(times) == ["1,000", "12.5"]
+    opened.locator("#origin thead button").nth(3).click()
+    assert opened.evaluate(times) == ["12.5", "1,000"]
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = opened.evaluate(ground)
+    opened.locator("#theme").click()
+    dark = opened.evaluate(ground)
+    assert light != dark
+    assert opened.evaluate("document.documentElement.dataset.theme") == "dark"
+    context.close()
+
+
+def test_stretched_scales_place_by_ratio_and_by_odds():
+    x, y = chart.Axis("n", (100.0, 10_000.0), scale="log"), chart.Axis("auc", (0.5, 0.99), scale="logit")
+    svg = chart.draw("", [chart.Line("one", [100, 1000, 10_000], [0.5, 0.9, 0.99], 0)], x, y)
+    (path,) = re.findall(r'class="curve c0" d="M([^"]+)"', svg)
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point.split())) for point in path.split("L")]
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert (y0 - y1) / (y0 - y2) == pytest.approx(np.log(9) / np.log(99), abs=0.01)
+    for name in ("100", "300", "3000", "0.5", "0.95"):
+        assert f">{name}</text>" in svg
+    assert ">0.995</text>" not in svg

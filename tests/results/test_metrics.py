@@ -1,0 +1,221 @@
+import math
+import time
+
+import numpy as np
+import pytest
+import scipy.integrate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score, roc_auc_score, roc_curve
+
+from d4lens.classes import CLASSES
+from d4lens.errors import D4LensError
+from d4lens.results import metrics
+
+
+def predictions(n_per_class: int, signal: float, seed: int, decimals: int | None = None):
+    """Balanced labels and softmax predictions that favour the true class by `signal` logits."""
+    generator = np.random.default_rng(seed)
+    labels = np.tile(np.arange(3), n_per_class)
+    logits = generator.normal(size=(len(labels), 3))
+    logits[np.arange(len(labels)), labels] += signal
+    return labels, metrics.softmax(logits if decimals is None else logits.round(decimals))
+
+
+def expected_auc(labels, probabilities, sample_weight=None):
+    return [
+        roc_auc_score(labels == c, probabilities[:, c], sample_weight=sample_weight)
+        for c in range(probabilities.shape[1])
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 40), signal=st.floats(-3, 3), seed=st.integers(0, 2**31), decimals=st.sampled_from([None, 0, 1])
+)
+def test_weighted_auc_equals_sklearn_on_the_resampled_images_ties_included(n, signal, seed, decimals):
+    labels, probabilities = predictions(n, signal, seed, decimals)
+    generator = np.random.default_rng(seed)
+    weights = generator.integers(0, 3, (4, len(labels))).astype(float)
+    weights[:, :3] += 1  # no class may vanish: sklearn has no AUC for it either
+    found = metrics._weighted(labels, probabilities, weights)
+    for row, weight in enumerate(weights):
+        # the repeated images themselves, and not sklearn's own weights: two independent routes
+        drawn = np.repeat(np.arange(len(labels)), weight.astype(int))
+        expected = expected_auc(labels[drawn], probabilities[drawn])
+        np.testing.assert_allclose([found[f"auc_{name}"][row] for name in CLASSES], expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found["auc_macro"][row], np.mean(expected), rtol=0, atol=1e-12)
+        assert found["accuracy"][row] == pytest.approx(
+            accuracy_score(labels[drawn], probabilities[drawn].argmax(1)), abs=1e-12
+        )
+
+
+def test_point_values_equal_sklearn():
+    labels, probabilities = predictions(200, 1.0, 3, decimals=1)
+    found = metrics.scores(labels, probabilities)
+    assert found["auc_macro"] == pytest.approx(roc_auc_score(labels, probabilities, multi_class="ovr"), abs=1e-12)
+    recall = recall_score(labels, probabilities.argmax(1), average=None)
+    assert [found[f"recall_{name}"] for name in CLASSES] == pytest.approx(list(recall), abs=1e-12)
+    assert (
+        metrics.confusion(labels, probabilities).tolist() == confusion_matrix(labels, probabilities.argmax(1)).tolist()
+    )
+    assert tuple(found) == metrics.METRICS
+
+
+def test_constant_prediction_has_auc_one_half_and_perfect_prediction_one():
+    labels = np.tile(np.arange(3), 50)
+    flat = metrics.with_intervals(labels, np.full((150, 3), 1 / 3), 100, 0)
+    perfect = metrics.with_intervals(labels, np.eye(3)[labels], 100, 0)
+    assert flat["auc_macro"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert perfect["auc_macro"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert perfect["ece"]["value"] == 0.0
+
+
+def test_calibration_error_by_hand():
+    # two bins: confidence 0.9 with 3 of 4 right (gap 0.15), confidence 0.5 with 1 of 2 right (gap 0)
+    labels = np.array([0, 1, 2, 0, 0, 1])
+    top = np.array([0, 1, 2, 1, 0, 0])
+    probabilities = np.array([np.full(3, 0.05)] * 4 + [[0.5, 0.25, 0.25]] * 2)
+    probabilities[np.arange(4), top[:4]] = 0.9
+    assert metrics.scores(labels, probabilities)["ece"] == pytest.approx(4 / 6 * 0.15, abs=1e-12)
+    # a confidence on an edge belongs to the bin below it: 0.6 = 9/15 shares the bin of 0.55, so their gaps cancel
+    probabilities = np.array([[0.6, 0.2, 0.2], [0.55, 0.25, 0.2], [0.2, 0.2, 0.6]])
+    assert metrics.scores(np.arange(3), probabilities)["ece"] == pytest.approx((0.4 - 0.55 + 0.4) / 3)
+
+
+def test_interval_covers_the_population_value_about_as_often_as_it_says():
+    # the population AUC of two unit normals a distance d apart is Phi(d / sqrt 2)
+    truth = 0.5 + 0.5 * math.erf(1 / 2)
+    labels = np.tile(np.arange(3), 60)
+    covered = 0
+    for seed in range(150):
+        score = np.random.default_rng(seed).normal(size=180) + (labels == 0)
+        weights = next(metrics._resample_weights(labels, 64, seed))
+        drawn = metrics._auc(score, labels == 0, weights)
+        low, high = np.quantile(drawn, [0.05, 0.95])
+        covered += low <= truth <= high
+    # 90 % intervals of 64 resamples: binomial spread 2.4 %, and the percentile method falls a little short
+    assert 0.80 <= covered / 150 <= 0.97
+
+
+def test_resampling_keeps_class_sizes_and_depends_on_the_seed_only():
+    labels = np.array([0] * 5 + [1] * 50 + [2] * 7)
+    first, again, other = (np.concatenate(list(metrics._resample_weights(labels, 100, seed))) for seed in (1, 1, 2))
+    assert first.shape == (100, 62)
+    for index, size in enumerate((5, 50, 7)):
+        assert (first[:, labels == index].sum(axis=1) == size).all()
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert 0.9 < first[:, labels == 1].var() < 1.1  # multinomial: variance 1 - 1/50
+
+
+def test_paired_comparison_sees_what_separate_intervals_hide():
+    generator = np.random.default_rng(5)
+    labels = np.tile(np.arange(3), 400)
+    base = generator.normal(size=(1200, 3))
+    base[np.arange(1200), labels] += 1
+    better = base.copy()
+    better[np.arange(1200), labels] += 0.1
+    p_a, p_b = metrics.softmax(better), metrics.softmax(base)
+    apart = [metrics.with_intervals(labels, p, 300, 0)["auc_macro"] for p in (p_a, p_b)]
+    assert apart[0]["low"] < apart[1]["high"]
+    found = metrics.paired_bootstrap(labels, p_a, p_b, "auc_macro", 500)
+    assert 0 < found.low < found.difference < found.high
+    assert found.p_value == pytest.approx(2 / 501, abs=1e-6)
+    assert found.difference == pytest.approx(apart[0]["value"] - apart[1]["value"], abs=2e-6)
+    mirrored = metrics.paired_bootstrap(labels, p_b, p_a, "auc_macro", 500)
+    assert (mirrored.low, mirrored.high) == (-found.high, -found.low)
+
+
+def test_paired_comparison_of_a_model_with_itself_finds_nothing():
+    labels, probabilities = predictions(50, 1.0, 0)
+    found = metrics.paired_bootstrap(labels, probabilities, probabilities, "accuracy", 200)
+    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+def test_paired_comparison_is_calibrated_under_the_null():
+    # two models equally good: p below 0.1 in about a tenth of the worlds
+    small = 0
+    for seed in range(120):
+        labels, p_a = predictions(60, 1.0, 2 * seed)
+        p_b = predictions(60, 1.0, 2 * seed + 1)[1]
+        small += metrics.paired_bootstrap(labels, p_a, p_b, "accuracy", 200, seed).p_value < 0.1
+    assert 0.02 <= small / 120 <= 0.2
+
+
+def test_paired_comparison_averages_over_trainings():
+    labels, p_one = predictions(80, 1.0, 1)
+    p_two, p_b = predictions(80, 0.6, 2)[1], predictions(80, 0.8, 3)[1]
+    found = metrics.paired_bootstrap(labels, np.stack([p_one, p_two]), p_b, "auc_macro", 200)
+    mean = np.mean([metrics.scores(labels, p)["auc_macro"] for p in (p_one, p_two)])
+    assert found.difference == pytest.approx(mean - metrics.scores(labels, p_b)["auc_macro"], abs=1e-6)
+
+
+def test_every_pair_is_compared_as_it_would_be_alone():
+    labels, p_one = predictions(60, 1.0, 1)
+    given = {"one": p_one, "two": predictions(60, 0.8, 2)[1], "three": predictions(60, 0.5, 3)[1]}
+    found = metrics.compare_all(labels, given, "accuracy", 150, 4)
+    assert list(found) == [("one", "two"), ("one", "three"), ("two", "three")]
+    for (a, b), difference in found.items():
+        assert difference == metrics.paired_bootstrap(labels, given[a], given[b], "accuracy", 150, 4)
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.03, 0.5: times 4, 3, 2, 1, never falling
+    assert metrics.holm([0.02, 0.5, 0.01, 0.03]) == [0.06, 0.5, 0.04, 0.06]
+    assert metrics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert metrics.holm([]) == []
+
+
+def test_roc_curve_lies_on_sklearns():
+    labels, probabilities = predictions(100, 1.0, 7, decimals=1)
+    curves = metrics.roc_curves(labels, probabilities, 401)
+    for index, name in enumerate(CLASSES):
+        curve = curves[curves["class"] == name]
+        fpr, tpr, _ = roc_curve(labels == index, probabilities[:, index], drop_intermediate=False)
+        # at each of the grid's steps of 1/200 false positives: the highest true rate sklearn has there
+        exact = {round(f, 6): t for f, t in zip(fpr, tpr)}
+        common = curve[curve["fpr"].isin(exact)]
+        assert len(common) > 5
+        assert common["tpr"].tolist() == pytest.approx([exact[f] for f in common["fpr"]], abs=1e-6)
+        area = scipy.integrate.trapezoid(curve["tpr"], curve["fpr"])
+        assert area == pytest.approx(roc_auc_score(labels == index, probabilities[:, index]), abs=0.01)
+    assert (curves["tpr"].diff().fillna(0)[curves["fpr"] > 0] >= 0).all()
+
+
+def test_a_thousand_resamples_of_the_whole_test_split_take_seconds():
+    labels, plain = predictions(2500, 1.0, 0)
+    started = time.process_time()
+    first = metrics.with_intervals(labels, plain, 1000, 0)
+    assert time.process_time() - started < 6
+    half = (first["auc_macro"]["high"] - first["auc_macro"]["low"]) / 2
+    assert 0.004 < half < 0.012
+
+
+def test_equal_seeds_give_equal_numbers():
+    labels, probabilities = predictions(40, 1.0, 0)
+    first = metrics.with_intervals(labels, probabilities, 130, 9)
+    assert first == metrics.with_intervals(labels, probabilities, 130, 9)
+    assert first != metrics.with_intervals(labels, probabilities, 130, 10)
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([0, 1], [[1, 0, 0], [0, 1, 0]], "none of class vort"),
+        ([0, 1, 3], np.eye(3), "labels must lie"),
+        ([0, 1, 2], [[1, 0, 0], [0, np.nan, 0], [0, 0, 1]], "first for image 1"),
+        ([0, 1, 2], np.eye(3) * 4, "softmax"),
+        ([0, 1, 2], np.eye(3)[:2], "shape"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_in_a_sentence(labels, probabilities, message):
+    with pytest.raises(D4LensError, match=message):
+        metrics.scores(labels, probabilities)
+
+
+def test_unknown_metric_and_empty_bootstrap_are_refused():
+    with pytest.raises(D4LensError, match="auc_macro"):
+        metrics.paired_bootstrap([0, 1, 2], np.eye(3), np.eye(3), "f1")
+    with pytest.raises(D4LensError, match="at least 1 resample"):
+        metrics.with_intervals([0, 1, 2], np.eye(3), 0, 0)

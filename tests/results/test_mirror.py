@@ -1,0 +1,117 @@
+import shutil
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from d4lens.cli import main
+from d4lens.files import write_json
+from d4lens.inference.pipeline import default_weights
+from d4lens.models import weights
+from d4lens.results import card, metrics, mirror, tables
+from d4lens.simulator import draw, preset, render
+from d4lens.tracking import DATABASE
+from d4lens.tracking import store as places
+
+ARMS = [("d4lenspinn", 0)]
+EXPERIMENT = "d4lens-small"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project in which profile `small` trained one arm while nobody watched, shown afterwards, and once more."""
+    root = tmp_path_factory.mktemp("project")
+    trained = root / "runs" / "small" / "d4lenspinn-0"
+    trained.mkdir(parents=True)
+    shutil.copy(default_weights(), trained / "model.safetensors")
+    history = {"epoch": [1, 2], "loss": [1.1, 0.9], "select_auc_macro": [0.1 + 0.2, 0.8]}
+    pd.DataFrame(history).to_csv(trained / "history.csv", index=False)
+    measured = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in metrics.METRICS}
+    sizes = {"n_train": 9, "n_test": 6, "params": 10, "n_pixels": 75, "epochs": 2}
+    evaluation = {"profile": "small", "model": "d4lenspinn", "seed": 0, **sizes, "plain": measured, "tta": measured}
+    folder = root / "metrics" / "small"
+    write_json(folder / "evaluation" / "d4lenspinn-0.json", evaluation)
+    tables.write_profile(folder, tables.table(tables.rows(evaluation, 1.0)), "Small.", [])
+    (root / "data" / "small" / "arrays").mkdir(parents=True)
+    (root / "data" / "small" / "arrays" / "manifest.csv").write_text("split,row\n")
+    drawing = root / "plots" / "small" / "roc.svg"
+    drawing.parent.mkdir(parents=True)
+    drawing.write_text("<svg/>")
+    for _ in range(2):
+        mirror.mirror(root, "small", ARMS, "reports/report.html")
+    return root
+
+
+def runs(root):
+    client = places.client(root)
+    found = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    return client, {run.info.run_name: run for run in found}
+
+
+def test_one_run_stands_over_its_trainings_however_often_it_is_shown(project):
+    client, found = runs(project)
+    assert set(found) == {"small @ no git", "small/d4lenspinn-0"}
+    parent, child = found["small @ no git"], found["small/d4lenspinn-0"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics == {"d4lenspinn/tta/auc_macro": 0.9}
+    assert parent.data.params == {"n_train": "9", "n_test": "6", "n_pixels": "75", "epochs": "2"}
+    assert child.data.metrics["plain/ece"] == 0.9
+    history = client.get_metric_history(child.info.run_id, "select_auc_macro")
+    assert [(row.step, row.value) for row in history] == [(1, 0.1 + 0.2), (2, 0.8)]
+    assert not any(name.startswith("system/") for name in child.data.metrics)
+    for run in (parent, child):
+        assert run.info.status == "FINISHED"
+        assert run.inputs.dataset_inputs[0].dataset.name == "small"
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files == {"results.csv", "report.json", "small"}
+    assert card.FILE in {file.path for file in client.list_artifacts(child.info.run_id)}
+
+
+def test_the_registered_model_answers_as_the_command_line_does(project, tmp_path):
+    client = places.client(project)
+    (version,) = client.search_model_versions(f"name = '{mirror.MODEL}'")
+    assert int(version.version) == 1
+    assert version.description.startswith("# Model card: d4lenspinn")
+    lenses = preset("deeplense")
+    counts = render(draw(lenses, 9, range(6)), lenses).numpy().astype(np.float64)
+    images = np.stack([counts[0], *((one - one.min()) / (one.max() - one.min()) for one in counts[1:])])
+    for row, image in enumerate(images):
+        np.save(tmp_path / f"{row}.npy", image)
+    assert main(["predict", str(tmp_path), "-o", str(tmp_path / "answer.csv")]) == 0
+    told = pd.read_csv(tmp_path / "answer.csv")
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{project / DATABASE}")
+    try:
+        model = mlflow.pyfunc.load_model(f"models:/{mirror.MODEL}@small")
+        answer = model.predict(images)
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert answer["label"].tolist() == told["label"].tolist()
+    columns = ["p_no", "p_sphere", "p_vort", "chi2"]
+    np.testing.assert_allclose(answer[columns], told[columns], rtol=1e-5)
+    assert model.metadata.signature.inputs.input_types() == [np.dtype("float64")]
+    assert model.input_example.shape == (1, 150, 150)
+    stored = {path.suffix for path in (project / "mlartifacts").rglob("*") if path.is_file()}
+    assert not stored & {".pkl", ".pickle", ".pt", ".pth"}
+
+
+def test_what_cannot_be_shown_is_one_warning(project, tmp_path, caplog, monkeypatch):
+    mirror.mirror(tmp_path, "small", ARMS, "reports/report.html")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "model.safetensors" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("D4LENS_TRACKING", "off")
+    mirror.mirror(tmp_path, "small", ARMS, "reports/report.html")
+    assert not caplog.records
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_tells_the_weights_and_their_scores(project):
+    _, description = weights.read(default_weights())
+    text = card.of(description, "small", project / "metrics")
+    assert f"{description['n_parameters']:,} parameters" in text
+    assert description["fingerprint"][:16] in text
+    assert "| accuracy | 0.9000 [0.8000, 0.9500] | 0.9000 [0.8000, 0.9500] |" in text
+    assert "On 6 test images" in text

@@ -1,0 +1,200 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from d4lens import studies
+from d4lens.errors import D4LensError
+from d4lens.results import metrics, tables
+
+README = "before\n<!-- results:quick:begin -->\nold\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
+
+
+def evaluation(model="resnet18", seed=0, profile="quick", auc=0.8, **facts):
+    measured = {name: {"value": auc, "low": auc - 0.02, "high": auc + 0.01} for name in metrics.METRICS}
+    better = {name: {**values, "value": auc + 0.05} for name, values in measured.items()}
+    sizes = {"n_train": 5400, "n_test": 1500, "params": 11_000_000, "n_pixels": 75, "epochs": 8}
+    return {"profile": profile, "model": model, "seed": seed, **sizes, **facts, "plain": measured, "tta": better}
+
+
+def written(folder, evaluations, comparisons=(), caption="Small."):
+    """metrics/<profile>/ of these evaluations, each trained for 3.6 minutes."""
+    results = tables.table(row for one in evaluations for row in tables.rows(one, 3.6))
+    tables.write_profile(folder, results, caption, comparisons)
+    return results
+
+
+def test_columns_begin_as_promised_and_cover_every_metric():
+    promised = (
+        "profile,model,seed,tta,auc_macro,auc_no,auc_sphere,auc_vort,accuracy,n_train,n_test,params,train_minutes"
+    )
+    assert ",".join(tables.COLUMNS).startswith(promised)
+    assert set(metrics.METRICS) <= set(tables.COLUMNS)
+    assert {f"{name}_{end}" for name in metrics.METRICS for end in ("low", "high")} == set(tables.INTERVALS)
+    assert len(set(tables.COLUMNS)) == len(tables.COLUMNS)
+
+
+def test_an_evaluation_becomes_a_plain_row_and_one_with_tta():
+    plain, tta = tables.rows(evaluation(), 3.6)
+    assert tuple(plain) == tuple(tta) == tables.COLUMNS
+    assert (plain["tta"], plain["auc_macro"], plain["ece_low"], plain["ece_high"]) == (False, 0.8, 0.78, 0.81)
+    assert (tta["tta"], tta["auc_macro"]) == (True, pytest.approx(0.85))
+    assert plain["train_minutes"] == 4
+    broken = evaluation()
+    del broken["tta"]["ece"]
+    with pytest.raises(D4LensError, match="resnet18 has no 'ece'"):
+        tables.rows(broken, 1)
+
+
+def test_rows_come_in_the_same_order_whatever_order_they_arrive_in():
+    names = ["zzz_ablation", "d4lenspinn", "resnet18", "aaa_ablation", "d4cnn"]
+    rows = [row for name in names for seed in (2, 0) for row in tables.rows(evaluation(name, seed), 1)]
+    expected = ["resnet18", "d4cnn", "d4lenspinn", "aaa_ablation", "zzz_ablation"]
+    for order in (rows, rows[::-1]):
+        found = tables.table(order)
+        assert found["model"].drop_duplicates().tolist() == expected
+        assert found[found["model"] == "d4cnn"][["seed", "tta"]].to_numpy().tolist() == [[0, 0], [0, 1], [2, 0], [2, 1]]
+    with pytest.raises(D4LensError, match="two results for quick, resnet18, 0, False"):
+        tables.table([*rows, *tables.rows(evaluation("resnet18", 0), 1)])
+
+
+def test_files_of_a_profile_and_of_all_profiles_hold_the_same_numbers(tmp_path):
+    quick = written(tmp_path / "quick", [evaluation("d4cnn", auc=1 / 3), evaluation("resnet18")])
+    full = written(tmp_path / "full", [evaluation(profile="full", seed=seed, auc=0.9) for seed in (0, 1)])
+    first = (tmp_path / "quick" / tables.RESULTS).read_bytes()
+    written(tmp_path / "quick", [evaluation("resnet18"), evaluation("d4cnn", auc=1 / 3)])
+    assert (tmp_path / "quick" / tables.RESULTS).read_bytes() == first
+    joined = tables.join_profiles(tmp_path)
+    pd.testing.assert_frame_equal(joined, pd.concat([full, quick], ignore_index=True))
+    pd.testing.assert_frame_equal(tables.read_results(tmp_path / tables.RESULTS), joined)
+    records = json.loads((tmp_path / tables.RESULTS_JSON).read_text())
+    assert [set(record) for record in records] == [set(tables.COLUMNS)] * 8
+    pd.testing.assert_frame_equal(pd.DataFrame(records)[list(tables.COLUMNS)], joined)
+    entries = json.loads((tmp_path / "quick" / tables.RESULTS_JSON).read_text())
+    assert set(entries) == {"resnet18-0", "d4cnn-0"}
+    assert entries["d4cnn-0"]["auc_macro_plain"] == 1 / 3
+    assert entries["d4cnn-0"]["auc_macro_tta"] == 1 / 3 + 0.05
+
+
+def test_studies_of_all_profiles_are_joined_with_their_profile(tmp_path):
+    written(tmp_path / "quick", [evaluation()])
+    written(tmp_path / "full", [evaluation(profile="full")])
+    for profile, value in (("quick", 0.5), ("full", 0.75)):
+        study = studies.Study("patching", "?", [], [], [studies.record(value, 0, 1, 9, site="head")])
+        studies.write(tmp_path / profile / "interpret" / "patching.json", study)
+    tables.join_profiles(tmp_path)
+    joined = json.loads((tmp_path / "interpret" / "patching.json").read_text())
+    assert [(row["profile"], row["site"], row["value"]) for row in joined] == [
+        ("full", "head", 0.75),
+        ("quick", "head", 0.5),
+    ]
+    assert [path.name for path in (tmp_path / "interpret").iterdir()] == ["patching.json"]
+    assert tables.profiles(tmp_path) == ["full", "quick"]
+
+
+def test_results_that_are_missing_or_lack_a_column_are_refused(tmp_path):
+    with pytest.raises(D4LensError, match="make reproduce"):
+        tables.read_results(tmp_path / tables.RESULTS)
+    written(tmp_path, [evaluation()])
+    tables.read_results(tmp_path / tables.RESULTS).drop(columns="ece").to_csv(tmp_path / tables.RESULTS)
+    with pytest.raises(D4LensError, match="has no column ece;"):
+        tables.read_results(tmp_path / tables.RESULTS)
+    written(tmp_path, [evaluation()])
+    (tmp_path / tables.REPORT).write_text("[")
+    with pytest.raises(D4LensError, match=r"report\.json is missing or damaged"):
+        tables.table_text(tmp_path)
+
+
+def test_a_table_of_several_seeds_shows_mean_and_spread_and_of_one_the_interval():
+    several = tables.table(
+        row for seed, auc in enumerate((0.7, 0.8, 0.9)) for row in tables.rows(evaluation(seed=seed, auc=auc), 4)
+    )
+    text = tables.markdown(several, "Why so.", [])
+    assert "| resnet18 | – | 0.8000 ± 0.1000 | 0.800 |" in text
+    assert "| resnet18 | D4 | 0.8500 ± 0.1000 |" in text
+    assert "5,400 training and 1,500 test images of 75 × 75 pixels, 8 epochs, seeds 0, 1, 2. Why so. ±" in text
+    one = tables.table(tables.rows(evaluation(epochs=1), 4))
+    text = tables.markdown(one, "", [])
+    assert "| resnet18 | – | 0.8000 [0.7800, 0.8100] | 0.800 |" in text
+    assert ", 1 epoch, seed 0. Brackets" in text
+    columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(columns) == 1
+
+
+def test_comparisons_are_told_from_the_best_model_whichever_side_it_stood_on():
+    rows = [
+        row
+        for name, auc in (("resnet18", 0.7), ("d4cnn", 0.9), ("d4lenspinn", 0.8))
+        for row in tables.rows(evaluation(name, auc=auc), 1)
+    ]
+    pairs = [
+        {"a": "resnet18", "b": "d4cnn", "difference": -0.2, "low": -0.25, "high": -0.1, "p_holm": 0.003},
+        {"a": "resnet18", "b": "d4lenspinn", "difference": -0.1, "low": -0.2, "high": 0.0, "p_holm": 0.04},
+        {"a": "d4cnn", "b": "d4lenspinn", "difference": 0.1, "low": -0.01, "high": 0.2, "p_holm": 0.06},
+    ]
+    lines = tables.markdown(tables.table(rows), "", pairs).splitlines()
+    assert lines[-4].startswith("Macro AUC with TTA of d4cnn minus")
+    assert "3 comparisons" in lines[-4]
+    assert lines[-2:] == [
+        "- resnet18: +0.2000 [+0.1000, +0.2500], p = 0.003",
+        "- d4lenspinn: +0.1000 [-0.0100, +0.2000], p = 0.06",
+    ]
+
+
+def test_the_readme_holds_what_the_metrics_say_and_nothing_else_changes(tmp_path):
+    readme, folder = tmp_path / "README.md", tmp_path / "metrics"
+    readme.write_text(README)
+    written(folder / "quick", [evaluation()])
+    written(folder / "smoke", [evaluation(profile="smoke")])  # no markers: not the README's business
+    assert tables.stale_readme_tables(readme, folder) == ["quick"]
+    assert tables.update_readme(readme, folder) == ["quick"]
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results:quick:begin -->\n**Profile quick**: 5,400")
+    assert text.endswith(
+        "|\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
+    )
+    assert "old" not in text
+    assert tables.stale_readme_tables(readme, folder) == []
+    assert tables.update_readme(readme, folder) == []
+    # one digit of the metrics, or one of the README, and it is stale
+    written(folder / "quick", [evaluation(auc=0.801)])
+    assert tables.stale_readme_tables(readme, folder) == ["quick"]
+    tables.update_readme(readme, folder)
+    readme.write_text(readme.read_text().replace("0.801", "0.901"))
+    assert tables.stale_readme_tables(readme, folder) == ["quick"]
+    written(folder / "full", [evaluation(profile="full")])
+    assert tables.update_readme(readme, folder) == ["full", "quick"]
+    assert "**Profile full**" in readme.read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- results:quick:begin -->\n",
+        "<!-- results:quick:end --><!-- results:quick:begin -->",
+        "<!-- results:quick:begin --><!-- results:quick:end -->" * 2,
+    ],
+)
+def test_torn_markers_are_refused_and_the_readme_is_left_alone(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    written(tmp_path / "metrics" / "quick", [evaluation()])
+    with pytest.raises(D4LensError, match="one begin and one end marker for the results of quick"):
+        tables.update_readme(tmp_path / "README.md", tmp_path / "metrics")
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_the_terminal_table_is_aligned(tmp_path):
+    written(tmp_path, [evaluation("d4lenspinn_published"), evaluation()], caption="Enough **of** it.")
+    facts, empty, *lines = tables.table_text(tmp_path).splitlines()
+    assert facts.startswith("Profile quick: 5,400 training")
+    assert empty == ""
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) == 2 + 4
+    assert lines[2].split()[:2] == ["resnet18", "–"]
+
+
+def test_numbers_survive_the_files_to_the_last_bit(tmp_path):
+    values = np.random.default_rng(0).random(20)
+    results = written(tmp_path, [evaluation(seed=seed, auc=value) for seed, value in enumerate(values)])
+    assert tables.read_results(tmp_path / tables.RESULTS)["auc_macro"].tolist() == results["auc_macro"].tolist()
