@@ -11,7 +11,7 @@ from d4lens.files import sha256
 from d4lens.parallel import ranks
 from d4lens.params import DownloadParams
 from d4lens.simulator import preset
-from d4lens.simulator.shared import write_shared
+from d4lens.simulator.dataset import write_shared
 
 
 @one_sentence

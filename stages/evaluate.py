@@ -5,15 +5,15 @@ from pathlib import Path
 import pandas as pd
 from common import arguments, one_sentence, parameters
 
-from d4lens import models
+from d4lens import files, models
 from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
-from d4lens.evaluate.shared import predict_shared
 from d4lens.files import sha256, write_json
 from d4lens.models import averaging
+from d4lens.models.averaging import predict_shared
 from d4lens.parallel import ranks
 from d4lens.params import EvaluateParams
-from d4lens.results import plots, predictions, tables
+from d4lens.results import plots, predictions
 from d4lens.tracking import Tracker, enabled, run_tags
 from d4lens.train.data import load
 
@@ -40,7 +40,7 @@ def main() -> None:
     facts |= {"n_train": config["n_train"], "n_test": len(images), "n_pixels": observation.n_pixels}
     facts["epochs"] = len(pd.read_csv(trained / "history.csv"))
     scores = predictions.score(table, params.bootstrap, params.seed)
-    minutes = tables.read_json(trained / "timing.json")["train_minutes"]
+    minutes = files.read_json(trained / "timing.json")["train_minutes"]
     predictions.write(out / "predictions.parquet", table)
     plots.draw_roc(out / "roc.svg", plots.curves({(model, seed): table}))
     plots.draw_confusion(out / "confusion.svg", plots.confusions({(model, seed): table}))

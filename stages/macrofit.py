@@ -7,7 +7,7 @@ from common import arguments, one_sentence, parameters
 from d4lens.data import arrays
 from d4lens.files import require_space, sha256, sole_writer, writing
 from d4lens.macrofit import preset_model
-from d4lens.macrofit.shared import fit_shared, remove_parts
+from d4lens.macrofit.split import fit_shared, remove_parts
 from d4lens.observation import Observation
 from d4lens.parallel import ranks
 from d4lens.params import MacrofitParams

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common import arguments, one_sentence, overlay, parameters, read
 
+from d4lens import files
 from d4lens.files import write_json, write_text
 from d4lens.params import EvaluateParams, ReportParams
 from d4lens.results import card, mirror, plots, predictions, tables
@@ -21,19 +22,19 @@ def arms_of(profile: str) -> list[tuple[str, int]]:
 def build(profile: str) -> None:
     folder, runs, pictures = METRICS / profile, Path("runs") / profile / "evaluation", Path("plots") / profile
     arms = {(model, seed): f"{model}-{seed}" for model, seed in arms_of(profile)}
-    timing = {name: tables.read_json(runs / name / "timing.json") for name in arms.values()}
+    timing = {name: files.read_json(runs / name / "timing.json") for name in arms.values()}
     rows = [
-        tables.rows(tables.read_json(folder / "evaluation" / f"{name}.json"), timing[name]["train_minutes"])
+        tables.rows(files.read_json(folder / "evaluation" / f"{name}.json"), timing[name]["train_minutes"])
         for name in arms.values()
     ]
     results = tables.table(chain.from_iterable(rows))
-    tables = {arm: predictions.read(runs / name / "predictions.parquet") for arm, name in arms.items()}
+    predicted = {arm: predictions.read(runs / name / "predictions.parquet") for arm, name in arms.items()}
     bootstrap = parameters("evaluate", EvaluateParams, profile)
     # Holm multiplies the smallest p-value by the number of pairs; with four times the resamples it can still be small.
-    comparisons = predictions.compare(tables, 4 * bootstrap.bootstrap, bootstrap.seed)
+    comparisons = predictions.compare(predicted, 4 * bootstrap.bootstrap, bootstrap.seed)
     tables.write_profile(folder, results, parameters("report", ReportParams, profile).caption, comparisons)
     write_json(folder / "timing.json", timing)
-    curves, confusions = plots.curves(tables), plots.confusions(tables)
+    curves, confusions = plots.curves(predicted), plots.confusions(predicted)
     for name, table, draw in (("roc", curves, plots.draw_roc), ("confusion", confusions, plots.draw_confusion)):
         tables.write_csv(pictures / f"{name}.csv", table)
         draw(pictures / f"{name}.svg", table)

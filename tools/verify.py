@@ -3,10 +3,10 @@
     python tools/verify.py --profile quick                  # metrics/quick/results.csv against git's HEAD
     python tools/verify.py --profile quick --against FILE   # against a file
 
-Both must have the same rows. Sizes and parameter counts are equal or it is a miss. Metrics may differ by TOLERANCES:
+Both must have the same rows. Sizes and parameter counts are equal or it is a miss. Metrics may differ by the tolerances of `models.scores.TABLE`:
 another processor or thread count sums in another order, one without bfloat16 in another precision, and a training amplifies
 that to about what another seed would change. An arm that has only begun to learn (macro AUC below LEARNT) may be further on
-or less far, so only its AUCs are held, within BEGUN. On one machine all are equal. Times and the intervals' ends are not
+or less far, so only its AUCs are held. On one machine all are equal. Times and the intervals' ends are not
 compared. Exit code 1 on any miss.
 """
 
@@ -19,15 +19,13 @@ from pathlib import Path
 import pandas as pd
 
 from d4lens.errors import D4LensError
+from d4lens.models.scores import METRICS, TABLE
 from d4lens.results import tables
 
 EXACT = ("n_train", "n_test", "params", "n_pixels", "epochs")
-# Absolute, by the metric's first word.
-TOLERANCES = {"auc": 0.03, "accuracy": 0.05, "recall": 0.12, "ece": 0.06}
 LEARNT = 0.9
 # Three seeds of d4cnn in quick: macro AUC 0.69, 0.55 and 0.56 on the selection split. Where chance gives all labels to one
-# class or to another, the rest says nothing.
-BEGUN = {"auc": 0.15, "accuracy": 1.0, "recall": 1.0, "ece": 1.0}
+# class or to another, the rest says nothing: metrics of such arms have a tolerance of their own.
 
 
 def committed(path: Path) -> pd.DataFrame:
@@ -38,16 +36,11 @@ def committed(path: Path) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(answer.stdout), float_precision="round_trip")
 
 
-def metrics() -> list[str]:
-    ends = ("_low", "_high")
-    return [name for name in tables.COLUMNS if name.split("_")[0] in TOLERANCES and not name.endswith(ends)]
-
-
 def misses(fresh: pd.DataFrame, reference: pd.DataFrame, scale: float = 1.0) -> list[str]:
     """One sentence for each difference beyond tolerance; `scale` multiplies the tolerances."""
     keys = list(tables.KEYS)
     found = []
-    for name in (*keys, *EXACT, *metrics()):
+    for name in (*keys, *EXACT, *METRICS):
         found += [
             f"the {which} table has no column {name}"
             for which, table in (("fresh", fresh), ("reference", reference))
@@ -65,9 +58,9 @@ def misses(fresh: pd.DataFrame, reference: pd.DataFrame, scale: float = 1.0) -> 
     found += [f"{_name(key)}: missing from the fresh table" for key in old.index.difference(new.index)]
     found += [f"{_name(key)}: not in the reference" for key in new.index.difference(old.index)]
     for key in old.index.intersection(new.index):
-        tolerances = TOLERANCES if old.at[key, "auc_macro"] >= LEARNT else BEGUN
-        for name in (*EXACT, *metrics()):
-            allowed = 0.0 if name in EXACT else scale * tolerances[name.split("_")[0]]
+        learnt = old.at[key, "auc_macro"] >= LEARNT
+        for name in (*EXACT, *METRICS):
+            allowed = 0.0 if name in EXACT else scale * (TABLE[name].tolerance if learnt else TABLE[name].begun)
             was, now = old.at[key, name], new.at[key, name]
             if not abs(now - was) <= allowed:  # a NaN is a miss too
                 found.append(f"{_name(key)}: {name} is {now:g}, was {was:g}, allowed ±{allowed:g}")
@@ -93,11 +86,11 @@ def main() -> None:
     except D4LensError as error:
         sys.exit(f"verify: {error}")
     found = misses(fresh, reference, options.scale)
-    allowed = ", ".join(f"{name} ±{options.scale * value:g}" for name, value in TOLERANCES.items())
-    allowed += f" (an arm below {LEARNT:g}: auc ±{options.scale * BEGUN['auc']:g})"
+    allowed = ", ".join(f"{name} ±{options.scale * metric.tolerance:g}" for name, metric in TABLE.items())
+    allowed += f" (an arm below {LEARNT:g}: auc ±{options.scale * TABLE['auc_macro'].begun:g})"
     if found:
         sys.exit("\n".join([*found, f"verify: {len(found)} differences beyond {allowed}"]))
-    keys, names = list(tables.KEYS), metrics()
+    keys, names = list(tables.KEYS), list(METRICS)
     largest = (fresh.set_index(keys)[names] - reference.set_index(keys)[names]).abs().max()
     print(f"verify: {len(fresh)} rows agree with the committed table within {allowed};")
     print(f"verify: the largest difference is {largest.max():.6f}, of {largest.idxmax()}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from d4lens.allocator import keep_freed_memory
 from d4lens.errors import D4LensError
-from d4lens.tables import check_suffix, write_table
+from d4lens.table_files import check_suffix, write_table
 
 
 def main(argv: list[str] | None = None) -> int:

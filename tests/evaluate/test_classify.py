@@ -4,8 +4,8 @@ from scipy.stats import binomtest
 
 from d4lens.errors import D4LensError
 from d4lens.evaluate import classify
+from d4lens.models.scores import softmax
 from d4lens.results import predictions
-from d4lens.results.metrics import softmax
 
 
 def test_evidence_is_the_log_odds_of_substructure_and_does_not_saturate():

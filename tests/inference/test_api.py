@@ -1,4 +1,3 @@
-import inspect
 import subprocess
 import sys
 
@@ -8,10 +7,9 @@ import torch
 from matplotlib.figure import Figure
 
 import d4lens.inference.api
-from d4lens import fit, load_model, predict, simulate
+from d4lens import fit, load_model, simulate
 from d4lens.errors import D4LensError
-from d4lens.inference.pipeline import FIT_TABLE_COLUMNS, PREDICT_COLUMNS, predict_table
-from d4lens.simulator import render
+from d4lens.inference.pipeline import FIT_TABLE_COLUMNS, PREDICT_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +95,8 @@ def test_the_package_is_imported_at_no_cost():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_two_names_are_modules_and_functions_alike():
-    assert simulate.render is render
-    assert predict.predict_table is predict_table
-    assert callable(simulate)
-    assert list(inspect.signature(predict).parameters)[:2] == ["images", "weights"]
-
-
 def test_prediction_needs_none_of_the_extras(tmp_path):
-    """In a process where the packages of the extras cannot be imported, and `d4lens.simulator` is no module yet."""
+    """In a process where the packages of the extras cannot be imported."""
     code = """
 import sys
 sys.modules |= dict.fromkeys(("dvc", "mlflow", "lightning", "sklearn", "gdown", "psutil", "jinja2", "pdoc"))

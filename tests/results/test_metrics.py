@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, recall_score, roc_
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
+from d4lens.models import scores
 from d4lens.results import metrics
 
 
@@ -19,7 +20,7 @@ def predictions(n_per_class: int, signal: float, seed: int, decimals: int | None
     labels = np.tile(np.arange(3), n_per_class)
     logits = generator.normal(size=(len(labels), 3))
     logits[np.arange(len(labels)), labels] += signal
-    return labels, metrics.softmax(logits if decimals is None else logits.round(decimals))
+    return labels, scores.softmax(logits if decimals is None else logits.round(decimals))
 
 
 def expected_auc(labels, probabilities, sample_weight=None):
@@ -38,7 +39,7 @@ def test_weighted_auc_equals_sklearn_on_the_resampled_images_ties_included(n, si
     generator = np.random.default_rng(seed)
     weights = generator.integers(0, 3, (4, len(labels))).astype(float)
     weights[:, :3] += 1  # no class may vanish: sklearn has no AUC for it either
-    found = metrics._weighted(labels, probabilities, weights)
+    found = scores.weighted(labels, probabilities, weights)
     for row, weight in enumerate(weights):
         # the repeated images themselves, and not sklearn's own weights: two independent routes
         drawn = np.repeat(np.arange(len(labels)), weight.astype(int))
@@ -52,14 +53,14 @@ def test_weighted_auc_equals_sklearn_on_the_resampled_images_ties_included(n, si
 
 def test_point_values_equal_sklearn():
     labels, probabilities = predictions(200, 1.0, 3, decimals=1)
-    found = metrics.scores(labels, probabilities)
+    found = scores.scores(labels, probabilities)
     assert found["auc_macro"] == pytest.approx(roc_auc_score(labels, probabilities, multi_class="ovr"), abs=1e-12)
     recall = recall_score(labels, probabilities.argmax(1), average=None)
     assert [found[f"recall_{name}"] for name in CLASSES] == pytest.approx(list(recall), abs=1e-12)
     assert (
         metrics.confusion(labels, probabilities).tolist() == confusion_matrix(labels, probabilities.argmax(1)).tolist()
     )
-    assert tuple(found) == metrics.METRICS
+    assert tuple(found) == scores.METRICS
 
 
 def test_constant_prediction_has_auc_one_half_and_perfect_prediction_one():
@@ -77,10 +78,10 @@ def test_calibration_error_by_hand():
     top = np.array([0, 1, 2, 1, 0, 0])
     probabilities = np.array([np.full(3, 0.05)] * 4 + [[0.5, 0.25, 0.25]] * 2)
     probabilities[np.arange(4), top[:4]] = 0.9
-    assert metrics.scores(labels, probabilities)["ece"] == pytest.approx(4 / 6 * 0.15, abs=1e-12)
+    assert scores.scores(labels, probabilities)["ece"] == pytest.approx(4 / 6 * 0.15, abs=1e-12)
     # a confidence on an edge belongs to the bin below it: 0.6 = 9/15 shares the bin of 0.55, so their gaps cancel
     probabilities = np.array([[0.6, 0.2, 0.2], [0.55, 0.25, 0.2], [0.2, 0.2, 0.6]])
-    assert metrics.scores(np.arange(3), probabilities)["ece"] == pytest.approx((0.4 - 0.55 + 0.4) / 3)
+    assert scores.scores(np.arange(3), probabilities)["ece"] == pytest.approx((0.4 - 0.55 + 0.4) / 3)
 
 
 def test_interval_covers_the_population_value_about_as_often_as_it_says():
@@ -91,7 +92,7 @@ def test_interval_covers_the_population_value_about_as_often_as_it_says():
     for seed in range(150):
         score = np.random.default_rng(seed).normal(size=180) + (labels == 0)
         weights = next(metrics._resample_weights(labels, 64, seed))
-        drawn = metrics._auc(score, labels == 0, weights)
+        drawn = scores._auc(score, labels == 0, weights)
         low, high = np.quantile(drawn, [0.05, 0.95])
         covered += low <= truth <= high
     # 90 % intervals of 64 resamples: binomial spread 2.4 %, and the percentile method falls a little short
@@ -116,7 +117,7 @@ def test_paired_comparison_sees_what_separate_intervals_hide():
     base[np.arange(1200), labels] += 1
     better = base.copy()
     better[np.arange(1200), labels] += 0.1
-    p_a, p_b = metrics.softmax(better), metrics.softmax(base)
+    p_a, p_b = scores.softmax(better), scores.softmax(base)
     apart = [metrics.with_intervals(labels, p, 300, 0)["auc_macro"] for p in (p_a, p_b)]
     assert apart[0]["low"] < apart[1]["high"]
     found = metrics.paired_bootstrap(labels, p_a, p_b, "auc_macro", 500)
@@ -147,8 +148,8 @@ def test_paired_comparison_averages_over_trainings():
     labels, p_one = predictions(80, 1.0, 1)
     p_two, p_b = predictions(80, 0.6, 2)[1], predictions(80, 0.8, 3)[1]
     found = metrics.paired_bootstrap(labels, np.stack([p_one, p_two]), p_b, "auc_macro", 200)
-    mean = np.mean([metrics.scores(labels, p)["auc_macro"] for p in (p_one, p_two)])
-    assert found.difference == pytest.approx(mean - metrics.scores(labels, p_b)["auc_macro"], abs=1e-6)
+    mean = np.mean([scores.scores(labels, p)["auc_macro"] for p in (p_one, p_two)])
+    assert found.difference == pytest.approx(mean - scores.scores(labels, p_b)["auc_macro"], abs=1e-6)
 
 
 def test_every_pair_is_compared_as_it_would_be_alone():
@@ -211,7 +212,7 @@ def test_equal_seeds_give_equal_numbers():
 )
 def test_what_cannot_be_scored_is_refused_in_a_sentence(labels, probabilities, message):
     with pytest.raises(D4LensError, match=message):
-        metrics.scores(labels, probabilities)
+        scores.scores(labels, probabilities)
 
 
 def test_unknown_metric_and_empty_bootstrap_are_refused():

@@ -8,8 +8,8 @@ import pytest
 from d4lens.cli import main
 from d4lens.files import write_json
 from d4lens.inference.pipeline import default_weights
-from d4lens.models import weights
-from d4lens.results import card, metrics, mirror, tables
+from d4lens.models import scores, weights
+from d4lens.results import card, mirror, tables
 from d4lens.simulator import draw, preset, render
 from d4lens.tracking import DATABASE
 from d4lens.tracking import store as places
@@ -27,7 +27,7 @@ def project(tmp_path_factory):
     shutil.copy(default_weights(), trained / "model.safetensors")
     history = {"epoch": [1, 2], "loss": [1.1, 0.9], "select_auc_macro": [0.1 + 0.2, 0.8]}
     pd.DataFrame(history).to_csv(trained / "history.csv", index=False)
-    measured = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in metrics.METRICS}
+    measured = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in scores.METRICS}
     sizes = {"n_train": 9, "n_test": 6, "params": 10, "n_pixels": 75, "epochs": 2}
     evaluation = {"profile": "small", "model": "d4lenspinn", "seed": 0, **sizes, "plain": measured, "tta": measured}
     folder = root / "metrics" / "small"

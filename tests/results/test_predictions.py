@@ -4,6 +4,7 @@ import pytest
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
+from d4lens.models import scores
 from d4lens.results import metrics, plots, predictions
 
 
@@ -37,7 +38,7 @@ def test_the_table_survives_its_file_and_equal_tables_give_equal_bytes(tmp_path)
     pd.testing.assert_frame_equal(predictions.read(tmp_path / "a.parquet"), written)
     logits = written[predictions.LOGITS].to_numpy()
     assert logits.dtype == np.float32
-    np.testing.assert_array_equal(written[predictions.PROBABILITIES].to_numpy(), metrics.softmax(logits))
+    np.testing.assert_array_equal(written[predictions.PROBABILITIES].to_numpy(), scores.softmax(logits))
 
 
 def test_a_damaged_table_is_refused(tmp_path):

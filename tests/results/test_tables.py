@@ -6,13 +6,14 @@ import pytest
 
 from d4lens import studies
 from d4lens.errors import D4LensError
-from d4lens.results import metrics, tables
+from d4lens.models import scores
+from d4lens.results import tables
 
 README = "before\n<!-- results:quick:begin -->\nold\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
 
 
 def evaluation(model="resnet18", seed=0, profile="quick", auc=0.8, **facts):
-    measured = {name: {"value": auc, "low": auc - 0.02, "high": auc + 0.01} for name in metrics.METRICS}
+    measured = {name: {"value": auc, "low": auc - 0.02, "high": auc + 0.01} for name in scores.METRICS}
     better = {name: {**values, "value": auc + 0.05} for name, values in measured.items()}
     sizes = {"n_train": 5400, "n_test": 1500, "params": 11_000_000, "n_pixels": 75, "epochs": 8}
     return {"profile": profile, "model": model, "seed": seed, **sizes, **facts, "plain": measured, "tta": better}
@@ -30,8 +31,8 @@ def test_columns_begin_as_promised_and_cover_every_metric():
         "profile,model,seed,tta,auc_macro,auc_no,auc_sphere,auc_vort,accuracy,n_train,n_test,params,train_minutes"
     )
     assert ",".join(tables.COLUMNS).startswith(promised)
-    assert set(metrics.METRICS) <= set(tables.COLUMNS)
-    assert {f"{name}_{end}" for name in metrics.METRICS for end in ("low", "high")} == set(tables.INTERVALS)
+    assert set(scores.METRICS) <= set(tables.COLUMNS)
+    assert {f"{name}_{end}" for name in scores.METRICS for end in ("low", "high")} == set(tables.INTERVALS)
     assert len(set(tables.COLUMNS)) == len(tables.COLUMNS)
 
 

@@ -15,8 +15,7 @@ import torch
 from d4lens import models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.models import weights
-from d4lens.results import metrics
+from d4lens.models import scores, weights
 from d4lens.train import checkpoint, fingerprint, loop, train
 from d4lens.train.data import load
 
@@ -68,9 +67,7 @@ def test_the_outs_hold_the_best_epoch_and_all_about_it(dataset, tmp_path, params
     select = load(*dataset, "select", net.needs, arrays.load_observation(dataset[0]))
     with torch.no_grad():
         logits = net(select[range(len(select))])["logits"]
-    assert metrics.scores(select.labels, metrics.softmax(logits))["auc_macro"] == pytest.approx(
-        best["select_auc_macro"]
-    )
+    assert scores.scores(select.labels, scores.softmax(logits))["auc_macro"] == pytest.approx(best["select_auc_macro"])
     (kept,) = (tmp_path / "work").glob("*.safetensors")
     assert kept.stat().st_size < 2 * (tmp_path / "out" / "model.safetensors").stat().st_size
 

@@ -21,6 +21,7 @@ from d4lens.data import images as observed
 from d4lens.evaluate import classify
 from d4lens.evaluate.sensitivity import mean_counts
 from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts
+from d4lens.models import scores
 from d4lens.observation import Observation
 from d4lens.params import MismatchParams
 from d4lens.progress import Meter
@@ -211,7 +212,7 @@ def measure(
         add("", quantity, mean, mean - spread, mean + spread, len(values))
     share("", "unlike_training", flagged)
     for arm, network in arms.items():
-        probabilities = metrics.softmax(classify.logits(network, fitted.batch))
+        probabilities = scores.softmax(classify.logits(network, fitted.batch))
         scored = metrics.with_intervals(labels, probabilities, n_resamples, seed)
         for quantity in ("auc_macro", "accuracy"):
             value = scored[quantity]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.interpret.layers import Layer, capture, layers_of, turned
 from d4lens.lensing import d4
+from d4lens.models import scores
 from d4lens.models.averaging import transform_batch
 from d4lens.progress import progress
 from d4lens.results import metrics
@@ -115,7 +116,7 @@ def orbit_records(model: str, several: Sequence[Tensor], labels: NDArray[np.int6
             rows.append(record(*_mean_interval(per_image, resamples, seed), len(labels), **about, quantity=quantity))
         for g in d4.ELEMENTS if view == "plain" else d4.ELEMENTS[:1]:
             scored = [
-                metrics.with_intervals(labels, metrics.softmax(stack[g].numpy()), resamples, seed)["auc_macro"]
+                metrics.with_intervals(labels, scores.softmax(stack[g].numpy()), resamples, seed)["auc_macro"]
                 for stack in stacks
             ]
             value, low, high = (float(np.mean([one[key] for one in scored])) for key in ("value", "low", "high"))

@@ -7,16 +7,20 @@ rounding only, and any other network becomes exactly invariant.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
-from d4lens.results.tables import VIEWS
+from d4lens.parallel import Ranks
+
+VIEWS = ("plain", "tta")
+"""How a network's predictions are scored: of the image as it is, and averaged over the eight symmetries."""
 
 
 def transform_fit(fit: Tensor, g: int) -> Tensor:
@@ -98,6 +102,35 @@ def predict_views(
         logits[view] = predict_logits(model, batches(), tta=view == "tta")
         speed[view] = round(len(logits[view]) / (time.perf_counter() - start), 1)
     return logits, speed
+
+
+class Images(Protocol):
+    """What hands out batches of rows, as `d4lens.train.data.Lenses` does."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Sequence[int], /) -> dict[str, Tensor]: ...
+
+
+def predict_shared(
+    ranks: Ranks, network: nn.Module, images: Images, batch_size: int
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Logits (n, C) of each of VIEWS in the images' order, in each process, and images a second of all together.
+
+    The batches are those of one process, so the logits are its too, to the bit on one kind of machine. Raises
+    D4LensError for logits that are not finite.
+    """
+    n = len(images)
+    rows = ranks.share(n, batch_size)
+    starts = range(rows.start, rows.stop, batch_size)
+    logits = dict.fromkeys(VIEWS, torch.empty(0, len(CLASSES)))
+    speed = dict.fromkeys(VIEWS, 0.0)
+    if starts:
+        logits, speed = predict_views(
+            network, lambda: (images[range(start, min(start + batch_size, n))] for start in starts)
+        )
+    speeds = ranks.total(speed.values())
+    return {view: ranks.gather(rows, values, n) for view, values in logits.items()}, dict(zip(speed, speeds))
 
 
 def _batch_logits(model: nn.Module, batch: Mapping[str, Tensor], elements: Iterable[int]) -> Tensor:

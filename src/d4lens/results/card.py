@@ -4,23 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from d4lens.files import read_json
 from d4lens.inference.pipeline import default_weights
 from d4lens.models import weights
-from d4lens.results.tables import VIEWS, read_json
+from d4lens.models.averaging import VIEWS
+from d4lens.models.scores import TABLE
 
 FILE = "model-card.md"
 """Its name in docs/ and among a run's artefacts."""
-_SHOWN = {
-    "auc_macro": "AUC, macro",
-    "auc_no": "AUC, no",
-    "auc_sphere": "AUC, sphere",
-    "auc_vort": "AUC, vort",
-    "accuracy": "accuracy",
-    "recall_no": "recall, no",
-    "recall_sphere": "recall, sphere",
-    "recall_vort": "recall, vort",
-    "ece": "expected calibration error",
-}
 
 
 def of_package(metrics: str | Path) -> str:
@@ -42,7 +33,8 @@ def text(description: Mapping[str, Any], profile: str, scores: Mapping[str, Any]
     """Markdown of a description and an evaluation: {"n_train", "n_test", "plain": metrics, "tta": metrics}."""
     seen = description["observation"]
     rows = [
-        f"| {shown} | {' | '.join(_interval(scores[view][name]) for view in VIEWS)} |" for name, shown in _SHOWN.items()
+        f"| {metric.title} | {' | '.join(_interval(scores[view][name]) for view in VIEWS)} |"
+        for name, metric in TABLE.items()
     ]
     versions = ", ".join(f"{name} {number}" for name, number in sorted(description["versions"].items()))
     return f"""# Model card: {description["name"]}

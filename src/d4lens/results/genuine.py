@@ -10,7 +10,7 @@ import pandas as pd
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.evaluate.classify import wilson
-from d4lens.results import metrics
+from d4lens.models import scores
 from d4lens.results.predictions import PROBABILITIES
 from d4lens.studies import Study, record
 
@@ -31,7 +31,7 @@ def study(labels: np.ndarray, tables: Mapping[tuple[str, int], pd.DataFrame], co
             raise D4LensError(f"{failed.iloc[0]} cannot be used: {table.loc[failed.index[0], 'flag']}")
         probabilities = table[PROBABILITIES].to_numpy(np.float64)
         right = probabilities.argmax(1) == labels
-        auc = metrics.scores(labels, probabilities)["auc_macro"]
+        auc = scores.scores(labels, probabilities)["auc_macro"]
         by: dict[str, Any] = {"arm": arm, "seed": seed}
         records.append(record(auc, math.nan, math.nan, n, quantity="auc_macro") | by)
         for name, which in (("all", np.ones(n, bool)), *((c, labels == i) for i, c in enumerate(CLASSES))):

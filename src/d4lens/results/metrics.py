@@ -27,17 +27,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
+from d4lens.models.scores import METRICS, Array, checked, scores, weighted
 
-Array = NDArray[np.float64]
-
-METRICS = (
-    "auc_macro",
-    *(f"auc_{name}" for name in CLASSES),
-    "accuracy",
-    *(f"recall_{name}" for name in CLASSES),
-    "ece",
-)
-ECE_BINS = 15
 LEVEL = 0.95
 DECIMALS = 6
 # Resamples handled at once: the working arrays (chunk x images) then stay in the processor's cache.
@@ -55,25 +46,6 @@ class Difference:
     p_value: float
 
 
-def softmax(logits: ArrayLike) -> Array:
-    """Probabilities (n, C) in float64 of logits (n, C); float64 keeps confident images apart that float32 would tie."""
-    logits = np.asarray(logits, dtype=np.float64)
-    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponential / exponential.sum(axis=1, keepdims=True)
-
-
-def scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
-    """Every metric of METRICS, without intervals.
-
-    labels: (n,) class indices; probabilities: (n, C), rows summing to 1.
-    Raises D4LensError for a class without an image, a probability that is not finite, or shapes that disagree.
-    """
-    labels, probabilities = _checked(labels, probabilities)
-    return {
-        name: float(value[0]) for name, value in _weighted(labels, probabilities, np.ones((1, len(labels)))).items()
-    }
-
-
 def with_intervals(
     labels: ArrayLike, probabilities: ArrayLike, n_resamples: int, seed: int
 ) -> dict[str, dict[str, float]]:
@@ -81,7 +53,7 @@ def with_intervals(
 
     low and high bound the 95 % percentile interval over `n_resamples` stratified resamples drawn with `seed`.
     """
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = checked(labels, probabilities)
     value = scores(labels, probabilities)
     drawn = _resampled(labels, [probabilities], n_resamples, seed)
     result = {}
@@ -128,12 +100,12 @@ def compare_all(
     observed: dict[str, float] = {}
     for name, given in predictions.items():
         stack = np.asarray(given, dtype=np.float64)
-        trainings = [_checked(labels, one)[1] for one in (stack[None] if stack.ndim == 2 else stack)]
+        trainings = [checked(labels, one)[1] for one in (stack[None] if stack.ndim == 2 else stack)]
         if not trainings:
             raise D4LensError(f"a comparison needs the predictions of at least one training of {name}")
         truth = np.asarray(labels, dtype=np.int64)
         ones = np.ones((1, len(truth)))
-        observed[name] = float(np.mean([_weighted(truth, one, ones, (metric,))[metric] for one in trainings]))
+        observed[name] = float(np.mean([weighted(truth, one, ones, (metric,))[metric] for one in trainings]))
         values[name] = _resampled(truth, trainings, n_resamples, seed, (metric,))[metric].mean(axis=0)
     result = {}
     for a, b in combinations(values, 2):
@@ -161,7 +133,7 @@ def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201)
     tpr is the highest reached at that fpr; tied scores are straight pieces. The thinning keeps plots of large test
     splits small; the AUC is never computed from it.
     """
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = checked(labels, probabilities)
     grid = np.linspace(0, 1, n_points)
     frames = []
     for index, name in enumerate(CLASSES):
@@ -177,32 +149,9 @@ def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201)
 
 def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
     """Counts (C, C): row the true class, column the most probable one."""
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = checked(labels, probabilities)
     n = len(CLASSES)
     return np.bincount(labels * n + probabilities.argmax(axis=1), minlength=n * n).reshape(n, n)
-
-
-def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int64], Array]:
-    labels = np.asarray(labels, dtype=np.int64)
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    if labels.ndim != 1 or probabilities.shape != (len(labels), len(CLASSES)):
-        raise D4LensError(
-            f"labels of shape {labels.shape} need probabilities of shape ({len(labels)}, {len(CLASSES)}), "
-            f"not {probabilities.shape}"
-        )
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES):
-        raise D4LensError(f"labels must lie in 0..{len(CLASSES) - 1}, not in {labels.min()}..{labels.max()}")
-    empty = [name for index, name in enumerate(CLASSES) if not (labels == index).any()]
-    if empty:
-        raise D4LensError(f"the images to score hold none of class {', '.join(empty)}: its AUC is undefined; add some")
-    broken = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
-    if len(broken):
-        raise D4LensError(
-            f"{len(broken)} predictions are not finite, the first for image {broken[0]}: train the model anew"
-        )
-    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-4):
-        raise D4LensError("predictions must be probabilities whose rows sum to 1: apply softmax to logits first")
-    return labels, probabilities
 
 
 def _interval(drawn: Array) -> tuple[float, float]:
@@ -233,50 +182,7 @@ def _resampled(
         raise D4LensError(f"a bootstrap needs at least 1 resample, not {n_resamples}")
     chunks: dict[str, list[Array]] = {name: [] for name in metrics}
     for weights in _resample_weights(labels, n_resamples, seed):
-        weighted = [_weighted(labels, probabilities, weights, metrics) for probabilities in predictions]
+        drawn = [weighted(labels, probabilities, weights, metrics) for probabilities in predictions]
         for name in metrics:
-            chunks[name].append(np.stack([one[name] for one in weighted]))
+            chunks[name].append(np.stack([one[name] for one in drawn]))
     return {name: np.concatenate(parts, axis=1) for name, parts in chunks.items()}
-
-
-def _weighted(
-    labels: NDArray[np.int64], probabilities: Array, weights: Array, metrics: tuple[str, ...] = METRICS
-) -> dict[str, Array]:
-    """The asked metrics under each row of `weights` (B, n) -> (B,). All sums but ece's are of integers, hence exact."""
-    result: dict[str, Array] = {}
-    auc = [name for name in metrics if name.startswith("auc_")]
-    wanted = [index for index, name in enumerate(CLASSES) if "auc_macro" in auc or f"auc_{name}" in auc]
-    for index in wanted:
-        result[f"auc_{CLASSES[index]}"] = _auc(probabilities[:, index], labels == index, weights)
-    if "auc_macro" in auc:
-        result["auc_macro"] = np.mean([result[f"auc_{name}"] for name in CLASSES], axis=0)
-    if len(auc) < len(metrics):
-        right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-        total = weights.sum(axis=1)
-        result["accuracy"] = weights @ right / total
-        for index, name in enumerate(CLASSES):
-            of_class = (labels == index).astype(np.float64)
-            result[f"recall_{name}"] = (weights @ (right * of_class)) / (weights @ of_class)
-        confidence = probabilities.max(axis=1)
-        bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-        gap = np.zeros((len(labels), ECE_BINS))
-        gap[np.arange(len(labels)), bins] = right - confidence
-        result["ece"] = np.abs(weights @ gap).sum(axis=1) / total
-    return {name: result[name] for name in metrics}
-
-
-def _auc(score: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
-    """Mann-Whitney AUC (B,) of one score under each row of weights (B, n); tied scores count one half."""
-    order = np.argsort(score, kind="stable")
-    ranked = score[order]
-    weights = weights[:, order]
-    of_positive = weights * positive[order]
-    of_negative = weights - of_positive
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    if len(starts) < len(ranked):
-        of_positive = np.add.reduceat(of_positive, starts, axis=1)
-        of_negative = np.add.reduceat(of_negative, starts, axis=1)
-    below = np.cumsum(of_negative, axis=1)
-    below -= of_negative / 2
-    won = np.einsum("bn,bn->b", of_positive, below)
-    return won / (of_positive.sum(axis=1) * of_negative.sum(axis=1))

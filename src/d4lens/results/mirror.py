@@ -8,16 +8,18 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from importlib.resources import files as packaged
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from d4lens import files
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.files import sha256
-from d4lens.models import weights
+from d4lens.models import averaging, weights
 from d4lens.results import card, tables
 from d4lens.simulator import draw, preset, render
 from d4lens.tracking import Tracker, enabled, run_tags, uri
@@ -26,7 +28,7 @@ from d4lens.tracking import store as places
 MODEL = "d4lenspinn"
 """The registered model's name, and the arm whose first seed it is."""
 _FINGERPRINT = "fingerprint"
-_SERVED = Path(__file__).with_name("served.py")
+_SERVED = Path(str(packaged("d4lens"))) / "inference" / "served.py"
 _FILES = ("results.csv", "report.json")
 
 _log = logging.getLogger(__name__)
@@ -132,8 +134,8 @@ def _child(
         for row in pd.read_csv(runs / name / "history.csv", float_precision="round_trip").to_dict("records"):
             shown = {str(key): float(value) for key, value in row.items() if key != "epoch" and value == value}
             run.log_metrics(shown, step=int(row["epoch"]))
-        evaluation = tables.read_json(scored / f"{name}.json")
-        for view in tables.VIEWS:
+        evaluation = files.read_json(scored / f"{name}.json")
+        for view in averaging.VIEWS:
             run.log_metrics({f"{view}/{metric}": one["value"] for metric, one in evaluation[view].items()})
         if not run.found:
             for path in (runs / "evaluation" / name, scored / f"{name}.json"):

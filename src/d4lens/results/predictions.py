@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
+from d4lens.models import scores
+from d4lens.models.averaging import VIEWS
 from d4lens.results import metrics
-from d4lens.results.tables import VIEWS
 
 LOGITS = [f"logit_{name}" for name in CLASSES]
 PROBABILITIES = [f"p_{name}" for name in CLASSES]
@@ -30,7 +31,7 @@ def tabulate(paths: list[str], labels: ArrayLike, logits: dict[str, ArrayLike]) 
         values = np.asarray(logits[view], dtype=np.float32)
         part = pd.DataFrame({"path": paths, "label": np.asarray(labels, dtype=np.int64), "tta": view == "tta"})
         part[LOGITS] = values
-        part[PROBABILITIES] = metrics.softmax(values)
+        part[PROBABILITIES] = scores.softmax(values)
         parts.append(part[COLUMNS])
     return pd.concat(parts, ignore_index=True)
 

@@ -5,7 +5,6 @@ pipeline. Numbers that change from one run to the next of equal code and paramet
 exception, `train_minutes`, is rounded to whole minutes.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any
 
 import pandas as pd
 
-from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.files import atomic_path, write_json, write_text
+from d4lens.files import atomic_path, read_json, write_json, write_text
+from d4lens.models.averaging import VIEWS
+from d4lens.models.scores import METRICS
 
-# The metrics of an evaluation, in the table's order; each has a 95 % interval in the columns _low and _high.
-_VALUES = ("auc_macro", *(f"auc_{name}" for name in CLASSES), "accuracy")
-_MORE = (*(f"recall_{name}" for name in CLASSES), "ece")
+# The metrics of an evaluation; each has a 95 % interval in the columns _low and _high. The second part stands further right.
+_MORE = tuple(name for name in METRICS if name.startswith(("recall_", "ece")))
+_VALUES = tuple(name for name in METRICS if name not in _MORE)
 INTERVALS = tuple(f"{name}_{end}" for name in (*_VALUES, *_MORE) for end in ("low", "high"))
 FACTS = ("n_train", "n_test", "params")
 COLUMNS = (
@@ -50,16 +50,7 @@ MODEL_ORDER = (
     "d4lenspinn_published",
     "d4lenspinn",
 )
-VIEWS = ("plain", "tta")
-COMPARED = ("auc_macro", "accuracy", "recall_no", "recall_sphere", "recall_vort", "ece")
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object that an earlier stage wrote. Raises D4LensError if it is missing or damaged."""
-    try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise D4LensError(f"{path} is missing or damaged; run the stage that writes it again") from None
+COMPARED = ("auc_macro", "accuracy", *_MORE)
 
 
 def rows(evaluation: Mapping[str, Any], train_minutes: float) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ import pandas as pd
 from d4lens.data.archive import Limits, SafeZip
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
+from d4lens.parallel import Ranks
 from d4lens.progress import Meter
 from d4lens.simulator.draw import COLUMNS, SPLITS, SUBHALO_COLUMNS, Truth, check_seed, draw
 from d4lens.simulator.priors import Preset
@@ -314,3 +315,20 @@ def _one_thread() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def write_shared(
+    ranks: Ranks, path: str | Path, preset: Preset, seed: int, n_train: int, n_val: int, workers: int = 1
+) -> None:
+    """`write_archive` by all of `ranks` at once, each with `workers` processes; shows its progress."""
+    path = Path(path)
+    if ranks.world == 1:
+        write_archive(path, preset, seed, n_train, n_val, workers, progress=True)
+        return
+    write_shard(ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers, progress=ranks.leads)
+    ranks.wait()
+    if ranks.leads:
+        join_shards(ranks.parts(path), path)
+        for part in ranks.parts(path):
+            part.unlink()
+    ranks.wait()

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from d4lens import models
 from d4lens.errors import D4LensError
-from d4lens.models import weights
+from d4lens.models import scores, weights
 from d4lens.models.fields import FieldNorm
 from d4lens.observation import Observation
 from d4lens.params import TrainParams
-from d4lens.results import metrics
 from d4lens.train import losses
 from d4lens.train.checkpoint import Progress
 from d4lens.train.data import augment, epoch_seed
@@ -165,11 +164,11 @@ class Training(L.LightningModule):
             raise D4LensError(
                 f"the network's output is not finite after epoch {self.epoch + 1}; lower train.learning_rate"
             )
-        scores = metrics.scores(labels.numpy(), metrics.softmax(logits.numpy()))
+        found = scores.scores(labels.numpy(), scores.softmax(logits.numpy()))
         self.row |= {
             "select_loss": F.cross_entropy(logits.double(), labels).item(),
-            f"select_{SELECTION}": scores[SELECTION],
-            "select_accuracy": scores["accuracy"],
+            f"select_{SELECTION}": found[SELECTION],
+            "select_accuracy": found["accuracy"],
         }
 
     def close_epoch(self) -> None:

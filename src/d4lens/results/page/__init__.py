@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from d4lens import studies
+from d4lens import files, studies
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.files import write_text
-from d4lens.results import metrics, plots, predictions, tables
+from d4lens.models import averaging, scores
+from d4lens.results import plots, predictions, tables
 from d4lens.results.page import chart, facts, gallery
 
 Arm = tuple[str, int]
@@ -61,7 +62,7 @@ def write(
         raise D4LensError(f"no study is called {sorted(unknown)[0]!r}; the studies are {', '.join(STUDIES)}")
     results, caption, comparisons = tables.read_profile(root / "metrics" / profile)
     runs = root / "runs" / profile
-    tables = {arm: predictions.read(runs / "evaluation" / _name(arm) / "predictions.parquet") for arm in arms}
+    predicted = {arm: predictions.read(runs / "evaluation" / _name(arm) / "predictions.parquet") for arm in arms}
     head, body = tables.cells(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("d4lens.results.page", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -78,12 +79,12 @@ def write(
         plots=[
             _history(runs, arms, profile),
             *_growth(root),
-            _roc(tables, profile),
-            _calibration(tables, profile),
+            _roc(predicted, profile),
+            _calibration(predicted, profile),
         ],
-        confusions=_confusions(tables),
+        confusions=_confusions(predicted),
         classes=CLASSES,
-        galleries=_galleries(root, profile, tables, n),
+        galleries=_galleries(root, profile, predicted, n),
         studies=[_section(root / "metrics" / profile, name) for name in STUDIES if name in declared],
         not_run=[short.lower() for name, (short, _) in STUDIES.items() if name not in declared],
         command=f"make reproduce PROFILE={profile}",
@@ -93,14 +94,14 @@ def write(
             "Machine and packages": facts.of_machine(),
         },
         timing=[
-            [name, times["train_minutes"], *(times["images_per_second"][view] for view in tables.VIEWS)]
-            for name, times in tables.read_json(root / "metrics" / profile / "timing.json").items()
+            [name, times["train_minutes"], *(times["images_per_second"][view] for view in averaging.VIEWS)]
+            for name, times in files.read_json(root / "metrics" / profile / "timing.json").items()
         ],
     )
     write_text(path, text)
 
 
-def reliability(table: pd.DataFrame, n_bins: int = metrics.ECE_BINS) -> pd.DataFrame:
+def reliability(table: pd.DataFrame, n_bins: int = scores.ECE_BINS) -> pd.DataFrame:
     """The bins of the expected calibration error, with TTA: columns confidence, accuracy, images; empty ones left out."""
     _, labels, probabilities = predictions.of_view(table, "tta")
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -184,7 +185,7 @@ def _calibration(tables: Mapping[Arm, pd.DataFrame], profile: str) -> Plot:
         x, y = chart.Axis("probability of the answer", unit), chart.Axis("share that is right", unit)
         charts.append(chart.draw(model, lines, x, y, diagonal=True))
     text = (
-        f"Reliability on the test split, averaged over eight views: images in {metrics.ECE_BINS} bins of the probability "
+        f"Reliability on the test split, averaged over eight views: images in {scores.ECE_BINS} bins of the probability "
         "of their answer; their mean gap from the diagonal is the ECE of the table. A point may stand for few images."
     )
     return Plot("Calibration", charts, text, f"python stages/report.py --profile {profile}")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from d4lens.errors import D4LensError
-from d4lens.tables import write_table
+from d4lens.table_files import write_table
 
 TABLE = pd.DataFrame({"path": ["a", "b"], "chi2": [1.0000004, np.nan], "flag": ["", "failed: x"]})
 

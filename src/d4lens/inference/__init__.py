@@ -1,0 +1,1 @@
+"""The way of an image: sources in, table or picture out, from the command line, from Python and from MLflow."""
