@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from d4lens import studies
 from d4lens.errors import D4LensError
 from d4lens.params import check
 
@@ -20,27 +21,29 @@ GROUPS = (
     "macrofit",
     "train",
     "evaluate",
-    "sensitivity",
-    "mismatch",
-    "patching",
-    "probing",
-    "symmetry",
-    "attribution",
     "report",
 )
-OF_PROFILE = ("root", "overlay", "models", "seeds", "studied", "profile")
+OF_PROFILE = ("root", "overlay", "models", "seeds", "studied", "studies", "profile")
 Group = TypeVar("Group", bound=BaseModel)
 
 
 def arguments(
-    description: str | None, *, arm: bool = False, flags: Mapping[str, str] | None = None
+    description: str | None,
+    *,
+    arm: bool = False,
+    values: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
-    """The command line of a stage: `--profile`, for one arm of the table `--model` and `--seed`, and `flags` (name: help)."""
+    """The command line of a stage: `--profile`, for one arm of the table `--model` and `--seed`, and by name and help
+    `values` that it must be given and `flags`.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--profile", default="quick", help="quick, or a folder of profiles/ (default: quick)")
     if arm:
         parser.add_argument("--model", required=True, help="an arm named in params.yaml")
         parser.add_argument("--seed", type=int, required=True, help="seed of weights, batches and augmentation")
+    for name, text in (values or {}).items():
+        parser.add_argument(f"--{name}", required=True, help=text)
     for name, text in (flags or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args()
@@ -72,13 +75,17 @@ def known() -> str:
 
 
 def parameters(group: str, model: type[Group], profile: str) -> Group:
-    """One group: what params.yaml says for all profiles, and the profile's own `profile.<group>` on top."""
+    """One group: what params.yaml says for all profiles, and what the profile sets on top: its own `profile.<group>`, of a
+    study its `studies.<group>`.
+    """
     base, own = read(Path("params.yaml")), read(overlay(profile))
-    scale = own.get("profile")
+    scale = own.get("studies" if group in studies.NAMES else "profile")
+    every = {*GROUPS, *OF_PROFILE, *studies.NAMES, "arms"}
     for values, path, allowed in (
-        (base, "params.yaml", {*GROUPS, *OF_PROFILE, "arms"}),
-        (own, str(overlay(profile)), {*GROUPS, *OF_PROFILE, "arms"}),
-        (scale, f"'profile' of {overlay(profile)}", {*GROUPS, "name"}),
+        (base, "params.yaml", every),
+        (own, str(overlay(profile)), every),
+        (own.get("profile"), f"'profile' of {overlay(profile)}", {*GROUPS, "name"}),
+        (own.get("studies"), f"'studies' of {overlay(profile)}", {*studies.NAMES}),
     ):
         if not isinstance(values, dict):
             raise D4LensError(f"{path} must be a group of keys, not {values!r}")

@@ -15,7 +15,7 @@ def main() -> None:
     params = parameters("report", ReportParams, profile)
     matrix = read(overlay(profile))
     arms = list(product(matrix["models"], matrix["seeds"]))
-    page.write(params.page, Path("."), profile, arms, params.studies, params.examples)
+    page.write(params.page, Path("."), profile, arms, list(matrix["studies"]), params.examples)
     print(f"{params.page}: {Path(params.page).stat().st_size / 1e6:.1f} MB")
 
 

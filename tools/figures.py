@@ -1,6 +1,6 @@
 """The README's pictures: docs/lenses.png, one simulated image of each class and what the fit makes of it;
 docs/learning_curve.png, macro AUC against training images from metrics/PROFILE/results.csv of CURVES;
-docs/limit.svg, detection rate against the substructure's significance from plots/quick/sensitivity_limit.csv."""
+docs/limit.svg, detection rate against the substructure's significance from plots/quick/studies/sensitivity/limit.csv."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ import yaml
 from matplotlib.figure import Figure
 
 from d4lens.classes import CLASSES
-from d4lens.evaluate import study_plots
 from d4lens.files import atomic_path
 from d4lens.macrofit import fit, preset_model
 from d4lens.macrofit.significance import significance
 from d4lens.simulator import PRESETS, draw, render, substructure_convergence
+from d4lens.studies.sensitivity import draw_limit
 
 SEED, FIRST = 20, 0  # index % 3 is the class
 CURVES = ("learning_curve", "full_75px", "image_only", "image_only_d4")  # profiles
@@ -27,7 +27,7 @@ ARMS = {
     "resnet18": "ResNet18 on the image",
     "resnet18_long": "ResNet18 on the image, 30 epochs",
 }
-LIMIT = "plots/quick/sensitivity_limit.csv"
+LIMIT = "plots/quick/studies/sensitivity/limit.csv"
 
 
 def learning_curve() -> None:
@@ -59,7 +59,7 @@ def learning_curve() -> None:
 def limit() -> None:
     table = pd.read_csv(LIMIT)  # the test split's substructure is all far above the noise
     rate = yaml.safe_load(Path("params.yaml").read_text())["sensitivity"]["false_positive_rate"]
-    study_plots.draw_limit("docs/limit.svg", table[table["images_of"] == "one subhalo"], rate)
+    draw_limit("docs/limit.svg", table[table["images_of"] == "one subhalo"], rate)
 
 
 def lenses() -> None:

@@ -28,6 +28,8 @@ from pathlib import Path
 
 import yaml
 
+from d4lens import studies
+
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE, MODEL, SEED = "smoke", "d4lenspinn", 0
 TOPS = [Path(top) / PROFILE for top in ("data", "runs", "metrics", "plots", "reports")]
@@ -41,24 +43,26 @@ NAMES = {
 }
 
 
+def filled(text: str, key: str) -> str:
+    """A text of dvc.yaml with its names' values; `key` is the study."""
+    names = NAMES | {"key": key}
+    return re.sub(r"\$\{(.*?)\}", lambda found: names[found[1]], text)
+
+
 def pipeline() -> dict[str, dict[str, list[str]]]:
-    """Of each stage of dvc.yaml, in its order: the script's arguments and what it writes."""
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-
-    def filled(text: str) -> str:
-        return re.sub(r"\$\{(.*?)\}", lambda name: NAMES[name[1]], text)
-
-    return {
-        name: {
-            "arguments": shlex.split(filled(stage["cmd"]))[2:],
-            "outputs": [
-                filled(next(iter(out)) if isinstance(out, dict) else out)
+    """Of each stage of dvc.yaml, in its order, and of each study: script, arguments and what it writes."""
+    found = {}
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        every = [(f"{name}@{study}", study) for study in studies.NAMES] if "foreach" in stage else [(name, "")]
+        stage = stage.get("do", stage)
+        for full_name, key in every:
+            outputs = [
+                filled(next(iter(out)) if isinstance(out, dict) else out, key)
                 for kind in ("outs", "metrics", "plots")
                 for out in stage.get(kind, [])
-            ],
-        }
-        for name, stage in stages.items()
-    }
+            ]
+            found[full_name] = {"command": shlex.split(filled(stage["cmd"], key))[1:], "outputs": outputs}
+    return found
 
 
 PIPELINE = pipeline()
@@ -98,8 +102,9 @@ def start(stage: str, log: Path) -> int:
         stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
-        script = ROOT / "stages" / f"{stage}.py"
-        sys.argv = [str(script), *PIPELINE[stage]["arguments"]]
+        name, *arguments = PIPELINE[stage]["command"]
+        script = ROOT / name
+        sys.argv = [str(script), *arguments]
         sys.path.insert(0, str(script.parent))
         runpy.run_path(str(script), run_name="__main__")
         code = 0
@@ -133,7 +138,7 @@ def project(folder: Path, images: tuple[int, int], binning: int, epochs: int) ->
         "train": {"epochs": epochs},
     }
     values |= {"models": [MODEL], "seeds": [SEED]}
-    for group in values["profile"].values():
+    for group in values["studies"].values():
         for key in ("arms", "models"):
             if key in group:
                 group[key] = [MODEL]
@@ -189,9 +194,8 @@ def main() -> None:
     out = options.out.resolve() if options.out else None
     # What the stages import; a fork must find one thread only.
     for name in (
-        *("data.preprocess", "evaluate.plots", "evaluate.mismatch", "evaluate.sensitivity_study", "macrofit"),
-        *("interpret.attribution", "interpret.patching", "interpret.probing", "interpret.symmetry", "page", "report"),
-        *("simulate", "track", "train"),
+        *("data.preprocess", "evaluate.plots", "macrofit", "page", "report", "simulate", "track", "train"),
+        *(f"studies.{study}" for study in studies.NAMES),
     ):
         importlib.import_module(f"d4lens.{name}")
 

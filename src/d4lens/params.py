@@ -30,18 +30,20 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Group(BaseModel):
+class ParameterGroup(BaseModel):
+    """A group of params.yaml: every key known, every value of its type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class SplitCounts(_Group):
+class SplitCounts(ParameterGroup):
     """Images of each class in each published split."""
 
     train: Count
     val: Count
 
 
-class GDriveParams(_Group):
+class GDriveParams(ParameterGroup):
     """Where on the Drive the set lies, and how patiently it is fetched."""
 
     id: str
@@ -52,7 +54,7 @@ class GDriveParams(_Group):
     images_per_class: SplitCounts
 
 
-class SimulateParams(_Group):
+class SimulateParams(ParameterGroup):
     """Preset, seed and overridden priors of the simulation."""
 
     preset: str
@@ -60,14 +62,14 @@ class SimulateParams(_Group):
     priors: dict[str, bool | Number | list[Number]]
 
 
-class LimitParams(_Group):
+class LimitParams(ParameterGroup):
     """How large a zip may unpack."""
 
     max_ratio: Positive
     max_gigabytes: Positive
 
 
-class DownloadParams(_Group):
+class DownloadParams(ParameterGroup):
     """Group `download`: where the images come from."""
 
     source: Literal["simulate", "gdrive", "path"]
@@ -81,7 +83,7 @@ class DownloadParams(_Group):
     n_val: Count
 
 
-class PreprocessParams(_Group):
+class PreprocessParams(ParameterGroup):
     """Group `preprocess`: the instrument (arcsec, counts) and the splits."""
 
     pixel_scale: Positive
@@ -93,7 +95,7 @@ class PreprocessParams(_Group):
     bin: Literal[1, 2, 3, 4]
 
 
-class MacrofitParams(_Group):
+class MacrofitParams(ParameterGroup):
     """Group `macrofit`: preset and iterations of the smooth fit."""
 
     preset: str
@@ -103,7 +105,7 @@ class MacrofitParams(_Group):
     max_starts: Count
 
 
-class LossWeights(_Group):
+class LossWeights(ParameterGroup):
     """Weights of the losses beside the cross-entropy's 1."""
 
     total_variation: NonNegative
@@ -114,7 +116,7 @@ class LossWeights(_Group):
     convergence: NonNegative
 
 
-class TrainParams(_Group):
+class TrainParams(ParameterGroup):
     """Group `train`, as the profile and the arm change it."""
 
     batch_size: Count
@@ -130,7 +132,7 @@ class TrainParams(_Group):
     limit: Count | None
 
 
-class ArmParams(_Group):
+class ArmParams(ParameterGroup):
     """A row of the table: its network, that one's options, and what it changes in `train`."""
 
     base: str
@@ -138,7 +140,7 @@ class ArmParams(_Group):
     train: dict[str, Any] = {}
 
 
-class EvaluateParams(_Group):
+class EvaluateParams(ParameterGroup):
     """Group `evaluate`: batch, bootstrap resamples and their seed."""
 
     batch_size: Count
@@ -146,87 +148,11 @@ class EvaluateParams(_Group):
     seed: Seed
 
 
-class PatchingParams(_Group):
-    """Group `patching`."""
-
-    models: Annotated[list[str], Field(min_length=1)]
-    pairs: Annotated[int, Field(ge=2)]
-    controls: Annotated[int, Field(ge=2)]
-    min_difference: Positive
-    bootstrap: Annotated[int, Field(ge=100)]
-    seed: Seed
-
-
-class ProbingParams(_Group):
-    """Group `probing`."""
-
-    models: Annotated[list[str], Field(min_length=1)]
-    twin: str
-    images: Annotated[int, Field(ge=30)]
-    dimension: Count
-    splits: Annotated[int, Field(ge=2)]
-    seed: Seed
-
-
-class SymmetryParams(_Group):
-    """Group `symmetry`."""
-
-    images: Annotated[int, Field(ge=6)]
-    layer_images: Count
-    bootstrap: Annotated[int, Field(ge=100)]
-    seed: Seed
-
-
-class AttributionParams(_Group):
-    """Group `attribution`."""
-
-    models: Annotated[list[str], Field(min_length=1)]
-    images: Annotated[int, Field(ge=2)]
-    steps: Count
-    bootstrap: Annotated[int, Field(ge=100)]
-    seed: Seed
-
-
-class PlacesParams(_Group):
-    """The grid of places (arcsec) of one subhalo of `mass` (Msun), and its noises."""
-
-    side: Count
-    half_width: Positive
-    mass: Positive
-    repeats: Count
-
-
-class SensitivityParams(_Group):
-    """Group `sensitivity`: masses in Msun, radii in Einstein radii."""
-
-    arms: list[str]
-    recover: str
-    false_positive_rate: Fraction
-    mass_edges: list[Positive]
-    radius_edges: list[NonNegative]
-    per_cell: Count
-    places: PlacesParams
-    recover_images: Count
-    bootstrap: Annotated[int, Field(ge=100)]
-    seed: Seed
-
-
-class MismatchParams(_Group):
-    """Group `mismatch`."""
-
-    arms: list[str]
-    answers_for: str
-    images: Annotated[int, Field(ge=3)]
-    bootstrap: Annotated[int, Field(ge=100)]
-    seed: Seed
-
-
-class ReportParams(_Group):
-    """Group `report`: the page, its studies and galleries."""
+class ReportParams(ParameterGroup):
+    """Group `report`: the page and its galleries."""
 
     caption: str
     page: Annotated[str, Field(pattern=r"\.html$")]
-    studies: list[str]
     examples: Count
 
 

@@ -48,8 +48,3 @@ def test_scored_reads_the_view_asked_for(tmp_path):
         paths, labels, evidence = classify.scored(tmp_path / "d4cnn-0.parquet", view)
         assert (paths, labels.tolist()) == (["a", "b", "c"], [0, 1, 2])
         np.testing.assert_allclose(evidence, classify.evidence(logits), rtol=1e-6)
-
-
-def test_an_arm_that_was_not_trained_is_named(tmp_path):
-    with pytest.raises(D4LensError, match="d4cnn-7"):
-        classify.load_arms(tmp_path, ["d4cnn"], 7)

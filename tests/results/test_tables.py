@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d4lens import studies
 from d4lens.errors import D4LensError
 from d4lens.models import scores
 from d4lens.results import tables
+from d4lens.studies.outcome import Outcome, record, write
 
 README = "before\n<!-- results:quick:begin -->\nold\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
 
@@ -82,15 +82,15 @@ def test_studies_of_all_profiles_are_joined_with_their_profile(tmp_path):
     written(tmp_path / "quick", [evaluation()])
     written(tmp_path / "full", [evaluation(profile="full")])
     for profile, value in (("quick", 0.5), ("full", 0.75)):
-        study = studies.Study("patching", "?", [], [], [studies.record(value, 0, 1, 9, site="head")])
-        studies.write(tmp_path / profile / "interpret" / "patching.json", study)
+        study = Outcome("?", [], [], [record(value, 0, 1, 9, site="head")])
+        write(tmp_path / profile / "studies" / "patching.json", study)
     tables.join_profiles(tmp_path)
-    joined = json.loads((tmp_path / "interpret" / "patching.json").read_text())
+    joined = json.loads((tmp_path / "studies" / "patching.json").read_text())
     assert [(row["profile"], row["site"], row["value"]) for row in joined] == [
         ("full", "head", 0.75),
         ("quick", "head", 0.5),
     ]
-    assert [path.name for path in (tmp_path / "interpret").iterdir()] == ["patching.json"]
+    assert [path.name for path in (tmp_path / "studies").iterdir()] == ["patching.json"]
     assert tables.profiles(tmp_path) == ["full", "quick"]
 
 

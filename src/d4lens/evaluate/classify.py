@@ -1,18 +1,16 @@
 """Images of any origin before trained networks: what a network reads of them, what it says, and when to distrust it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.macrofit import FitResult, SmoothLensModel, significance
-from d4lens.models.averaging import exported, predict_logits
+from d4lens.models.averaging import predict_logits
 from d4lens.results.predictions import LOGITS, read
 
 LIKE_TRAINING = 0.999
@@ -29,13 +27,6 @@ def batch_of(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> dict[s
         "significance": significance(counts, result.parameters, lens),
         "fit": result.columns.float(),
     }
-
-
-def load_arms(folder: str | Path, names: Sequence[str], seed: int) -> dict[str, nn.Module]:
-    """The trained networks `{folder}/{name}-{seed}.safetensors`, ready to predict. Raises D4LensError for one that is not
-    there."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {name: exported(models.load(Path(folder) / f"{name}-{seed}.safetensors")[0]).to(device) for name in names}
 
 
 def logits(network: nn.Module, batch: Mapping[str, Tensor], *, tta: bool = False) -> NDArray[np.float64]:

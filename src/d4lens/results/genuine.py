@@ -12,10 +12,10 @@ from d4lens.errors import D4LensError
 from d4lens.evaluate.classify import wilson
 from d4lens.models import scores
 from d4lens.results.predictions import PROBABILITIES
-from d4lens.studies import Study, record
+from d4lens.studies.outcome import Outcome, record
 
 
-def study(labels: np.ndarray, tables: Mapping[tuple[str, int], pd.DataFrame], command: str) -> Study:
+def study(labels: np.ndarray, tables: Mapping[tuple[str, int], pd.DataFrame], command: str) -> Outcome:
     """The scores of every trained arm on the same images.
 
     labels: (n,) indices into CLASSES. tables: by (arm, seed), `predict`'s rows of the n images in the labels' order: the
@@ -44,8 +44,7 @@ def study(labels: np.ndarray, tables: Mapping[tuple[str, int], pd.DataFrame], co
     for i, name in enumerate(CLASSES):
         chi2 = any_table.loc[labels == i, "chi2"]
         records.append(record(chi2.mean(), chi2.min(), chi2.max(), len(chi2), quantity="chi2") | {"class": name})
-    return Study(
-        name="genuine",
+    return Outcome(
         question="Do networks that have seen simulated images only name genuine ones rightly?",
         answers=said,
         cannot_tell=[

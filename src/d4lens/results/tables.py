@@ -37,8 +37,6 @@ KEYS = ("profile", "model", "seed", "tta")
 RESULTS = "results.csv"
 RESULTS_JSON = "results.json"
 REPORT = "report.json"
-INTERPRET = ("patching", "probing", "symmetry", "attribution")
-"""Studies of the networks' inside: metrics/<profile>/interpret/<name>.json, joined in metrics/interpret/<name>.json."""
 
 # The order of a table's rows; arms that are not named here follow by name.
 MODEL_ORDER = (
@@ -125,7 +123,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
 def join_profiles(metrics: str | Path) -> pd.DataFrame:
     """Write metrics/results.csv and .json from all metrics/<profile>/results.csv, and return them as one table.
 
-    The records of the studies of INTERPRET are joined too, with the profile's name in each, where there are any.
+    The records of each study, metrics/<profile>/studies/<study>.json, are joined in metrics/studies/<study>.json with the
+    profile's name in each.
     """
     metrics = Path(metrics)
     names = profiles(metrics)
@@ -133,12 +132,11 @@ def join_profiles(metrics: str | Path) -> pd.DataFrame:
     joined = table(record for part in parts for record in _records(part))
     write_csv(metrics / RESULTS, joined)
     write_json(metrics / RESULTS_JSON, _records(joined))
-    for study in INTERPRET:
-        files = {profile: metrics / profile / "interpret" / f"{study}.json" for profile in names}
+    for study in sorted({path.name for name in names for path in (metrics / name / "studies").glob("*.json")}):
+        files = {profile: metrics / profile / "studies" / study for profile in names}
         found = {profile: read_json(path)["records"] for profile, path in files.items() if path.is_file()}
-        if found:
-            records = [{"profile": profile, **record} for profile, part in found.items() for record in part]
-            write_json(metrics / "interpret" / f"{study}.json", records)
+        records = [{"profile": profile, **record} for profile, part in found.items() for record in part]
+        write_json(metrics / "studies" / study, records)
     return joined
 
 

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d4lens import studies
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.data.preprocess import build
@@ -18,6 +17,7 @@ from d4lens.observation import Observation
 from d4lens.results import page, predictions, tables
 from d4lens.results.page import chart, gallery
 from d4lens.simulator import preset, write_archive
+from d4lens.studies import outcome
 
 ARMS = [("resnet18", 0), ("d4lenspinn", 0)]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="240"><rect width="720" height="240" fill="teal"/></svg>'
@@ -59,12 +59,11 @@ def project(tmp_path_factory):
     tables.write_csv(root / "metrics" / "learning_curve" / tables.RESULTS, growing)
     (root / "plots").mkdir()
     (root / "plots" / "map.svg").write_text(SVG)
-    for name in ("sensitivity", "interpret/patching"):
-        figure = studies.Figure("plots/map.svg", f"Map of {name}", "Teal <everywhere>.", "python stages/x.py")
-        record = studies.record(0.5, 0.4, 0.6, 10, quantity="auc")
-        undefined = studies.record(float("nan"), 0, 0, 0, quantity="control", layer=3)
-        study = studies.Study(
-            name,
+    for name in ("sensitivity", "patching"):
+        figure = outcome.Figure("plots/map.svg", f"Map of {name}", "Teal <everywhere>.", "python stages/x.py")
+        record = outcome.record(0.5, 0.4, 0.6, 10, quantity="auc")
+        undefined = outcome.record(float("nan"), 0, 0, 0, quantity="control", layer=3)
+        study = outcome.Outcome(
             "Is it?",
             ["It is <0.5> by `d4lens <fit>`."],
             ["Why."],
@@ -72,14 +71,14 @@ def project(tmp_path_factory):
             [figure],
             {"control": "0"},
         )
-        studies.write(folder / f"{name}.json", study)
+        outcome.write(folder / "studies" / f"{name}.json", study)
     return root
 
 
 @pytest.fixture(scope="module")
 def written(project):
     path = project / "reports" / "report.html"
-    page.write(path, project, "small", ARMS, ["sensitivity", "interpret/patching"], 4)
+    page.write(path, project, "small", ARMS, ["sensitivity", "patching"], 4)
     return path
 
 
@@ -96,7 +95,7 @@ def test_it_holds_every_part_and_fetches_nothing(written):
         assert word in text
     for word in ("python stages/x.py", "make reproduce PROFILE=small", "archive, SHA-256", "processor", "torch"):
         assert word in text
-    assert "Profile small does not ask for: mismatch, probing, symmetry, attribution." in text
+    assert "Profile small does not ask for: attribution, mismatch, probing, symmetry." in text
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|url\(|@import|https?://(?!www\.w3\.org)""", text)
 
 

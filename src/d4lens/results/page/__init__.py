@@ -19,18 +19,10 @@ from d4lens.files import write_text
 from d4lens.models import averaging, scores
 from d4lens.results import plots, predictions, tables
 from d4lens.results.page import chart, facts, gallery
+from d4lens.studies import outcome
 
 Arm = tuple[str, int]
 
-STUDIES = {
-    "sensitivity": ("Sensitivity", "Sensitivity: which masses are seen"),
-    "mismatch": ("Mismatch", "Mismatch: images unlike the training set's"),
-    "interpret/patching": ("Patching", "Interpretability: patching"),
-    "interpret/probing": ("Probing", "Interpretability: probing"),
-    "interpret/symmetry": ("Symmetry", "Interpretability: symmetry"),
-    "interpret/attribution": ("Attribution", "Interpretability: attribution"),
-}
-"""Short and long title of each study by its file below metrics/<profile>/ without the suffix, in the page's order."""
 _EXPLAINED = "d4lenspinn"
 _GROWING = "learning_curve"
 """The profile whose arms differ in their training images: the number ends the arm's name."""
@@ -54,12 +46,11 @@ def write(
     """Write the page of `profile` atomically.
 
     root: the project's folder with metrics/, runs/ and data/ of the profile. arms: (model, seed) of the table.
-    declared: names of STUDIES that the profile runs; the others are listed as not run. n: images in each gallery.
+    declared: names of the studies that the profile runs, in the page's order; the others are listed as not run. n: images
+    in each gallery.
     Raises D4LensError for an unknown or missing study, or results that are missing or damaged.
     """
     root = Path(root)
-    if unknown := set(declared) - set(STUDIES):
-        raise D4LensError(f"no study is called {sorted(unknown)[0]!r}; the studies are {', '.join(STUDIES)}")
     results, caption, comparisons = tables.read_profile(root / "metrics" / profile)
     runs = root / "runs" / profile
     predicted = {arm: predictions.read(runs / "evaluation" / _name(arm) / "predictions.parquet") for arm in arms}
@@ -85,8 +76,8 @@ def write(
         confusions=_confusions(predicted),
         classes=CLASSES,
         galleries=_galleries(root, profile, predicted, n),
-        studies=[_section(root / "metrics" / profile, name) for name in STUDIES if name in declared],
-        not_run=[short.lower() for name, (short, _) in STUDIES.items() if name not in declared],
+        studies=[_section(root / "metrics" / profile / "studies", name) for name in declared],
+        not_run=[name.replace("_", " ") for name in studies.NAMES if name not in declared],
         command=f"make reproduce PROFILE={profile}",
         commit=facts.commit(root),
         facts={
@@ -219,16 +210,16 @@ def _galleries(
 
 def _section(folder: Path, name: str) -> dict[str, Any]:
     """One study for the template, its records as a table."""
-    short, title = STUDIES[name]
-    study = studies.read(folder / f"{name}.json")
-    labels = dict.fromkeys(label for row in study.records for label in row if label not in studies.MEASURED)
-    head = [*labels, *studies.MEASURED]
-    cells = [[row.get(label) for label in head] for row in study.records]
+    title = studies.load(name).title
+    found = outcome.read(folder / f"{name}.json")
+    labels = dict.fromkeys(label for row in found.records for label in row if label not in outcome.MEASURED)
+    head = [*labels, *outcome.MEASURED]
+    cells = [[row.get(label) for label in head] for row in found.records]
     return {
-        "id": name.replace("/", "-"),
-        "short": short,
+        "id": name,
+        "short": name.replace("_", " ").capitalize(),
         "title": title,
-        "study": study,
+        "study": found,
         "head": head,
         "rows": cells,
     }

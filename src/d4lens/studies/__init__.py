@@ -1,0 +1,33 @@
+"""Studies beside the results table. A study is one file of this package, found by its name, which defines `STUDY`.
+
+The other modules, SHARED, are what several studies use. Whoever adds a study touches its file, its test and params.yaml;
+the stage, the page and the tools find it here.
+"""
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+from d4lens.errors import D4LensError
+
+if TYPE_CHECKING:
+    from d4lens.studies.study import Study
+
+SHARED = ("intervals", "layers", "networks", "outcome", "physical_limit", "recovery", "samples", "study")
+"""Modules of this package that are no study."""
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED))
+"""The studies: the names of their files, of their groups in params.yaml and of their outputs."""
+
+
+def load(name: str) -> "Study":
+    """The study of that name; its file, and what it needs, is imported here and not before.
+
+    Raises
+    ------
+    D4LensError
+        If no study has that name.
+    """
+    if name not in NAMES:
+        raise D4LensError(f"no study is called {name!r}; the studies are {', '.join(NAMES)}")
+    study: Study = importlib.import_module(f"{__name__}.{name}").STUDY
+    return study

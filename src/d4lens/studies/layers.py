@@ -1,0 +1,265 @@
+"""The named layers of every network, read and replaced by plain torch hooks.
+
+A layer is a whole activation: all channels of a convolution, hence every regular field with all its eight channels (one
+of them alone would break equivariance). Networks are not changed: a layer is an entry of the batch, the output or some
+input channels of a module, or an entry of the dictionary that a module returns.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d4lens.lensing import d4, to_image_plane, to_source_plane, unchecked
+from d4lens.models.averaging import transform_fit
+from d4lens.models.baselines import D4CNN, ResNet
+from d4lens.models.engine import _SEEN
+from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
+
+Batch = Mapping[str, Tensor]
+Edit = Callable[[Tensor], Tensor]
+"""Takes an activation and returns what the network goes on with; the same object where nothing changes."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One named activation, (B, C, n, n), or (B, C) past the last map; of the batch (B, N, N), `fit` (B, 7).
+
+    part: input, unet, physics, head, vote, trunk or logits. kind: how it should turn with the image: `scalar`, `vector`
+    (two components), `regular` fields, `fit` parameters, `invariant`, or `plain`, of which nothing is promised; a plain
+    map is compared as scalars. place: where it is met: an entry of the `batch`, the `output` or `input` of `module`, or
+    `key` of the dictionary it returns. channels: first and past the last one. untouched: modules upstream of it or beside
+    it, whose outputs a patch here cannot change, its own before the patch among them.
+    """
+
+    name: str
+    part: str
+    kind: Literal["scalar", "vector", "regular", "fit", "invariant", "plain"]
+    place: Literal["batch", "output", "input", "dict"]
+    module: str = ""
+    key: str = ""
+    channels: tuple[int, int] | None = None
+    untouched: tuple[str, ...] = ()
+
+
+def layers_of(network: nn.Module) -> list[Layer]:
+    """The layers of a network of this project, from the input to the logits. Raises TypeError for any other."""
+    if isinstance(network, ResNet):
+        names = [("stem", "maxpool"), *((f"layer{i}",) * 2 for i in range(1, 5)), ("pool", "global_pool")]
+        trunk = _chain(
+            "trunk", "plain", [(name, f"net.{m}") for name, m in names], ("net.conv1", "net.bn1", "net.act1")
+        )
+    elif isinstance(network, D4CNN):
+        blocks = [(f"block.{i}", f"norms.{i}") for i in range(len(network.norms))]
+        trunk = _chain("trunk", "regular", blocks, ("lift", *(f"convs.{i}" for i in range(len(network.convs)))))
+        # the convolutions further on do depend on an earlier block
+        trunk = [replace(t, untouched=("lift", *t.untouched[1 + len(network.convs) :])) for t in trunk]
+        trunk.append(Layer("summary", "trunk", "invariant", "input", "classify", untouched=trunk[-1].untouched))
+    elif isinstance(network, D4LensPINN | D4LensPINNPublished):
+        trunk = _of_pinn(network)
+    else:
+        raise TypeError(f"{type(network).__name__} has no named layers")
+    entries = [Layer(name, "input", "fit" if name == "fit" else "scalar", "batch", key=name) for name in _read(network)]
+    return [*entries, *trunk, Layer("logits", "logits", "plain", "dict", key="logits")]
+
+
+def _chain(
+    part: str, kind: Any, modules: Sequence[tuple[str, str]], before: tuple[str, ...], beside: tuple[str, ...] = ()
+) -> list[Layer]:
+    """Layers (name, module) that follow one another; each leaves those before it, and its own output, as they were."""
+    upto = [before + tuple(m for _, m in modules[: i + 1]) for i in range(len(modules))]
+    return [
+        Layer(name, part, kind, "output", module, untouched=(*beside, *past))
+        for (name, module), past in zip(modules, upto, strict=True)
+    ]
+
+
+def _read(network: nn.Module) -> tuple[str, ...]:
+    """Entries of the batch that the forward pass reads, `counts` among them where it does more than name a type."""
+    needs = tuple(network.needs)  # type: ignore[arg-type]
+    only_maps = isinstance(network, ResNet | D4CNN) and not {*network.channels} - {"residual", "significance"}
+    return tuple(name for name in needs if name != "counts" or not only_maps)
+
+
+def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
+    fields: Literal["regular", "plain"] = "regular" if network.unet.layers.regular else "plain"
+    unet = [
+        Layer(f"unet.{name}", "unet", "scalar", "input", "unet", channels=(i, i + 1))
+        for i, name in enumerate(network.inputs)
+    ]
+    parts = network.unet
+    blocks = [("lift", "norm"), *((f"down.{i}",) * 2 for i in range(len(parts.down))), ("floor", "floor")]
+    blocks += [(f"up.{i}",) * 2 for i in reversed(range(len(parts.up)))]  # the coarsest is met first
+    unet += _chain("unet", fields, [(f"unet.{name}", f"unet.{module}") for name, module in blocks], ("unet.lift",))
+    whole_unet = (*unet[-1].untouched, "unet.project")
+    drawn: Literal["scalar", "plain"] = "scalar" if fields == "regular" else "plain"
+    physics = [Layer("convergence", "physics", drawn, "output", "unet.project", channels=(0, 1), untouched=whole_unet)]
+    beside_engine = ("unet", "descent") if _has(network, "descent") else ("unet",)
+    if network.engine is not None:
+        vector: Literal["vector", "plain"] = "vector" if fields == "regular" else "plain"
+        physics += [
+            Layer("deflection", "physics", vector, "dict", "engine", "alpha", untouched=beside_engine),
+            Layer("source", "physics", drawn, "dict", "engine", "source", untouched=beside_engine),
+        ]
+    beside_head = (*beside_engine, "engine") if network.engine is not None else beside_engine
+    head, names = [], list(getattr(network, "head_channels", None) or network.HEAD_CHANNELS)
+    for i, name in enumerate(names):
+        own = "scalar" if fields == "regular" or name in network.inputs else "plain"
+        head.append(_head_input(f"head.{name}", own, i, i + 1, beside_head))  # type: ignore[arg-type]
+    width = network.head.conv_stem.in_channels
+    if width > len(names):
+        head.append(_head_input("head.features", fields, len(names), width, beside_head))
+    stages = [("stem", "bn1"), *((f"blocks.{i}",) * 2 for i in range(len(network.head.blocks))), ("final", "bn2")]
+    stages.append(("logits", "classifier"))
+    head += _chain("head", "plain", [(f"head.{n}", f"head.{m}") for n, m in stages], ("head.conv_stem",), beside_head)
+    vote = []
+    if isinstance(network, D4LensPINN) and network.descent is not None:
+        beside_vote = (*(name for name in beside_head if name != "descent"), "head")
+        summary: Literal["invariant", "plain"] = "invariant" if fields == "regular" else "plain"
+        blocks = [(f"vote.blocks.{i}", f"descent.blocks.{i}") for i in range(len(network.descent.blocks))]
+        vote = _chain("vote", fields, blocks, (), beside_vote)
+        ends = [("vote.summary", "descent"), ("vote.logits", "vote")]
+        vote += _chain("vote", summary, ends, (), beside_vote)
+    return [*unet, *physics, *head, *vote]
+
+
+def _head_input(name: str, kind: Any, first: int, end: int, untouched: tuple[str, ...]) -> Layer:
+    # A component of a vector is no scalar: the head that takes the two for maps of scalars breaks the symmetry there.
+    kind = "plain" if name in ("head.alpha_x", "head.alpha_y") else kind
+    return Layer(name, "head", kind, "input", "head", channels=(first, end), untouched=untouched)
+
+
+def _has(network: nn.Module, name: str) -> bool:
+    return getattr(network, name, None) is not None
+
+
+def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
+    """The activation as it should be for the image under element `g` of D4; a plain map counts as scalars."""
+    if layer.kind == "fit":
+        return transform_fit(x, g)
+    if x.ndim < 3:
+        return x
+    if layer.kind == "regular":
+        from d4lens.models.equivariant import transform_fields  # escnn's convention; not needed to read a layer
+
+        return transform_fields(x, g)
+    if layer.kind == "vector":
+        return torch.stack(d4.transform_vector(x[:, 0], x[:, 1], g), 1)
+    return d4.transform(x, g)
+
+
+def run_edited(
+    network: nn.Module, batch: Batch, edits: Mapping[Layer, Edit], fixed: Mapping[str, Any] | None = None
+) -> Tensor:
+    """Logits (B, 3) with every layer of `edits` passed through its edit.
+
+    fixed: outputs of modules, as `outputs` gives them, that need not be computed again.
+    """
+    entries = dict(batch)
+    with ExitStack() as stack:
+        for name, value in (fixed or {}).items():
+            stack.enter_context(_returning(network.get_submodule(name), value))
+        for layer, edit in edits.items():
+            if layer.place == "batch":
+                entries[layer.key] = edit(entries[layer.key])
+            else:
+                handle = _hook(network.get_submodule(layer.module), layer, edit)
+                stack.callback(handle.remove)
+        return network(entries)["logits"]
+
+
+def capture(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits (B, 3) and a copy of the activation of each layer, by name."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Edit:
+        def edit(x: Tensor) -> Tensor:
+            found[name] = x.clone()
+            return x
+
+        return edit
+
+    return run_edited(network, batch, {layer: keep(layer.name) for layer in layers}), found
+
+
+def outputs(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> dict[str, Any]:
+    """What the modules that some layer leaves untouched return for a batch, for `run_edited` not to compute them again."""
+    found: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for name in {module for layer in layers for module in layer.untouched}:
+            handle = network.get_submodule(name).register_forward_hook(
+                lambda _, __, out, name=name: found.__setitem__(name, out)
+            )
+            stack.callback(handle.remove)
+        network(dict(batch))
+    return found
+
+
+def blended(donor: Tensor, mask: Tensor | None = None) -> Edit:
+    """The edit that puts `donor` in place of the activation, or only where `mask` (B, n, n) is true; a map larger than the
+    image has a margin on all sides, which is not patched."""
+    if mask is None:
+        return lambda _: donor
+
+    def edit(x: Tensor) -> Tensor:
+        margin = (x.shape[-1] - mask.shape[-1]) // 2
+        where = F.pad(mask, [margin] * 4) if margin else mask
+        return torch.where(where if x.ndim == mask.ndim else where[:, None], donor, x)
+
+    return edit
+
+
+@contextmanager
+def _returning(module: nn.Module, value: Any) -> Iterator[None]:
+    # a dictionary is copied, since a network goes on filling in what its engine returned
+    module.forward = lambda *_, **__: dict(value) if isinstance(value, dict) else value  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _hook(module: nn.Module, layer: Layer, edit: Edit) -> Any:
+    if layer.place == "input":
+        return module.register_forward_pre_hook(lambda _, args: (_edited(args[0], layer, edit), *args[1:]))
+    if layer.place == "output":
+        return module.register_forward_hook(lambda _, __, out: _edited(out, layer, edit))
+    if layer.module == "engine":
+        return module.register_forward_hook(lambda engine, args, out: _edited_lens(engine, args, out, layer, edit))
+    return module.register_forward_hook(lambda _, __, out: {**out, layer.key: edit(out[layer.key])})
+
+
+def _edited(x: Tensor, layer: Layer, edit: Edit) -> Tensor:
+    if layer.channels is None:
+        return edit(x)
+    first, end = layer.channels
+    part = x[:, first:end]
+    new = edit(part)
+    # In x's own layout: another one would change the last bits of what is computed from it.
+    return x if new is part else x.clone().index_copy_(1, torch.arange(first, end, device=x.device), new.to(x.dtype))
+
+
+def _edited_lens(engine: Any, args: tuple, out: dict[str, Tensor], layer: Layer, edit: Edit) -> dict[str, Tensor]:
+    """The engine's fields with the deflection or the source replaced and what follows from it computed anew."""
+    alpha = torch.stack([out["alpha_x"], out["alpha_y"]], 1)
+    old = alpha if layer.key == "alpha" else out["source"]
+    new = edit(old)
+    if new is old:
+        return out
+    out, half_width = dict(out), engine.source_half_width
+    alpha = new if layer.key == "alpha" else alpha
+    beta_x, beta_y = engine.x.to(alpha.dtype) - alpha[:, 0], engine.y.to(alpha.dtype) - alpha[:, 1]
+    with unchecked():
+        if layer.key == "alpha":
+            out["alpha_x"], out["alpha_y"] = alpha.unbind(1)
+            out["source"], out["coverage"] = to_source_plane(
+                args[1].to(alpha.dtype), beta_x, beta_y, engine.source_pixels, half_width, min_coverage=_SEEN
+            )
+        else:
+            out["source"] = new
+        out["relensed"] = to_image_plane(out["source"], beta_x, beta_y, half_width)
+    return out

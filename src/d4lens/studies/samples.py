@@ -1,0 +1,103 @@
+"""Simulated lenses for the studies: images no network was trained on, with their truth, as the networks read them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d4lens import lensing
+from d4lens.classes import CLASSES
+from d4lens.data.images import bin_pixels
+from d4lens.errors import D4LensError
+from d4lens.inference.pipeline import PRESET, lens_of, network_batch
+from d4lens.macrofit import fit
+from d4lens.observation import Observation
+from d4lens.simulator import Truth, draw, preset, render
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Lenses as networks read them, and what is in them.
+
+    batch: counts, residual, significance (B, N, N) and fit (B, 7). smooth: (B, N, N) counts of the fitted smooth lens.
+    """
+
+    observation: Observation
+    batch: dict[str, Tensor]
+    smooth: Tensor
+    truth: Truth
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(B,) class indices."""
+        return self.truth.images["class"].map(CLASSES.index).to_numpy(np.int64, copy=True)
+
+    def rows(self, chosen: slice) -> dict[str, Tensor]:
+        """The batch of some lenses."""
+        return {name: value[chosen] for name, value in self.batch.items()}
+
+
+def simulate(n: int, seed: int, observation: Observation, classes: str = "all", substructure: str = "own") -> Samples:
+    """`n` lenses of the preset behind the shipped weights, on the pixels of `observation`, fitted.
+
+    classes: "all" three in turn, or "substructure" for spheres and vortices in turn. substructure: as `simulate.draw`
+    takes it; "none" gives the same lenses, sources and noise without their masses. A `seed` that no training used gives
+    images that no network has seen. Raises D4LensError for pixels that are no whole multiple of the preset's.
+    """
+    chosen = preset(PRESET)
+    native = chosen.observation
+    factor = max(1, round(observation.pixel_scale / native.pixel_scale))
+    if native.binned(factor) != observation:
+        raise D4LensError(
+            f"the studies simulate {native.n_pixels} pixels of {native.pixel_scale:g} arcsec or a whole multiple, and this "
+            f"network was trained on {observation.n_pixels} of {observation.pixel_scale:g}; leave the study out of the profile's `studies`"
+        )
+    wanted = range(n) if classes == "all" else [i for i in range(2 * n) if i % len(CLASSES)][:n]
+    truth = draw(chosen, seed, wanted, substructure, split="val")
+    pixels = np.stack([bin_pixels(image, factor) for image in np.asarray(render(truth, chosen))])
+    counts = torch.from_numpy(pixels.astype(np.float32))
+    lens = lens_of(observation)
+    result = fit(counts, lens)
+    return Samples(observation, network_batch(counts, result, lens), result.model_counts, truth)
+
+
+def pairs(n: int, seed: int, observation: Observation) -> tuple[Samples, Samples]:
+    """`n` lenses with their substructure, spheres and vortices in turn, and the same without it: equal macro-lens, source
+    and noise stream, each fitted by itself as an observer would."""
+    return (
+        simulate(n, seed, observation, "substructure"),
+        simulate(n, seed, observation, "substructure", "none"),
+    )
+
+
+def distance(samples: Samples) -> Tensor:
+    """Of each pixel to the substructure, (B, N, N) arcsec: the most massive subhalo, or the nearest point of the rod;
+    NaN where an image has none."""
+    observation = samples.observation
+    x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
+    found = torch.full((len(samples), *x.shape), torch.nan, dtype=torch.float64)
+    rods = samples.truth.images[["rod_x", "rod_y", "rod_phi", "rod_half_length"]].to_numpy(np.float64)
+    for i, points in enumerate(samples.truth.subhalo_arrays()):
+        if points.size:
+            _, x0, y0 = points[:, points[0].argmax()]
+            found[i] = torch.hypot(x - x0, y - y0)
+        elif np.isfinite(rods[i]).all():
+            x0, y0, phi, half_length = rods[i]
+            dx, dy = x - x0, y - y0
+            along = dx * np.cos(phi) + dy * np.sin(phi)
+            found[i] = torch.hypot(
+                dx - along.clamp(-half_length, half_length) * np.cos(phi),
+                dy - along.clamp(-half_length, half_length) * np.sin(phi),
+            )
+    return found
+
+
+def radius(samples: Samples) -> Tensor:
+    """Of each pixel from the lens's centre minus the true Einstein radius, (B, N, N) arcsec."""
+    x, y = lensing.grid(samples.observation.n_pixels, samples.observation.pixel_scale, torch.float64)
+    theta_E = torch.from_numpy(samples.truth.images["theta_E"].to_numpy(np.float64, copy=True))
+    return torch.hypot(x, y) - theta_E[:, None, None]

@@ -1,0 +1,125 @@
+"""What a study is to the rest of the project: parameters, needs, a function that computes, and drawings.
+
+The stage `study` checks the parameters, hands the study its `Inputs`, and publishes the outcome and the drawings.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from d4lens.data.arrays import atomic_folder
+from d4lens.errors import D4LensError
+from d4lens.files import held, sweep
+from d4lens.params import ParameterGroup
+from d4lens.results.tables import write_csv
+from d4lens.studies.networks import Arm, load_arms
+from d4lens.studies.outcome import Figure, Outcome, write
+
+NEEDS = {
+    "arrays": "data/{profile}/arrays",
+    "fits": "data/{profile}/macrofit",
+    "networks": "runs/{profile}/trained",
+    "predictions": "runs/{profile}/predicted",
+}
+"""What a study may need, and the folder of a profile it lies in; the stage `study` of dvc.yaml depends on all of them."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of a study, before it is written.
+
+    Attributes
+    ----------
+    name : of its files, NAME.svg and NAME.csv.
+    title, caption : shown with it; the caption stands alone.
+    table : what is drawn; it becomes the CSV file.
+    draw : writes the SVG file of a path given to it.
+    """
+
+    name: str
+    title: str
+    caption: str
+    table: pd.DataFrame
+    draw: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What earlier stages made of a profile.
+
+    Attributes
+    ----------
+    profile : its name.
+    needs : keys of NEEDS; what is not among them is refused, so that a study declares what it reads.
+    models, seeds : the arms of the profile's table.
+    root : the project's folder.
+    """
+
+    profile: str
+    needs: Sequence[str]
+    models: Sequence[str]
+    seeds: Sequence[int]
+    root: Path = Path(".")
+
+    def folder(self, need: str) -> Path:
+        """The folder of one of the declared needs.
+
+        Raises
+        ------
+        ValueError
+            For one that the study does not declare.
+        D4LensError
+            If the folder is not there.
+        """
+        if need not in self.needs:
+            raise ValueError(f"the study reads {need!r} and declares only {', '.join(self.needs)}")
+        path = self.root / NEEDS[need].format(profile=self.profile)
+        if not path.is_dir():
+            raise D4LensError(f"there is no {path}; run make reproduce PROFILE={self.profile}")
+        return path
+
+    def arms(self, wanted: Sequence[str], every: bool = False) -> list[Arm]:
+        """The trained arms `wanted`, those that the profile has or `every` one; needs "networks". As `load_arms`."""
+        return load_arms(self.folder("networks"), wanted, self.models, self.seeds, every)
+
+    def predictions(self) -> dict[str, Path]:
+        """By arm, the file of the first seed's predictions of the test split; needs "predictions"."""
+        folder = self.folder("predictions")
+        return {model: folder / f"{model}-{self.seeds[0]}.parquet" for model in self.models}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plug-in of the pipeline; each file of a study defines one under the name STUDY.
+
+    Attributes
+    ----------
+    title : its heading on the page.
+    parameters : the type of its group in params.yaml.
+    needs : keys of NEEDS.
+    run : of its parameters and `Inputs`, the outcome and the drawings.
+    """
+
+    title: str
+    parameters: type[ParameterGroup]
+    needs: Sequence[str]
+    run: Callable[[Any, Inputs], tuple[Outcome, Sequence[Drawing]]]
+
+
+def publish(name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawing], root: Path = Path(".")) -> None:
+    """Write what a study found: metrics/PROFILE/studies/NAME.json and the folder plots/PROFILE/studies/NAME.
+
+    The folder takes its place as a whole, before the outcome that names its files.
+    """
+    folder = f"plots/{profile}/studies/{name}"
+    sweep(root / folder)
+    with atomic_folder(root / folder) as temporary, held(temporary):
+        for drawing in drawings:
+            write_csv(temporary / f"{drawing.name}.csv", drawing.table)
+            drawing.draw(temporary / f"{drawing.name}.svg")
+    command = f"python stages/study.py --profile {profile} --study {name}"
+    figures = [Figure(f"{folder}/{d.name}.svg", d.title, d.caption, command) for d in drawings]
+    write(root / "metrics" / profile / "studies" / f"{name}.json", replace(outcome, figures=figures))

@@ -1,0 +1,23 @@
+"""One study: what it asks of the profile's networks and images, as its file in src/d4lens/studies says."""
+
+from common import arguments, one_sentence, overlay, parameters, read
+
+from d4lens import studies
+from d4lens.allocator import keep_freed_memory
+from d4lens.studies.study import Inputs, publish
+
+
+@one_sentence
+def main() -> None:
+    keep_freed_memory()
+    args = arguments(__doc__, values={"study": f"one of {', '.join(studies.NAMES)}"})
+    study = studies.load(args.study)
+    params = parameters(args.study, study.parameters, args.profile)
+    matrix = read(overlay(args.profile))
+    outcome, drawings = study.run(params, Inputs(args.profile, study.needs, matrix["models"], matrix["seeds"]))
+    publish(args.study, args.profile, outcome, drawings)
+    print(*outcome.answers, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
