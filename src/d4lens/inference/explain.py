@@ -15,7 +15,7 @@ from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.inference.pipeline import Classifier, fit_images, flag_of, load_classifier, network_batch, prepare_source
-from d4lens.integrated_gradients import attribute, maps_read
+from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.models.averaging import predict_logits
 from d4lens.observation import Observation
 

@@ -1,6 +1,6 @@
 """Attribution: whether decisions come from where the substructure is.
 
-The maps of `d4lens.integrated_gradients`, scored by the pointing game (Zhang et al. 1608.00507): does the map's highest
+The maps of `d4lens.models.integrated_gradients`, scored by the pointing game (Zhang et al. 1608.00507): does the map's highest
 point lie within a tolerance of the true substructure?
 """
 
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from d4lens import lensing
-from d4lens.integrated_gradients import attribute
+from d4lens.models.integrated_gradients import attribute
 from d4lens.observation import Observation
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import progress
