@@ -65,8 +65,8 @@ wheel: $(READY) ## build the wheel and predict with it in an environment of its 
 figures: $(READY) ## draw the README's picture anew
 	@$(BIN)/python tools/figures.py
 
-ship: $(READY) ## put the trained d4lenspinn into the package (PROFILE=...)
-	@$(BIN)/python tools/ship.py --profile $(PROFILE)
+ship: $(READY) ## put the network of the largest training into the package
+	@$(BIN)/python tools/ship.py
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	@$(BIN)/python tools/lock.py

@@ -39,7 +39,8 @@ def score(path: Path, profile: str) -> None:
     for file in weights:
         arm, _, seed = file.parent.name.rpartition("-")
         every = [source for found in sources.values() for source in found]
-        tables[arm, int(seed)] = classify(every, load_classifier(file), progress=False).table
+        network = load_classifier(file)
+        tables[arm, int(seed), network.config["fingerprint"]] = classify(every, network, progress=False).table
     study = genuine.study(labels, tables, f"python tools/genuine.py PATH --profile {profile}")
     write(Path("metrics") / profile / "genuine.json", study)
     print(*study.answers, sep="\n")

@@ -112,6 +112,28 @@ def test_the_same_fingerprint_continues_its_run_and_repeats_nothing(store, caplo
     assert not caplog.records
 
 
+def test_values_that_are_no_numbers_are_not_repeated_either(store, caplog):
+    """mlflow/mlflow#26108, #22826: its store gives infinity back as the largest float, and NaN equals no NaN."""
+    for _ in range(2):
+        with tracker(store, "f-nan") as run:
+            run.log_metrics({"auc": float("nan"), "ratio": float("inf")}, step=1)
+            run.log_metrics({"auc": float("nan"), "ratio": float("-inf")}, step=2)
+    for name in ("auc", "ratio"):
+        assert [row.step for row in client(store).get_metric_history(run.run_id, name)] == [1, 2]
+    assert not caplog.records
+
+
+def test_a_parameter_that_mlflow_refuses_does_not_cost_the_run(store, caplog):
+    """mlflow/mlflow#10512: one bad parameter, and nothing at all was tracked."""
+    with tracker(store, "f-bad", params={"arm (tried)": 1}) as run:
+        run.log_metrics({"train/loss": 1.0}, step=0)
+    held = client(store).get_run(run.run_id)
+    assert held.info.status == "FINISHED"
+    assert held.data.metrics == {"train/loss": 1.0}
+    assert held.data.tags["profile"] == "smoke"
+    assert ["lacks something" in record.message for record in caplog.records] == [True]
+
+
 def test_another_fingerprint_is_another_run(store):
     with tracker(store, "f2"):
         pass

@@ -15,31 +15,35 @@ from d4lens.results.predictions import PROBABILITIES
 from d4lens.studies.outcome import Outcome, record
 
 
-def study(labels: np.ndarray, tables: Mapping[tuple[str, int], pd.DataFrame], command: str) -> Outcome:
-    """The scores of every trained arm on the same images.
+def study(labels: np.ndarray, tables: Mapping[tuple[str, int, str], pd.DataFrame], command: str) -> Outcome:
+    """The scores of every trained arm on the same images. They are reported, and decide nothing.
 
-    labels: (n,) indices into CLASSES. tables: by (arm, seed), `predict`'s rows of the n images in the labels' order: the
-    class probabilities, chi2 and flag. command: what makes the study again. Raises D4LensError for an image that could
-    not be used, or a class without images.
+    labels: (n,) indices into CLASSES. tables: by (arm, seed, fingerprint of the weights), `predict`'s rows of the n images in
+    the labels' order: the class probabilities, chi2 and flag. command: what makes the study again. Raises D4LensError for
+    an image that could not be used, or a class without images.
     """
     records: list[dict[str, Any]] = []
     counts = {name: int((labels == i).sum()) for i, name in enumerate(CLASSES)}
     n, said = len(labels), []
-    for (arm, seed), table in tables.items():
+    for (arm, seed, fingerprint), table in tables.items():
         failed = table.loc[table["flag"].str.startswith("failed"), "path"]
         if len(failed):
             raise D4LensError(f"{failed.iloc[0]} cannot be used: {table.loc[failed.index[0], 'flag']}")
         probabilities = table[PROBABILITIES].to_numpy(np.float64)
         right = probabilities.argmax(1) == labels
         auc = scores.scores(labels, probabilities)["auc_macro"]
-        by: dict[str, Any] = {"arm": arm, "seed": seed}
+        by: dict[str, Any] = {"arm": arm, "seed": seed, "weights": fingerprint}
         records.append(record(auc, math.nan, math.nan, n, quantity="auc_macro") | by)
         for name, which in (("all", np.ones(n, bool)), *((c, labels == i) for i, c in enumerate(CLASSES))):
             hits, of = int(right[which].sum()), int(which.sum())
             records.append(record(hits / of, *wilson(hits, of), of, quantity="right") | {"class": name} | by)
         flagged = int(table["flag"].str.contains("unlike training|not converged").sum())
         records.append(record(flagged / n, *wilson(flagged, n), n, quantity="flagged") | by)
-        said.append(f"{arm} (seed {seed}): {int(right.sum())} of {n} right, macro AUC {auc:.3f}, {flagged} flagged.")
+        low, high = wilson(int(right.sum()), n)
+        said.append(
+            f"{arm} (seed {seed}): {int(right.sum())} of {n} right, a share of {low:.2f} to {high:.2f} (95 %, Wilson); "
+            f"macro AUC {auc:.3f}, {flagged} flagged."
+        )
     any_table = next(iter(tables.values()))
     for i, name in enumerate(CLASSES):
         chi2 = any_table.loc[labels == i, "chi2"]

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,7 +57,7 @@ class Tracker:
         self._tags = {**{key: str(value) for key, value in (tags or {}).items()}, FINGERPRINT: fingerprint}
         self._params = flatten(params or {})
         self._client: Any = None
-        self._known: set[tuple[str, int, float]] = set()
+        self._known: set[tuple[str, int, float | None]] = set()
         self._pending: list[Callable[[], None]] = []
         self._patience = store.PATIENCE_SECONDS
         self._warned = False
@@ -171,7 +174,7 @@ class Tracker:
         if found:
             client.update_run(run_id, status="RUNNING")
             for name in run.data.metrics:
-                self._known |= {(name, row.step, row.value) for row in client.get_metric_history(run_id, name)}
+                self._known |= {(name, row.step, _stored(row.value)) for row in client.get_metric_history(run_id, name)}
         self._client = client
         self._describe(run)
         self.run_id, self.found = run_id, bool(found)
@@ -182,9 +185,11 @@ class Tracker:
 
         params = [Param(key, value) for key, value in self._params.items() if key not in run.data.params]
         for start in range(0, len(params), _PARAMS_PER_BATCH):
-            self._client.log_batch(run.info.run_id, params=params[start : start + _PARAMS_PER_BATCH])
+            part = params[start : start + _PARAMS_PER_BATCH]
+            # A name that MLflow refuses costs its batch, not the run.
+            self._try(partial(self._client.log_batch, run.info.run_id, params=part))
         tags = [RunTag(key, value) for key, value in self._tags.items() if key not in run.data.tags]
-        self._client.log_batch(run.info.run_id, tags=tags)
+        self._try(partial(self._client.log_batch, run.info.run_id, tags=tags))
         if DATA_HASH in self._tags and not run.inputs.dataset_inputs:
             name = self._tags.get("profile", "data")
             source = json.dumps({"uri": f"data/{name}/arrays"})
@@ -196,12 +201,18 @@ class Tracker:
         """The rows that are new; `beside` only if any is."""
         from mlflow.entities import Metric
 
-        new = [row for row in rows if (row[0], row[3], row[1]) not in self._known]
+        new = [row for row in rows if (row[0], row[3], _stored(row[1])) not in self._known]
         new += beside if new else []
         for start in range(0, len(new), _METRICS_PER_BATCH):
             part = new[start : start + _METRICS_PER_BATCH]
             self._client.log_batch(self.run_id, metrics=[Metric(*row) for row in part])
-            self._known |= {(name, step, value) for name, value, _, step in part}
+            self._known |= {(name, step, _stored(value)) for name, value, _, step in part}
+
+
+def _stored(value: float) -> float | None:
+    """A metric as the store gives it back, to compare by: infinity is the largest float there; None for NaN, which equals
+    nothing."""
+    return None if math.isnan(value) else max(-sys.float_info.max, min(value, sys.float_info.max))
 
 
 def enabled() -> bool:

@@ -1,0 +1,73 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from d4lens import studies
+from d4lens.errors import D4LensError
+from d4lens.inference.pipeline import default_weights
+from d4lens.models import weights
+from d4lens.results import card
+
+METRICS = Path(__file__).resolve().parents[1] / "metrics"
+
+
+@pytest.fixture
+def description():
+    return weights.read(default_weights())[1]
+
+
+def evaluation(folder: Path, profile: str, name: str, n_train: int, seed: int) -> None:
+    path = folder / profile / "evaluation" / f"{name}-{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"profile": profile, "n_train": n_train, "seed": seed}))
+
+
+def test_the_largest_training_ships_and_of_equals_the_lowest_seed(tmp_path):
+    evaluation(tmp_path, "large", "d4lenspinn_published", 90_000, 0)
+    evaluation(tmp_path, "a_third_seed", "d4lenspinn", 27_000, 2)
+    evaluation(tmp_path, "large", "d4lenspinn", 27_000, 1)
+    evaluation(tmp_path, "large", "d4lenspinn", 27_000, 0)
+    evaluation(tmp_path, "quick", "d4lenspinn", 5_400, 0)
+    largest = card.largest_training(tmp_path)
+    assert (largest["profile"], largest["seed"]) == ("large", 0)
+    with pytest.raises(D4LensError, match="holds no evaluation of d4lenspinn; run make reproduce"):
+        card.largest_training(tmp_path / "quick")
+
+
+def test_the_rule_knows_nothing_of_genuine_images(tmp_path):
+    evaluation(tmp_path, "quick", "d4lenspinn", 5_400, 0)
+    evaluation(tmp_path, "large", "d4lenspinn", 27_000, 0)
+    before = card.largest_training(tmp_path)
+    (tmp_path / "large" / "genuine.json").write_text("{}")
+    shutil.copy(METRICS / "quick" / "genuine.json", tmp_path / "quick")
+    assert card.largest_training(tmp_path) == before
+
+
+def test_the_card_says_that_another_training_is_due(tmp_path, description):
+    shutil.copytree(METRICS / description["profile"], tmp_path / description["profile"])
+    due = "Until its next training the package keeps this network."
+    evaluation(tmp_path, "larger", "d4lenspinn", 10 * description["n_train"], 3)
+    text = card.of_package(tmp_path)
+    assert due in " ".join(text.split())
+    assert f"profile `larger`, seed 3, with {10 * description['n_train']:,} images" in text
+    shutil.rmtree(tmp_path / "larger")
+    assert "Until its" not in card.of_package(tmp_path)
+
+
+def test_the_card_reports_genuine_images_of_these_weights_alone(tmp_path, description):
+    right = studies.record(14 / 15, 0.701835, 0.988133, 15, quantity="right") | {"class": "all"}
+    auc = studies.record(1, 1, 1, 15, quantity="auc_macro")
+    path = tmp_path / "genuine.json"
+
+    def told(**more):
+        studies.write(path, studies.Study("genuine", "", [], [], [auc, right | more]))
+        return card.genuine(description, path)
+
+    assert told(weights=description["fingerprint"]) == (
+        "Of 15 genuine images of the published set it names 14 rightly: a share of 0.70 to 0.99 (95 %, Wilson)."
+    )
+    assert told(weights="another") == told() == "It was tried on no genuine image."
+    path.unlink()
+    assert card.genuine(description, path) == "It was tried on no genuine image."
