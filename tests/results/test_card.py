@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from d4lens import studies
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import default_weights
 from d4lens.models import weights
 from d4lens.results import card
+from d4lens.studies import outcome
 
-METRICS = Path(__file__).resolve().parents[1] / "metrics"
+METRICS = Path(__file__).resolve().parents[2] / "metrics"
 
 
 @pytest.fixture
@@ -57,12 +57,12 @@ def test_the_card_says_that_another_training_is_due(tmp_path, description):
 
 
 def test_the_card_reports_genuine_images_of_these_weights_alone(tmp_path, description):
-    right = studies.record(14 / 15, 0.701835, 0.988133, 15, quantity="right") | {"class": "all"}
-    auc = studies.record(1, 1, 1, 15, quantity="auc_macro")
+    right = outcome.record(14 / 15, 0.701835, 0.988133, 15, quantity="right") | {"class": "all"}
+    auc = outcome.record(1, 1, 1, 15, quantity="auc_macro")
     path = tmp_path / "genuine.json"
 
     def told(**more):
-        studies.write(path, studies.Study("genuine", "", [], [], [auc, right | more]))
+        outcome.write(path, outcome.Outcome("", [], [], [auc, right | more]))
         return card.genuine(description, path)
 
     assert told(weights=description["fingerprint"]) == (
