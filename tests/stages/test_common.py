@@ -7,6 +7,7 @@ import yaml
 
 from d4lens.errors import D4LensError
 from d4lens.params import ArmParams, DownloadParams, EvaluateParams, TrainParams, check
+from d4lens.studies import mismatch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,12 +38,17 @@ def test_a_profile_adds_its_scale_to_what_all_share(common):
     assert quick.batch_size == smoke.batch_size
     assert smoke.epochs < quick.epochs
     assert common.parameters("download", DownloadParams, "full").n_train == 30000
+    all_, full = (common.parameters("mismatch", mismatch.Parameters, name) for name in ("quick", "full"))
+    assert (full.images, full.arms) == (300, all_.arms)
+    assert all_.images < full.images
 
 
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
         (lambda v: v.update(trainn={}), "unknown group 'trainn' in params.yaml"),
+        (lambda v: v["studies"].update(astrology={}), "unknown group 'astrology' in 'studies' of params.yaml"),
+        (lambda v: v.update(layers={}), "unknown group 'layers' in params.yaml"),
         (lambda v: v["profile"].update(evalute={}), "unknown group 'evalute' in 'profile' of params.yaml"),
         (lambda v: v["train"].update(epoch=3), "unknown key 'epoch' in group 'train'"),
         (lambda v: v["train"].pop("batch_size"), "missing key 'batch_size' in group 'train'"),

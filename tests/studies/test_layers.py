@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from d4lens.lensing import d4
-from d4lens.studies.layers import blended, capture, layers_of, outputs, run, turned
+from d4lens.studies.layers import blended, capture, layers_of, outputs, run_edited, turned
 
 NETWORKS = ("d4lenspinn", "d4lenspinn_published", "resnet18", "d4cnn")
 
@@ -18,9 +18,13 @@ def test_a_layer_put_back_changes_nothing_and_all_of_them_everything(name, fresh
         assert set(a_clean) == {layer.name for layer in layers}
         assert not torch.equal(wanted, before)
         for layer in layers:
-            assert torch.equal(run(network, corrupt.batch, {layer: blended(a_corrupt[layer.name])}), before), layer.name
+            assert torch.equal(run_edited(network, corrupt.batch, {layer: blended(a_corrupt[layer.name])}), before), (
+                layer.name
+            )
         for chosen in ([x for x in layers if x.part == "input"], [x for x in layers if x.part != "logits"]):
-            assert torch.equal(run(network, corrupt.batch, {x: blended(a_clean[x.name]) for x in chosen}), wanted)
+            assert torch.equal(
+                run_edited(network, corrupt.batch, {x: blended(a_clean[x.name]) for x in chosen}), wanted
+            )
         assert torch.equal(network(corrupt.batch)["logits"], before)  # no hook is left
 
 
@@ -33,8 +37,8 @@ def test_what_a_patch_leaves_untouched_need_not_be_computed(name, fresh, small_p
         fixed = outputs(network, corrupt.batch, layers)
         for layer in layers:
             edits = {layer: blended(donors[layer.name])}
-            short = run(network, corrupt.batch, edits, {key: fixed[key] for key in layer.untouched})
-            assert torch.equal(short, run(network, corrupt.batch, edits)), layer.name
+            short = run_edited(network, corrupt.batch, edits, {key: fixed[key] for key in layer.untouched})
+            assert torch.equal(short, run_edited(network, corrupt.batch, edits)), layer.name
 
 
 def test_every_part_of_the_physical_network_is_named(fresh):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from d4lens import studies
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "kill_campaign.py"
 
@@ -22,6 +24,13 @@ def test_stages_killed_at_random_moments_end_in_the_undisturbed_bytes(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     tally = {row["stage"]: row["killed"] for row in json.loads((tmp_path / "tally.json").read_text())}
     assert tally == {"download": 2, "preprocess": 2, "macrofit": 2}
+
+
+def test_every_study_is_among_its_stages_with_what_it_writes(campaign):
+    assert {f"study@{name}" for name in studies.NAMES} < set(campaign.STAGES)
+    study = campaign.PIPELINE["study@probing"]
+    assert study["command"] == ["stages/study.py", "--profile", "smoke", "--study", "probing"]
+    assert study["outputs"] == ["metrics/smoke/studies/probing.json", "plots/smoke/studies/probing"]
 
 
 def test_what_differs_or_is_left_over_is_seen(campaign, tmp_path, monkeypatch):

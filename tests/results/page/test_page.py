@@ -1,9 +1,14 @@
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
@@ -19,6 +24,7 @@ from d4lens.results.page import chart, gallery
 from d4lens.simulator import preset, write_archive
 from d4lens.studies import outcome
 
+ROOT = Path(__file__).resolve().parents[2]
 ARMS = [("resnet18", 0), ("d4lenspinn", 0)]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="240"><rect width="720" height="240" fill="teal"/></svg>'
 N_TEST = 9
@@ -112,6 +118,52 @@ def test_a_study_that_is_declared_must_be_there_with_its_figures(project, tmp_pa
     finally:
         drawing.with_suffix(".away").rename(drawing)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_page(project, tmp_path):
+    """The recipe performed: its diff on a copy of the project, and nothing else."""
+    copy = tmp_path / "project"
+    shutil.copytree(project, copy)
+    for top in ("data", "runs", "metrics"):
+        (copy / top / "small").rename(copy / top / "quick")
+    for name in ("trained", "predicted"):
+        (copy / "runs" / "quick" / name).mkdir()
+    for name in ("src", "stages"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, copy)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(copy / "src"),
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+    def run(*command: str, text: str | None = None) -> str:
+        done = subprocess.run(command, cwd=copy, env=environment, input=text, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    run("git", "apply", "-", text=diff)
+    run(sys.executable, "-m", "pytest", "-q", "tests/studies/test_brightness.py")
+    values = yaml.safe_load((copy / "params.yaml").read_text())
+    assert list(values["studies"])[-1] == "brightness"
+    # the other studies would take minutes
+    values |= {"models": [model for model, _ in ARMS], "studies": {"brightness": values["studies"]["brightness"]}}
+    (copy / "params.yaml").write_text(yaml.safe_dump(values))
+    dvc = (sys.executable, "-m", "dvc")
+    run(*dvc, "init", "--no-scm", "-q")
+    assert "study@brightness" in run(*dvc, "stage", "list", "dvc.yaml")
+    assert "Median photon counts of an image" in run(*dvc, "repro", "--single-item", "study@brightness")
+    run(sys.executable, "stages/report.py", "--profile", "quick")
+    text = (copy / "reports" / "report.html").read_text()
+    for word in (
+        "Brightness: photon counts by class",
+        "Median photon counts of an image: no ",
+        "Photon counts by class",
+    ):
+        assert word in text
+    assert "python stages/study.py --profile quick --study brightness" in text
 
 
 def test_the_gallery_takes_the_surest_of_each_class_in_turn():
