@@ -36,8 +36,8 @@ NAMES = {
     "profile.name": PROFILE,
     "profile.report.page": f"reports/{PROFILE}/report.html",
     "item.profile": PROFILE,
-    "item.model": MODEL,
-    "item.seed": str(SEED),
+    "key": f"{MODEL}-{SEED}",
+    "item.run": f"--model {MODEL} --seed {SEED}",
 }
 
 
@@ -48,6 +48,7 @@ def pipeline() -> dict[str, dict[str, list[str]]]:
     def filled(text: str) -> str:
         return re.sub(r"\$\{(.*?)\}", lambda name: NAMES[name[1]], text)
 
+    stages = {name: stage.get("do", stage) for name, stage in stages.items()}
     return {
         name: {
             "arguments": shlex.split(filled(stage["cmd"]))[2:],

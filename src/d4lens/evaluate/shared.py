@@ -6,10 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from d4lens.classes import CLASSES
+from d4lens.classes import CLASSES, VIEWS
 from d4lens.models.averaging import predict_views
 from d4lens.parallel import Ranks
-from d4lens.results.tables import VIEWS
 
 
 class Images(Protocol):

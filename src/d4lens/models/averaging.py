@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d4lens.classes import VIEWS
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
-from d4lens.results.tables import VIEWS
 
 
 def transform_fit(fit: Tensor, g: int) -> Tensor:
