@@ -53,8 +53,8 @@ gate: $(READY) ## check that dvc.lock matches parameters and code, and the READM
 ui: $(READY) ## open MLflow on 127.0.0.1 with the runs' comparison (PORT=5000)
 	@$(BIN)/python -m d4lens.tracking --port $(PORT)
 
-profiles: ## copy dvc.yaml, the one to edit, to every profile
-	@for copy in profiles/*/dvc.yaml; do cmp -s dvc.yaml $$copy || cp dvc.yaml $$copy; done
+profiles: $(READY) ## write each profile's trainings.yaml from its params.yaml, and its dvc.yaml from the root's
+	@$(BIN)/python tools/profiles.py
 
 docs: $(READY) ## write the API pages to build/docs
 	@$(BIN)/python tools/docs.py

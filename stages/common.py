@@ -12,7 +12,17 @@ from pydantic import BaseModel
 
 from d4lens import studies
 from d4lens.errors import D4LensError
-from d4lens.params import check
+from d4lens.params import (
+    ArmParams,
+    GridParams,
+    NetworkParams,
+    Training,
+    TrainParams,
+    check,
+    of_training,
+    trainings,
+    unreached,
+)
 
 PROFILES = Path("profiles")
 GROUPS = (
@@ -23,7 +33,7 @@ GROUPS = (
     "evaluate",
     "report",
 )
-OF_PROFILE = ("root", "overlay", "models", "seeds", "studied", "studies", "profile")
+OF_PROFILE = ("root", "overlay", "models", "seeds", "grids", "studied", "studies", "profile")
 Group = TypeVar("Group", bound=BaseModel)
 
 
@@ -32,20 +42,19 @@ def arguments(
     *,
     arm: bool = False,
     values: Mapping[str, str] | None = None,
-    flags: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
-    """The command line of a stage: `--profile`, for one arm of the table `--model` and `--seed`, and by name and help
-    `values` that it must be given and `flags`.
+    """The command line of a stage: `--profile`, for one training `--model`, `--seed` and those of a grid, and by name and
+    help `values` that it must be given.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--profile", default="quick", help="quick, or a folder of profiles/ (default: quick)")
     if arm:
         parser.add_argument("--model", required=True, help="an arm named in params.yaml")
         parser.add_argument("--seed", type=int, required=True, help="seed of weights, batches and augmentation")
+        parser.add_argument("--limit", type=int, help="train on so many images; of a grid, with --epochs")
+        parser.add_argument("--epochs", type=int, help="of a grid: for so many epochs")
     for name, text in (values or {}).items():
         parser.add_argument(f"--{name}", required=True, help=text)
-    for name, text in (flags or {}).items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args()
 
 
@@ -74,13 +83,11 @@ def known() -> str:
     return ", ".join(["quick", *sorted(folder.name for folder in PROFILES.glob("*") if folder.is_dir())])
 
 
-def parameters(group: str, model: type[Group], profile: str) -> Group:
-    """One group: what params.yaml says for all profiles, and what the profile sets on top: its own `profile.<group>`, of a
-    study its `studies.<group>`.
-    """
+def layers(group: str, profile: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One group as params.yaml says it for all profiles, and the profile's own: `profile.<group>`, of a study `studies.<group>`."""
     base, own = read(Path("params.yaml")), read(overlay(profile))
     scale = own.get("studies" if group in studies.NAMES else "profile")
-    every = {*GROUPS, *OF_PROFILE, *studies.NAMES, "arms"}
+    every = {*GROUPS, *OF_PROFILE, *studies.NAMES, "arms", "networks"}
     for values, path, allowed in (
         (base, "params.yaml", every),
         (own, str(overlay(profile)), every),
@@ -94,8 +101,65 @@ def parameters(group: str, model: type[Group], profile: str) -> Group:
                 raise D4LensError(f"unknown group {key!r} in {path}; known there: {', '.join(sorted(allowed))}")
         if not isinstance(values.get(group) or {}, dict):
             raise D4LensError(f"{group!r} in {path} must be a group of keys, not {values[group]!r}")
-    merged = {**(base.get(group) or {}), **(scale.get(group) or {})}
-    return check(model, merged, f"group {group!r} of {overlay(profile)}")
+    return base.get(group) or {}, scale.get(group) or {}
+
+
+def parameters(group: str, model: type[Group], profile: str) -> Group:
+    """One group: what params.yaml says for all profiles, and the profile's own on top."""
+    shared, own = layers(group, profile)
+    return check(model, shared | own, f"group {group!r} of {overlay(profile)}")
+
+
+def named(group: str, model: type[Group]) -> dict[str, Group]:
+    """A group of params.yaml that holds groups by name: `arms` or `networks`."""
+    values = read(Path("params.yaml")).get(group)
+    if not isinstance(values, dict):
+        raise D4LensError(f"{group!r} in params.yaml must be a group of named {group}, not {values!r}")
+    return {name: check(model, value, f"{name!r} in {group!r} of params.yaml") for name, value in values.items()}
+
+
+def arms_and_networks() -> tuple[dict[str, ArmParams], dict[str, NetworkParams]]:
+    """Both by name; every arm's network is there."""
+    arms, networks = named("arms", ArmParams), named("networks", NetworkParams)
+    for name, arm in arms.items():
+        if arm.base not in networks:
+            raise D4LensError(f"no network {arm.base!r}, which arm {name!r} names; there are {', '.join(networks)}")
+    return arms, networks
+
+
+def grids(profile: str) -> dict[str, GridParams]:
+    """What a profile measures: under "" its `models` with its `seeds`, then its `grids` by their names."""
+    own, arms = read(overlay(profile)), named("arms", ArmParams)
+    declared = {"": {key: own[key] for key in ("models", "seeds") if key in own}} | (own.get("grids") or {})
+    found = {}
+    for name, values in declared.items():
+        where = f"{f'grid {name!r}' if name else 'models and seeds'} of {overlay(profile)}"
+        found[name] = check(GridParams, values, where)
+        for model in found[name].models:
+            if model not in arms:
+                raise D4LensError(f"no arm {model!r}, named in {where}; the arms of params.yaml are {', '.join(arms)}")
+    return found
+
+
+def measured(profile: str) -> dict[str, Training]:
+    """All trainings of a profile by name."""
+    return trainings(grids(profile).values())
+
+
+def training_parameters(profile: str, training: Training) -> tuple[ArmParams, TrainParams]:
+    """The arm of one training and what it is made with."""
+    arms, networks = arms_and_networks()
+    if training.model not in arms:
+        raise D4LensError(f"no arm {training.model!r} in params.yaml; its arms are {', '.join(arms)}")
+    arm = arms[training.model]
+    where = f"group 'train' as profile {profile} and arm {training.model!r} change it"
+    return arm, of_training(training, arm, networks[arm.base], *layers("train", profile), where)
+
+
+def warn_of_own_values(profile: str) -> None:
+    """Say which arms of the profile a value of the group `train` does not reach."""
+    for sentence in unreached(measured(profile).values(), named("arms", ArmParams), layers("train", profile)[0]):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def one_sentence(main: Callable[[], None]) -> Callable[[], None]:

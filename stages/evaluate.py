@@ -12,7 +12,7 @@ from d4lens.files import sha256, write_json
 from d4lens.models import averaging
 from d4lens.models.averaging import predict_shared
 from d4lens.parallel import ranks
-from d4lens.params import EvaluateParams
+from d4lens.params import EvaluateParams, Training
 from d4lens.results import plots, predictions
 from d4lens.tracking import Tracker, enabled, run_tags
 from d4lens.train.data import load
@@ -22,10 +22,11 @@ from d4lens.train.data import load
 def main() -> None:
     keep_freed_memory()
     args = arguments(__doc__, arm=True)
-    profile, model, seed, name, place = args.profile, args.model, args.seed, f"{args.model}-{args.seed}", ranks()
+    training = Training(args.model, args.seed, args.limit, args.epochs)
+    profile, model, seed, name, place = args.profile, training.row, training.seed, training.name, ranks()
     params = parameters("evaluate", EvaluateParams, profile)
-    data, trained = Path("data") / profile, Path("runs") / profile / name
-    out = Path("runs") / profile / "evaluation" / name
+    data, runs = Path("data") / profile, Path("runs") / profile
+    trained, out = runs / name, runs / "evaluation" / name
     scored = Path("metrics") / profile / "evaluation" / f"{name}.json"
 
     network, config = models.load(trained / "model.safetensors")
@@ -41,7 +42,8 @@ def main() -> None:
     facts["epochs"] = len(pd.read_csv(trained / "history.csv"))
     scores = predictions.score(table, params.bootstrap, params.seed)
     minutes = files.read_json(trained / "timing.json")["train_minutes"]
-    predictions.write(out / "predictions.parquet", table)
+    # By itself, without what differs from run to run, for the studies.
+    predictions.write(runs / "predicted" / f"{name}.parquet", table)
     plots.draw_roc(out / "roc.svg", plots.curves({(model, seed): table}))
     plots.draw_confusion(out / "confusion.svg", plots.confusions({(model, seed): table}))
     write_json(out / "timing.json", {"train_minutes": minutes, "images_per_second": speed})
@@ -51,7 +53,7 @@ def main() -> None:
     with Tracker(enabled(), ".", f"d4lens-{profile}", f"{profile}/{name}", config["fingerprint"], shown, tags) as run:
         for view, measured in scores.items():
             run.log_metrics({f"{view}/{metric}": interval["value"] for metric, interval in measured.items()})
-        for path in (out, scored):
+        for path in (out, runs / "predicted" / f"{name}.parquet", scored):
             run.log_artifact(path, "evaluation")
     auc = {view: f"{measured['auc_macro']['value']:.4f}" for view, measured in scores.items()}
     print(f"{name}: macro AUC {auc['plain']}, {auc['tta']} with TTA")

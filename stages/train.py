@@ -1,15 +1,15 @@
-"""One arm of the table with one seed; the epoch is chosen on the selection split. Interrupted, it goes on where it was."""
+"""One training of a profile; the epoch is chosen on the selection split. Interrupted, it goes on where it was."""
 
 from pathlib import Path
 
-from common import arguments, one_sentence, parameters, read
+from common import arguments, one_sentence, training_parameters, warn_of_own_values
 
 from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
-from d4lens.errors import D4LensError
 from d4lens.files import sha256
+from d4lens.models import weights
 from d4lens.parallel import ranks
-from d4lens.params import ArmParams, TrainParams, check
+from d4lens.params import Training
 from d4lens.tracking import Tracker, enabled, run_tags
 from d4lens.train import fingerprint, train
 
@@ -17,41 +17,37 @@ from d4lens.train import fingerprint, train
 @one_sentence
 def main() -> None:
     keep_freed_memory()
-    arguments_ = arguments(__doc__, arm=True)
-    profile, model, seed = arguments_.profile, arguments_.model, arguments_.seed
-    arms = read(Path("params.yaml")).get("arms")
-    if not isinstance(arms, dict):
-        raise D4LensError(f"'arms' in params.yaml must be a group of named arms, not {arms!r}")
-    if model not in arms:
-        raise D4LensError(f"no arm {model!r} in params.yaml; its arms are {', '.join(arms)}")
-    arm = check(ArmParams, arms[model], f"arm {model!r} of params.yaml")
-    params = parameters("train", TrainParams, profile)
-    changed = params.model_dump() | arm.train
-    losses = arm.train.get("losses", {})
-    changed["losses"] = params.losses.model_dump() | losses if isinstance(losses, dict) else losses
-    params = check(TrainParams, changed, f"group 'train' as arm {model!r} of params.yaml changes it")
+    args = arguments(__doc__, arm=True)
+    profile, training = args.profile, Training(args.model, args.seed, args.limit, args.epochs)
+    arm, params = training_parameters(profile, training)
+    leads = ranks().leads
+    if leads:
+        warn_of_own_values(profile)
 
-    data, run = Path("data") / profile, f"{model}-{seed}"
+    data, runs = Path("data") / profile, Path("runs") / profile
     images = sha256(data / "arrays" / arrays.MANIFEST)
     inputs = (data / "arrays", data / "macrofit")
-    leads = ranks().leads
-    name = fingerprint(*inputs, arm.base, arm.options, seed, params)
-    shown = {"arm": arm.model_dump(), "train": params.model_dump(), "seed": seed}
-    tags = run_tags(".", "train", profile, model, seed, images)
+    name = fingerprint(*inputs, arm.base, arm.options, training.seed, params)
+    shown = {"arm": arm.model_dump(), "train": params.model_dump(), "seed": training.seed}
+    tags = run_tags(".", "train", profile, training.row, training.seed, images)
     mirrored = enabled() and leads
-    with Tracker(mirrored, ".", f"d4lens-{profile}", f"{profile}/{run}", name, shown, tags) as tracker:
+    with Tracker(mirrored, ".", f"d4lens-{profile}", f"{profile}/{training.name}", name, shown, tags) as tracker:
         best = train(
             *inputs,
-            Path("runs") / profile / run,
-            Path("runs") / profile / ".work" / run,
+            runs / training.name,
+            runs / ".work" / training.name,
             arm.base,
             arm.options,
-            seed,
+            training.seed,
             params,
             tracker,
         )
     if leads:
-        print(f"{run}: epoch {best['epoch']} chosen, macro AUC {best['select_auc_macro']:.4f} on select")
+        tensors, description = weights.read(runs / training.name / "model.safetensors")
+        # The code's digest would have all studies run again after an edit that changed no weight.
+        del description["fingerprint"]
+        weights.write(runs / "trained" / f"{training.name}.safetensors", tensors, description)
+        print(f"{training.name}: epoch {best['epoch']} chosen, macro AUC {best['select_auc_macro']:.4f} on select")
 
 
 if __name__ == "__main__":

@@ -141,8 +141,7 @@ def test_simulation_and_fit_are_byte_equal_and_leave_nothing_beside(both):
 
 def test_evaluation_covers_every_image_once_with_a_ragged_last_share(both):
     one, table = (
-        pd.read_parquet(folder / "runs/smoke/evaluation/pinn-0/predictions.parquet").sort_values(["tta", "path"])
-        for folder in both
+        pd.read_parquet(folder / "runs/smoke/predicted/pinn-0.parquet").sort_values(["tta", "path"]) for folder in both
     )
     # Not byte-equal: a process has fewer threads, and the last bits of a convolution hang on their number.
     pd.testing.assert_frame_equal(table, one, rtol=1e-3, atol=1e-5)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d4lens import studies
+from d4lens import models, studies
+from d4lens.imports import closure
 from d4lens.params import check
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def pipeline(tmp_path_factory):
 
 
 def lay(root: Path) -> None:
-    for name in ("dvc.yaml", "params.yaml", "stages", "src"):
+    for name in ("dvc.yaml", "params.yaml", "trainings.yaml", "stages", "src"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
     shutil.rmtree(root / "src" / "d4lens" / "weights", ignore_errors=True)
@@ -54,12 +55,13 @@ given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 for name, item in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
     item = item.get("do", item)
     if name == stage:
+        item = item.get("do", item)
         for kind in ("outs", "metrics", "plots"):
             for out in item.get(kind, []):
                 path = out if isinstance(out, str) else next(iter(out))
                 for key, value in (("${profile.name}", "quick"),
-                                   ("${profile.report.page}", "reports/report.html"), ("${item.model}", given.get("--model", "")),
-                                   ("${item.seed}", given.get("--seed", "")), ("${key}", given.get("--study", ""))):
+                                   ("${profile.report.page}", "reports/report.html"),
+                                   ("${key}", given.get("--study", given.get("--model", "") + "-" + given.get("--seed", "")))):
                     path = path.replace(key, value)
                 path = Path(path)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,15 +123,48 @@ def test_an_evaluation_parameter_reruns_evaluation_and_report_alone(pipeline, tm
     values["evaluate"]["bootstrap"] = 123
     (root / "params.yaml").write_text(yaml.safe_dump(values))
     ran = stages_run(run(root, "dvc", "repro"))
-    assert ran == {"evaluate", "table", "predicted", "report"}
+    assert ran == {"evaluate", "table", "report"}
 
 
 def test_one_arm_s_parameter_reruns_that_arm_alone(pipeline):
     arms = overlay("quick")["models"]
     reran = would_run(pipeline, {f"arms.{arms[-1]}.train": {"learning_rate": 1e-4}})
-    assert {name for name in reran if name.startswith("train@")} == {
-        f"train@{arms[-1]}-{seed}" for seed in overlay("quick")["seeds"]
+    assert trained(reran) == {f"{arms[-1]}-{seed}" for seed in overlay("quick")["seeds"]}
+
+
+def test_a_network_s_learning_rate_reruns_its_arms_alone(pipeline):
+    assert trained(would_run(pipeline, {"networks.d4cnn.learning_rate": 1e-4})) == {"d4cnn-0", "d4cnn_significance-0"}
+
+
+def test_a_learning_rate_for_all_reruns_every_training(pipeline):
+    assert trained(would_run(pipeline, {"train.learning_rate": 1e-4})) == {
+        f"{arm}-0" for arm in overlay("quick")["models"]
     }
+
+
+def trained(stages: set[str]) -> set[str]:
+    return {name.removeprefix("train@") for name in stages if name.startswith("train@")}
+
+
+@pytest.mark.parametrize(
+    ("file", "reran"),
+    [
+        ("results/page/__init__.py", {"report"}),
+        ("inference/api.py", set()),
+        ("tracking/store.py", set()),
+        ("data/download.py", {"download", "preprocess", "report"}),
+    ],
+)
+def test_an_edit_of_code_reruns_what_imports_it(pipeline, file, reran):
+    path = pipeline / "src" / "d4lens" / file
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before + b"# edited\n")
+        lines = run(pipeline, "dvc", "repro", "--dry").splitlines()
+    finally:
+        path.write_bytes(before)
+    names = {line.split("'")[1].split("@")[0] for line in lines if line.startswith("Running stage")}
+    assert names - {"study"} == reran
 
 
 def test_a_caption_reruns_the_table_and_the_page_alone(pipeline):
@@ -168,7 +203,7 @@ def test_what_torchrun_made_without_dvc_is_committed_and_not_made_again(tmp_path
     head, _, stages = commit.rpartition("dvc.yaml:")
     run(tmp_path, *head.split(), *(f"dvc.yaml:{stage}" for stage in stages.split(",")))
     made = stages_run(run(tmp_path, "dvc", "repro"))
-    assert {"table", "trained", "predicted", "report"} <= made
+    assert {"table", "report"} <= made
     assert not made & {"download", "preprocess", "macrofit", "train", "evaluate"}
 
 
@@ -176,7 +211,6 @@ def test_what_torchrun_made_without_dvc_is_committed_and_not_made_again(tmp_path
 def test_every_profile_names_arms_that_exist_and_sets_its_scale(profile):
     values = overlay(profile)
     assert values["profile"]["name"] == profile
-    assert set(values["models"]) <= set(overlay("quick")["arms"])
     assert set(values["profile"]) == set(overlay("quick")["profile"])
     for name, changed in values["studies"].items():
         check(studies.load(name).parameters, overlay("quick")[name] | changed, f"study {name} of {profile}")
@@ -188,3 +222,45 @@ def test_every_profile_is_the_same_pipeline(profile):
     path = ROOT / "profiles" / profile / "dvc.yaml"
     assert not path.is_symlink()
     assert path.read_bytes() == (ROOT / "dvc.yaml").read_bytes(), "run make profiles"
+
+
+def test_every_network_has_its_learning_rate_and_every_arm_a_network():
+    values = overlay("quick")
+    assert set(values["networks"]) == set(models.NAMES)
+    assert {arm["base"] for arm in values["arms"].values()} <= set(models.NAMES)
+
+
+STAGES = {
+    name: stage.get("do", stage) for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
+
+
+def uncovered(deps, scripts):
+    """Of the code that the scripts import what no dependency names, and the dependencies of which nothing is imported."""
+    depends = [ROOT / dep for dep in deps if "${" not in dep]
+    assert all(path.exists() for path in depends)
+    imported = set[Path]().union(*(closure(script, ROOT / "src") for script in scripts))
+    missing = {path for path in imported if not any(path.is_relative_to(dep) for dep in depends)}
+    return missing, {dep for dep in depends if not any(path.is_relative_to(dep) for path in imported)}
+
+
+@pytest.mark.parametrize("name", sorted(set(STAGES) - {"study"}))
+def test_a_stage_depends_on_all_code_that_its_script_imports(name):
+    missing, idle = uncovered(STAGES[name]["deps"], [ROOT / "stages" / f"{name}.py"])
+    assert missing == set(), "name these in deps of dvc.yaml, then make profiles"
+    assert idle == set(), "nothing of these is imported"
+
+
+def test_the_stage_of_the_studies_depends_on_all_code_of_every_study():
+    package = ROOT / "src" / "d4lens" / "studies"
+    for study in studies.NAMES:
+        deps = [dep.replace("${key}", study) for dep in STAGES["study"]["deps"]]
+        missing, _ = uncovered(deps, [ROOT / "stages" / "study.py", package / f"{study}.py"])
+        assert missing == set(), study
+    every = [package / f"{study}.py" for study in studies.NAMES]
+    _, idle = uncovered(STAGES["study"]["deps"], [ROOT / "stages" / "study.py", *every])
+    assert idle == set(), "no study imports anything of these"
+
+
+def test_every_stage_is_described():
+    assert all(stage["desc"] for stage in STAGES.values())

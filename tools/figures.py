@@ -1,5 +1,5 @@
 """The README's pictures: docs/lenses.png, one simulated image of each class and what the fit makes of it;
-docs/learning_curve.png, macro AUC against training images from metrics/PROFILE/results.csv of CURVES;
+docs/learning_curve.png, macro AUC against training images from metrics/archive/NAME/results.csv of CURVES;
 docs/limit.svg, detection rate against the substructure's significance from plots/quick/studies/sensitivity/limit.csv."""
 
 import re
@@ -18,7 +18,7 @@ from d4lens.simulator import PRESETS, draw, render, substructure_convergence
 from d4lens.studies.sensitivity import draw_limit
 
 SEED, FIRST = 20, 0  # index % 3 is the class
-CURVES = ("learning_curve", "full_75px", "image_only", "image_only_d4")  # profiles
+CURVES = ("learning_curve", "full_75px", "image_only", "image_only_d4")  # of metrics/archive, until full_75px is rerun
 ARMS = {
     "d4lenspinn": "D4LensPINN (residual + significance)",
     "d4cnn_residual": "D4-equivariant CNN on the residual",
@@ -31,7 +31,7 @@ LIMIT = "plots/quick/studies/sensitivity/limit.csv"
 
 
 def learning_curve() -> None:
-    table = pd.concat((pd.read_csv(f"metrics/{name}/results.csv") for name in CURVES), ignore_index=True)
+    table = pd.concat((pd.read_csv(f"metrics/archive/{name}/results.csv") for name in CURVES), ignore_index=True)
     table = table[table["tta"]]
     table = table.assign(arm=table["model"].map(lambda name: re.sub(r"_\d+$", "", name)))
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+import profiles
 from d4lens.results import card, tables
 
 PIPELINES = [Path("dvc.yaml"), *sorted(Path("profiles").glob("*/dvc.yaml"))]
@@ -24,8 +25,7 @@ def stale_stages(pipeline: Path) -> list[str]:
 
 
 def main() -> None:
-    copies = [path for path in PIPELINES[1:] if path.read_bytes() != PIPELINES[0].read_bytes()]
-    faults = [f"{path}: not dvc.yaml; run make profiles" for path in copies]
+    faults = [f"{path}: not what its sources say; run make profiles" for path in profiles.stale()]
     for pipeline in PIPELINES:
         if not pipeline.with_name("dvc.lock").is_file():
             print(f"{pipeline}: never run, nothing to hold it against")

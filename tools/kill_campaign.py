@@ -38,8 +38,8 @@ NAMES = {
     "profile.name": PROFILE,
     "profile.report.page": f"reports/{PROFILE}/report.html",
     "item.profile": PROFILE,
-    "item.model": MODEL,
-    "item.seed": str(SEED),
+    "key": f"{MODEL}-{SEED}",
+    "item.run": f"--model {MODEL} --seed {SEED}",
 }
 
 
@@ -53,7 +53,8 @@ def pipeline() -> dict[str, dict[str, list[str]]]:
     """Of each stage of dvc.yaml, in its order, and of each study: script, arguments and what it writes."""
     found = {}
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
-        every = [(f"{name}@{study}", study) for study in studies.NAMES] if "foreach" in stage else [(name, "")]
+        studied = stage.get("foreach") == "${studies}"
+        every = [(f"{name}@{study}", study) for study in studies.NAMES] if studied else [(name, NAMES["key"])]
         stage = stage.get("do", stage)
         for full_name, key in every:
             outputs = [

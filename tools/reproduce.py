@@ -161,13 +161,13 @@ def show(profile: str, file: str) -> None:
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == seen(file):
         print(tables.table_text(Path("metrics") / profile))
         return
-    if status := subprocess.run([sys.executable, "stages/table.py", "--profile", profile, "--print"]).returncode:
+    if status := subprocess.run([sys.executable, "tools/show.py", "--profile", profile]).returncode:
         sys.exit(status)
     files.write_text(stamp, seen(file))
 
 
 def seen(file: str) -> str:
-    """State of all that `stages/table.py --print` reads or writes: tables, weights, documents, the commit, MLflow's store."""
+    """State of all that `tools/show.py` reads or writes: tables, weights, documents, the commit, MLflow's store."""
     from d4lens.files import sha256
     from d4lens.tracking.store import DATABASE
 

@@ -4,8 +4,9 @@ The stages read the file and hand a group here; the package itself never reads i
 `params.yaml`, its effect in the function that takes it.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -117,7 +118,7 @@ class LossWeights(ParameterGroup):
 
 
 class TrainParams(ParameterGroup):
-    """Group `train`, as the profile and the arm change it."""
+    """What one training is made with: group `train`, as `of_training` completes it."""
 
     batch_size: Count
     learning_rate: Positive
@@ -132,12 +133,45 @@ class TrainParams(ParameterGroup):
     limit: Count | None
 
 
+class NetworkParams(ParameterGroup):
+    """What suits a network, where neither the group `train` nor its arm says otherwise."""
+
+    learning_rate: Positive
+
+
 class ArmParams(ParameterGroup):
-    """A row of the table: its network, that one's options, and what it changes in `train`."""
+    """An arm: its network, that one's options, and what it sets itself of `train`."""
 
     base: str
     options: dict[str, Any] = {}
     train: dict[str, Any] = {}
+
+
+class GridParams(ParameterGroup):
+    """A grid of trainings: every arm of `models` with every seed, at each of `limits` (training images: epochs) if any."""
+
+    models: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    limits: dict[Count, Count] = {}
+
+
+class Training(NamedTuple):
+    """One training of a profile. limit: on so many images, for so many `epochs`; None: as the arm and `train` say."""
+
+    model: str
+    seed: int
+    limit: int | None = None
+    epochs: int | None = None
+
+    @property
+    def row(self) -> str:
+        """The name in tables of all its seeds: the arm's, with the images of a grid's limit."""
+        return self.model if self.limit is None else f"{self.model}_{self.limit}"
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"{self.row}-{self.seed}"
 
 
 class EvaluateParams(ParameterGroup):
@@ -154,6 +188,70 @@ class ReportParams(ParameterGroup):
     caption: str
     page: Annotated[str, Field(pattern=r"\.html$")]
     examples: Count
+
+
+OWN = ("learning_rate", "epochs")
+"""Keys of `train` that are null in params.yaml: the network brings its rate, the profile its epochs. One that is set reaches
+all arms that do not set their own."""
+
+
+def trainings(grids: Iterable[GridParams]) -> dict[str, Training]:
+    """All trainings of a profile's grids by their names, in the grids' order. Raises D4LensError for one named twice."""
+    found: dict[str, Training] = {}
+    for grid in grids:
+        limits: Sequence[tuple[int | None, int | None]] = list(grid.limits.items()) or [(None, None)]
+        for model, (limit, epochs), seed in product(grid.models, limits, grid.seeds):
+            training = Training(model, seed, limit, epochs)
+            if training.name in found:
+                raise D4LensError(f"two grids of the profile hold {training.name}; take it out of one")
+            found[training.name] = training
+    return found
+
+
+def of_training(
+    training: Training,
+    arm: ArmParams,
+    network: NetworkParams,
+    shared: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    where: str,
+) -> TrainParams:
+    """The parameters of one training; of each key the last of these that says it:
+
+    the network's learning rate; `shared`, the group `train` of params.yaml; `profile`, the profile's own; of OWN once more
+    `shared`, unless null; the arm's `train`; the grid's limit and epochs. Raises D4LensError as `check`.
+    """
+    layers = [
+        network.model_dump(),
+        shared,
+        profile,
+        {key: shared[key] for key in OWN if key in shared},
+        arm.train,
+        {key: value for key in ("limit", "epochs") if (value := getattr(training, key)) is not None},
+    ]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if key == "losses" and isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+                value = {**values[key], **value}
+            if value is not None or key not in OWN:
+                values[key] = value
+    return check(TrainParams, values, where)
+
+
+def unreached(trainings: Iterable[Training], arms: Mapping[str, ArmParams], shared: Mapping[str, Any]) -> list[str]:
+    """For each of OWN that `shared` (the group `train`) sets, one sentence that names whom it does not reach."""
+    said = []
+    for key in OWN:
+        if shared.get(key) is not None:
+            own = {
+                training.row: getattr(training, key, None) or arms[training.model].train.get(key)
+                for training in trainings
+            }
+            kept = [f"{row} ({value:g})" for row, value in own.items() if value is not None]
+            if kept:
+                said.append(f"train.{key} = {shared[key]:g} does not reach those that set their own: {', '.join(kept)}")
+    return said
 
 
 Group = TypeVar("Group", bound=BaseModel)

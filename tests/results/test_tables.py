@@ -199,3 +199,44 @@ def test_numbers_survive_the_files_to_the_last_bit(tmp_path):
     values = np.random.default_rng(0).random(20)
     results = written(tmp_path, [evaluation(seed=seed, auc=value) for seed, value in enumerate(values)])
     assert tables.read_results(tmp_path / tables.RESULTS)["auc_macro"].tolist() == results["auc_macro"].tolist()
+
+
+def test_families_are_tables_of_their_own_with_their_own_comparisons(tmp_path):
+    pairs = [{"a": "d4cnn_300", "b": "resnet18_300", "difference": 0.1, "low": 0.05, "high": 0.2, "p_holm": 0.01}]
+    rows = [
+        *tables.rows(evaluation("d4cnn"), 1),
+        *tables.rows(evaluation("d4cnn_300", n_train=300, auc=0.7), 1),
+        *tables.rows(evaluation("resnet18_300", n_train=300, auc=0.6), 1),
+    ]
+    family = tables.Family(("d4cnn_300", "resnet18_300"), pairs)
+    tables.write_profile(tmp_path / "quick", tables.table(rows), "Small.", [], {"curve, 300 images": family})
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    tables.update_readme(readme, tmp_path)
+    own, further = readme.read_text().split("Grid curve, 300 images.")
+    assert "5,400 training" in own
+    assert "| d4cnn | D4 |" in own
+    assert "| d4cnn_300 |" not in own
+    assert "| d4cnn_300 | D4 |" in further
+    assert "| d4cnn |" not in further
+    assert "Macro AUC with TTA of d4cnn_300 minus" in further
+    assert "- resnet18_300: +0.1000 [+0.0500, +0.2000], p = 0.01" in further
+    said = tables.table_text(tmp_path / "quick")
+    assert said.index("d4cnn ") < said.index("Grid curve, 300 images.") < said.index("resnet18_300")
+
+
+def test_results_that_wait_for_their_rerun_say_which_version_made_them_until_it_comes(tmp_path):
+    written(tmp_path / "archive" / "quick", [evaluation(auc=0.7)], caption="Old.")
+    path = tmp_path / "archive" / "quick" / tables.REPORT
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "0.0.9"}))
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    assert tables.update_readme(readme, tmp_path) == ["quick"]
+    assert "Old." in readme.read_text()
+    assert "*Measured with version 0.0.9 of the code; its rerun is pending.*" in readme.read_text()
+    assert tables.stale_readme_tables(readme, tmp_path) == []
+    assert tables.profiles(tmp_path) == []  # and the joined table is without them
+    written(tmp_path / "quick", [evaluation()], caption="New.")
+    assert tables.update_readme(readme, tmp_path) == ["quick"]
+    assert "New." in readme.read_text()
+    assert "0.0.9" not in readme.read_text()

@@ -1,15 +1,19 @@
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from d4lens import models
 from d4lens.errors import D4LensError
-from d4lens.params import ArmParams, DownloadParams, EvaluateParams, TrainParams, check
+from d4lens.params import ArmParams, DownloadParams, EvaluateParams, Training, check
 from d4lens.studies import mismatch
 
 ROOT = Path(__file__).resolve().parents[2]
+PROFILES = ["quick", *sorted(path.name for path in (ROOT / "profiles").iterdir())]
+PINN = Training("d4lenspinn", 0)
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def change(path: str, edit) -> None:
 
 
 def test_a_profile_adds_its_scale_to_what_all_share(common):
-    quick, smoke = (common.parameters("train", TrainParams, name) for name in ("quick", "smoke"))
+    quick, smoke = (common.training_parameters(name, PINN)[1] for name in ("quick", "smoke"))
     assert quick.batch_size == smoke.batch_size
     assert smoke.epochs < quick.epochs
     assert common.parameters("download", DownloadParams, "full").n_train == 30000
@@ -56,6 +60,14 @@ def test_a_profile_adds_its_scale_to_what_all_share(common):
         (lambda v: v["train"].update(batch_size=0), "wrong value 0 for 'batch_size'"),
         (lambda v: v["train"].update(learning_rate=float("nan")), "'learning_rate'"),
         (lambda v: v["train"].update(losses=3), "'losses'"),
+        (lambda v: v["arms"].pop("d4lenspinn"), "no arm 'd4lenspinn' in params.yaml; its arms are d4cnn,"),
+        (
+            lambda v: v["arms"]["d4cnn"].update(base="cnn"),
+            "no network 'cnn', which arm 'd4cnn' names; there are d4cnn,",
+        ),
+        (lambda v: v["arms"]["d4lenspinn"].update(trian={}), "unknown key 'trian' in 'd4lenspinn' in 'arms'"),
+        (lambda v: v["networks"]["d4cnn"].update(learning_rate=0), "wrong value 0 for 'learning_rate'"),
+        (lambda v: v.update(networks=3), "'networks' in params.yaml must be a group of named networks"),
         (lambda v: v.update(train=[1]), "'train' in params.yaml must be a group of keys"),
         (lambda v: v.update(profile="quick"), "'profile' of params.yaml must be a group of keys"),
     ],
@@ -63,26 +75,26 @@ def test_a_profile_adds_its_scale_to_what_all_share(common):
 def test_a_mistake_in_the_file_is_one_sentence(common, edit, sentence):
     change("params.yaml", edit)
     with pytest.raises(D4LensError) as caught:
-        common.parameters("train", TrainParams, "quick")
+        common.training_parameters("quick", PINN)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_none_is_said(common):
     with pytest.raises(D4LensError, match=r"no parameters file .*; run from .* one of quick, full, smoke"):
-        common.parameters("train", TrainParams, "huge")
+        common.training_parameters("huge", PINN)
     Path("params.yaml").write_text("train: [1\n")
     with pytest.raises(D4LensError, match="not valid YAML in line"):
-        common.parameters("train", TrainParams, "quick")
+        common.training_parameters("quick", PINN)
     Path("params.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(D4LensError, match="not UTF-8"):
-        common.parameters("train", TrainParams, "quick")
+        common.training_parameters("quick", PINN)
 
 
 def test_numbers_may_be_written_as_dvc_reads_them(common):
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("learning_rate: 2.0e-3", "learning_rate: 2e-3"))
-    assert common.parameters("train", TrainParams, "quick").learning_rate == 2e-3
+    Path("params.yaml").write_text(text.replace("learning_rate: null", "learning_rate: 2e-3"))
+    assert common.training_parameters("quick", PINN)[1].learning_rate == 2e-3
 
 
 def test_a_group_that_is_no_group_is_refused():
@@ -100,3 +112,47 @@ def test_a_stage_ends_a_mistake_with_its_sentence_and_status_one(common, capsys)
     with pytest.raises(SystemExit) as ended:
         main()
     assert str(ended.value.code).endswith(": what, where, what to do")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_training_of_every_profile_is_valid(common, profile, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = common.measured(profile)
+    assert found
+    for training in found.values():
+        arm, params = common.training_parameters(profile, training)
+        assert params.epochs >= 1
+        options = {key for key in arm.options}
+        assert options <= set(inspect.signature(models._MAKERS[arm.base][0]).parameters)
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda v: v.update(models=["d4cn"]), "no arm 'd4cn', named in models and seeds of profiles/full/params.yaml"),
+        (lambda v: v["grids"].update(g={"models": ["huge"], "seeds": [0]}), "no arm 'huge', named in grid 'g' of"),
+        (lambda v: v["grids"].update(g={"models": ["d4cnn"]}), "missing key 'seeds' in grid 'g' of profiles/full"),
+        (lambda v: v["grids"].update(g={"models": ["d4cnn"], "seeds": [0]}), "two grids of the profile hold d4cnn-0"),
+        (lambda v: v["grids"].update(g={"models": ["d4cnn"], "seeds": [0], "limits": {0: 3}}), "in grid 'g'"),
+        (lambda v: v.pop("seeds"), "missing key 'seeds' in models and seeds"),
+    ],
+)
+def test_a_mistake_in_what_a_profile_measures_is_one_sentence(common, edit, sentence):
+    change("profiles/full/params.yaml", edit)
+    with pytest.raises(D4LensError) as caught:
+        common.measured("full")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_for_all_says_whom_it_does_not_reach(common, capsys):
+    common.warn_of_own_values("full")
+    assert capsys.readouterr().err == ""
+    change("params.yaml", lambda v: v["train"].update(learning_rate=1e-3))
+    common.warn_of_own_values("full")
+    assert capsys.readouterr().err == ""
+    change("profiles/full/params.yaml", lambda v: v["models"].append("resnet18_long"))
+    common.warn_of_own_values("full")
+    assert capsys.readouterr().err == (
+        "warning: train.learning_rate = 0.001 does not reach those that set their own: resnet18_long (0.001)\n"
+    )

@@ -198,7 +198,7 @@ def test_on_ctrl_c_it_stays_until_a_dvc_slow_to_go_is_gone(reproduce, tmp_path, 
 def test_what_was_shown_is_not_made_up_again_until_something_changed(reproduce, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("d4lens.results.tables.table_text", lambda folder: f"the table of {folder}")
-    for folder in ("stages", "metrics/quick", "docs", "src/d4lens/weights"):
+    for folder in ("tools", "metrics/quick", "docs", "src/d4lens/weights"):
         (tmp_path / folder).mkdir(parents=True)
     for file in (
         "dvc.lock",
@@ -208,7 +208,7 @@ def test_what_was_shown_is_not_made_up_again_until_something_changed(reproduce, 
         "src/d4lens/weights/a.safetensors",
     ):
         (tmp_path / file).write_text("one")
-    (tmp_path / "stages" / "table.py").write_text("from pathlib import Path; Path('README.md').open('a').write('.')")
+    (tmp_path / "tools" / "show.py").write_text("from pathlib import Path; Path('README.md').open('a').write('.')")
 
     def made() -> int:
         reproduce.show("quick", "dvc.yaml")
@@ -221,7 +221,7 @@ def test_what_was_shown_is_not_made_up_again_until_something_changed(reproduce, 
     ):
         (tmp_path / file).write_text("two")
         assert [made(), made()] == [times, times]
-    (tmp_path / "stages" / "table.py").write_text("raise SystemExit(3)")
+    (tmp_path / "tools" / "show.py").write_text("raise SystemExit(3)")
     (tmp_path / "dvc.lock").write_text("three")
     with pytest.raises(SystemExit) as failed:
         made()

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from d4lens import models
+from d4lens import imports, models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.models import scores, weights
@@ -186,13 +186,9 @@ def test_a_changed_parameter_starts_afresh_saying_so(dataset, tmp_path, params, 
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
 
 
-# Without a part in any number: sentences, atomic files, bounds of parameters.
-NO_NUMBERS = {"errors", "files", "params"}
-
-
 @pytest.mark.parametrize("arm", [PINN, ("d4lenspinn_published", {"fields": [1, 2], "head": "nano"}), ("resnet18", {})])
 def test_all_code_that_runs_in_a_training_is_in_its_fingerprint(dataset, tmp_path, params, arm):
-    package, ran = Path(checkpoint.d4lens.__file__).parent, set()
+    package, ran = imports.SOURCE / "d4lens", set()
 
     def note(frame, event, _):
         if event == "call":
@@ -203,12 +199,10 @@ def test_all_code_that_runs_in_a_training_is_in_its_fingerprint(dataset, tmp_pat
         run(dataset, tmp_path, arm, params=params(epochs=1))
     finally:
         sys.setprofile(None)
-    parts = {Path(file).relative_to(package).as_posix() for file in ran if file.startswith(f"{package}/")}
-    outside = {
-        part for part in parts if not any(part == code or part.startswith(f"{code}/") for code in checkpoint.CODE)
-    }
-    assert "train/loop.py" in parts
-    assert {part.removesuffix(".py") for part in outside} <= NO_NUMBERS
+    parts = {Path(file) for file in ran if file.startswith(f"{package}/")}
+    outside = parts - imports.closure(package / "train" / "loop.py")
+    assert package / "train" / "loop.py" in parts
+    assert {path.stem for path in outside} <= set(imports.APART)
 
 
 @dataclass

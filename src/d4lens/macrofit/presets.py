@@ -8,7 +8,7 @@ from torch import Tensor
 
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
 from d4lens.observation import Observation
-from d4lens.simulator import preset
+from d4lens.simulator.priors import preset
 
 # Standard deviations of the Gaussian about its preset's value that a parameter has where it is freed beyond what the
 # preset leaves open: absolute for those that may be 0 (arcsec, ellipticity), relative for the positive ones.

@@ -25,6 +25,8 @@ from d4lens.observation import Observation
 
 FIT_COLUMNS = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", "e1", "e2")
 """The parameters a network is given: lengths in arcsec; e1, e2 the source's (1-q)/(1+q) (cos 2phi, sin 2phi)."""
+MAPS = ("residual", "significance")
+"""What the networks read of a fit beside its parameters, each (n, N, N)."""
 
 PARAMETERS = (*FIT_COLUMNS, "lens_e1", "lens_e2", "lens_x", "lens_y", "n", "R_e", "amplitude", "sky", "psf_sigma")
 """All that can be freed. `amplitude` (at R_e) and `sky` are counts per native pixel, whatever the binning."""

@@ -1,6 +1,5 @@
 """A whole split fitted to files: in pieces, so that memory stays flat and an interruption costs one piece."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,18 +12,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from d4lens import lensing
+from d4lens import imports
 from d4lens.files import atomic_path, write_json
 from d4lens.macrofit.fit import fit
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.significance import significance
-from d4lens.macrofit.smooth_lens import SmoothLensModel
+from d4lens.macrofit.smooth_lens import MAPS, SmoothLensModel
 from d4lens.parallel import Ranks
 from d4lens.progress import Meter
 
 PIECE = 512  # images between two looks at the disk
-MAPS = ("residual", "significance")
-"""What the networks read of a fit beside its parameters, each (n, N, N)."""
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -103,17 +100,13 @@ def _open(partial: Path, fingerprint: dict[str, Any], shape: tuple[int, ...]) ->
 
 
 def _fingerprint(model: SmoothLensModel, source: str, units: str, n: int, options: dict[str, Any]) -> dict[str, Any]:
-    code = hashlib.sha256()
-    for package in (Path(__file__).parent, Path(lensing.__file__).parent):
-        for path in sorted(package.glob("*.py")):
-            code.update(path.read_bytes())
     return {
         "model": json.loads(json.dumps(model.to_dict())),
         "source": source,
         "units": units,
         "n": n,
         "options": options,
-        "code": code.hexdigest(),
+        "code": imports.digest("macrofit.split"),
     }
 
 

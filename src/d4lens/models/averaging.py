@@ -13,14 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from d4lens.classes import CLASSES
+from d4lens.classes import CLASSES, VIEWS
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.parallel import Ranks
-
-VIEWS = ("plain", "tta")
-"""How a network's predictions are scored: of the image as it is, and averaged over the eight symmetries."""
 
 
 def transform_fit(fit: Tensor, g: int) -> Tensor:

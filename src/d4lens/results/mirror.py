@@ -138,7 +138,7 @@ def _child(
         for view in averaging.VIEWS:
             run.log_metrics({f"{view}/{metric}": one["value"] for metric, one in evaluation[view].items()})
         if not run.found:
-            for path in (runs / "evaluation" / name, scored / f"{name}.json"):
+            for path in (runs / "evaluation" / name, runs / "predicted" / f"{name}.parquet", scored / f"{name}.json"):
                 run.log_artifact(path, "evaluation")
         if arm[0] == MODEL:
             run.log_text(card.of(description, profile, root / "metrics"), card.FILE)

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from d4lens.classes import CLASSES
+from d4lens.classes import CLASSES, VIEWS
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.models import scores
-from d4lens.models.averaging import VIEWS
 from d4lens.results import metrics
 
 LOGITS = [f"logit_{name}" for name in CLASSES]

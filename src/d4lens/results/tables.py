@@ -8,13 +8,13 @@ exception, `train_minutes`, is rounded to whole minutes.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from d4lens.classes import VIEWS
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, read_json, write_json, write_text
-from d4lens.models.averaging import VIEWS
 from d4lens.models.scores import METRICS
 
 # The metrics of an evaluation; each has a 95 % interval in the columns _low and _high. The second part stands further right.
@@ -33,7 +33,9 @@ COLUMNS = (
 )
 KEYS = ("profile", "model", "seed", "tta")
 
-# Files of metrics/<profile>/ and metrics/
+# Files of metrics/<profile>/ and metrics/; in metrics/archive/<profile>/ those of profiles that wait for their rerun, with
+# the version of the code that made them in report.json.
+ARCHIVE = "archive"
 RESULTS = "results.csv"
 RESULTS_JSON = "results.json"
 REPORT = "report.json"
@@ -49,6 +51,13 @@ MODEL_ORDER = (
     "d4lenspinn",
 )
 COMPARED = ("auc_macro", "accuracy", *_MORE)
+
+
+class Family(NamedTuple):
+    """Arms that are compared with each other: their names in the table, and their paired comparisons."""
+
+    models: tuple[str, ...]
+    comparisons: Sequence[Mapping[str, Any]]
 
 
 def rows(evaluation: Mapping[str, Any], train_minutes: float) -> list[dict[str, Any]]:
@@ -86,10 +95,14 @@ def table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def write_profile(
-    folder: str | Path, results: pd.DataFrame, caption: str, comparisons: Sequence[Mapping[str, Any]]
+    folder: str | Path,
+    results: pd.DataFrame,
+    caption: str,
+    comparisons: Sequence[Mapping[str, Any]],
+    families: Mapping[str, Family] | None = None,
 ) -> None:
     """Write results.csv, results.json (DVC's metrics: what runs are compared by) and report.json (caption, comparisons) of
-    one profile.
+    one profile; `families` by their titles are tables of their own in its report.
     """
     folder = Path(folder)
     write_csv(folder / RESULTS, results)
@@ -98,7 +111,8 @@ def write_profile(
         arm = entries.setdefault(f"{row['model']}-{row['seed']}", {})
         arm |= {f"{name}_{VIEWS[row['tta']]}": row[name] for name in COMPARED}
     write_json(folder / RESULTS_JSON, entries)
-    write_json(folder / REPORT, {"caption": caption, "comparisons": list(comparisons)})
+    further = {"families": {title: family._asdict() for title, family in families.items()}} if families else {}
+    write_json(folder / REPORT, {"caption": caption, "comparisons": list(comparisons), **further})
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
@@ -145,27 +159,46 @@ def profiles(metrics: str | Path) -> list[str]:
     return sorted(path.parent.name for path in Path(metrics).glob(f"*/{RESULTS}"))
 
 
-def markdown(results: pd.DataFrame, caption: str, comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """One profile's table for the README: caption, rows averaged over seeds, and the paired comparisons below."""
-    head, body = cells(results)
-    lines = [headline(results, caption), "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
-    lines += [_line(row) for row in body]
-    if comparisons:
-        lines += ["", *compared(results, comparisons)]
-    return "\n".join(lines)
+def markdown(
+    results: pd.DataFrame,
+    caption: str,
+    comparisons: Sequence[Mapping[str, Any]],
+    families: Mapping[str, Family] | None = None,
+) -> str:
+    """One profile's tables for the README: caption, rows averaged over seeds, and the paired comparisons below."""
+    blocks = []
+    for title, rows, pairs in _parts(results, comparisons, families or {}):
+        head, body = cells(rows)
+        first = headline(rows, title or caption)
+        lines = [first, "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *map(_line, body)]
+        blocks.append("\n".join([*lines, "", *compared(rows, pairs)] if pairs else lines))
+    return "\n\n".join(blocks)
 
 
 def table_text(folder: str | Path) -> str:
     """The results of a folder metrics/<profile>/ for the terminal."""
-    results, caption, _ = read_profile(folder)
-    head, body = cells(results)
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    rules = ["-" * width for width in widths]
-    lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-        for line in (head, rules, *body)
-    ]
-    return "\n".join([headline(results, caption).replace("**", ""), "", *lines])
+    results, caption, comparisons = read_profile(folder)
+    blocks = []
+    for title, rows, _ in _parts(results, comparisons, read_families(folder)):
+        head, body = cells(rows)
+        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+        rules = ["-" * width for width in widths]
+        lines = [
+            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+            for line in (head, rules, *body)
+        ]
+        blocks.append("\n".join([headline(rows, title or caption).replace("**", ""), "", *lines]))
+    return "\n\n".join(blocks)
+
+
+def _parts(
+    results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]], families: Mapping[str, Family]
+) -> list[tuple[str, pd.DataFrame, Sequence[Mapping[str, Any]]]]:
+    """(title, rows, comparisons) of the profile's own table, whose title is empty, and of each family."""
+    own = results[~results["model"].isin([model for family in families.values() for model in family.models])]
+    further = [(f"Grid {title}.", results[results["model"].isin(family.models)], family.comparisons)
+               for title, family in families.items()]  # fmt: skip
+    return [("", own, comparisons), *further]
 
 
 def update_readme(readme: str | Path, metrics: str | Path) -> list[str]:
@@ -195,7 +228,7 @@ def stale_readme_tables(readme: str | Path, metrics: str | Path) -> list[str]:
                 f"{readme} needs one begin and one end marker for the results of {profile}, in this order"
             )
     stale = []
-    for profile in profiles(metrics):
+    for profile in sorted({*profiles(metrics), *profiles(Path(metrics) / ARCHIVE)}):
         begin, end = _markers(profile)
         if begin in text and text.split(begin, 1)[1].split(end, 1)[0] != _block(metrics, profile):
             stale.append(profile)
@@ -207,7 +240,13 @@ def _markers(profile: str) -> tuple[str, str]:
 
 
 def _block(metrics: str | Path, profile: str) -> str:
-    return f"\n{markdown(*read_profile(Path(metrics) / profile))}\n"
+    folder = Path(metrics) / profile
+    if (folder / RESULTS).is_file():
+        return f"\n{markdown(*read_profile(folder), read_families(folder))}\n"
+    folder = Path(metrics) / ARCHIVE / profile
+    version = read_json(folder / REPORT)["version"]
+    note = f"*Measured with version {version} of the code; its rerun is pending.*"
+    return f"\n{markdown(*read_profile(folder))}\n\n{note}\n"
 
 
 def read_profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, Any]]]:
@@ -215,6 +254,12 @@ def read_profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, 
     folder = Path(folder)
     results, report = read_results(folder / RESULTS), read_json(folder / REPORT)
     return results, report["caption"], report["comparisons"]
+
+
+def read_families(folder: str | Path) -> dict[str, Family]:
+    """The families of a folder metrics/<profile>/ by their titles."""
+    found = read_json(Path(folder) / REPORT).get("families", {})
+    return {title: Family(tuple(family["models"]), family["comparisons"]) for title, family in found.items()}
 
 
 def _records(results: pd.DataFrame) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-import d4lens
+from d4lens import imports
 from d4lens.errors import D4LensError
 from d4lens.files import sha256
 from d4lens.models import weights
@@ -26,22 +26,6 @@ from d4lens.models import weights
 _log = logging.getLogger(__name__)
 _KEPT = 2
 _BEST = "best."
-CODE = (
-    "train",
-    "models",
-    "lensing",
-    "macrofit/smooth_lens.py",
-    "macrofit/split.py",
-    "simulate/draw.py",
-    "simulate/fields.py",
-    "evaluate/metrics.py",
-    "evaluate/tta.py",
-    "data/arrays.py",
-    "observation.py",
-    "classes.py",
-    "parallel.py",
-)
-"""Folders and files of the package that decide a training's result, as its stage in dvc.yaml names them."""
 _LIBRARIES = ("torch", "escnn", "timm", "lightning", "numpy")
 
 Fingerprint = dict[str, str]
@@ -88,13 +72,8 @@ def fingerprint(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data
 
 
 def code() -> str:
-    """Digest of CODE and of the libraries' versions."""
-    root = Path(d4lens.__file__).parent
-    files = sorted(
-        file for part in CODE for file in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
-    )
-    libraries = (f"{name} {number}" for name, number in versions().items())
-    return _digest(*(f"{file.relative_to(root)} {sha256(file)}" for file in files), *libraries)
+    """Digest of the code that runs in a training and of the libraries' versions."""
+    return _digest(imports.digest("train.loop"), *(f"{name} {number}" for name, number in versions().items()))
 
 
 def versions() -> dict[str, str]:

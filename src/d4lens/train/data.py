@@ -15,11 +15,11 @@ from torch.utils.data import Dataset, Sampler
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
-from d4lens.macrofit.split import MAPS
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS, MAPS
 from d4lens.models.averaging import transform_batch
 from d4lens.observation import Observation
-from d4lens.simulator import SUBHALO_COLUMNS, Truth, substructure_convergence
+from d4lens.simulator.draw import SUBHALO_COLUMNS, Truth
+from d4lens.simulator.fields import substructure_convergence
 
 _SUBSET = 2**31 + 1  # no epoch: the seed of a smaller training set
 

@@ -47,7 +47,7 @@ def project(tmp_path_factory):
         name, runs = f"{model}-{seed}", root / "runs" / "small"
         logits = np.eye(len(CLASSES))[split.labels] + rng.normal(size=(N_TEST, len(CLASSES)))
         table = predictions.tabulate(split.paths, split.labels, {view: logits for view in averaging.VIEWS})
-        predictions.write(runs / "evaluation" / name / "predictions.parquet", table)
+        predictions.write(runs / "predicted" / f"{name}.parquet", table)
         measured = {metric: {"value": 0.9, "low": 0.8, "high": 0.95} for metric in scores.METRICS}
         sizes = {"n_train": 9, "n_test": N_TEST, "params": 10, "n_pixels": 75, "epochs": 2}
         evaluation = {"profile": "small", "model": model, "seed": seed, **sizes, "plain": measured, "tta": measured}
@@ -62,7 +62,7 @@ def project(tmp_path_factory):
     tables.write_profile(folder, tables.table(rows), "Small.", pairs)
     write_json(folder / "timing.json", timing)
     growing = pd.DataFrame(rows).assign(model=["a_300", "a_300", "a_1000", "a_1000"], n_train=[300, 300, 1000, 1000])
-    tables.write_csv(root / "metrics" / "learning_curve" / tables.RESULTS, growing)
+    tables.write_csv(root / "metrics" / "archive" / "learning_curve" / tables.RESULTS, growing)
     (root / "plots").mkdir()
     (root / "plots" / "map.svg").write_text(SVG)
     for name in ("sensitivity", "patching"):

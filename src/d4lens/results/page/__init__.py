@@ -24,8 +24,8 @@ from d4lens.studies import outcome
 Arm = tuple[str, int]
 
 _EXPLAINED = "d4lenspinn"
-_GROWING = "learning_curve"
-"""The profile whose arms differ in their training images: the number ends the arm's name."""
+_GROWING = "archive/learning_curve"
+"""The results whose arms differ in their training images: the number ends the arm's name."""
 _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -53,7 +53,7 @@ def write(
     root = Path(root)
     results, caption, comparisons = tables.read_profile(root / "metrics" / profile)
     runs = root / "runs" / profile
-    predicted = {arm: predictions.read(runs / "evaluation" / _name(arm) / "predictions.parquet") for arm in arms}
+    predicted = {arm: predictions.read(runs / "predicted" / f"{_name(arm)}.parquet") for arm in arms}
     head, body = tables.cells(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("d4lens.results.page", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -144,10 +144,10 @@ def _growth(root: Path) -> list[Plot]:
         part = averaged[averaged["arm"] == name].sort_values("n_train")
         lines.append(chart.Line(name, part["n_train"], part["auc_macro"], colour, mark=True))
     x, y = chart.Axis("training images", scale="log"), chart.Axis("macro AUC, test split", scale="logit")
-    text = f"Profile {_GROWING}, averaged over eight views; both scales are stretched. Its own table has the intervals."
+    text = f"metrics/{_GROWING}, averaged over eight views; both scales are stretched. Its own table has the intervals."
     legend = [(name, colour) for colour, name in enumerate(names)]
     drawn = chart.draw("AUC against training images", lines, x, y)
-    return [Plot("Learning curve", [drawn], text, f"make reproduce PROFILE={_GROWING}", legend)]
+    return [Plot("Learning curve", [drawn], text, "make reproduce PROFILE=full_75px", legend)]
 
 
 def _roc(tables: Mapping[Arm, pd.DataFrame], profile: str) -> Plot:

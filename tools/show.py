@@ -1,0 +1,30 @@
+"""Print a profile's table, and renew what no single profile owns: the joined tables, the README, the model card, MLflow."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+
+from common import arguments, measured, one_sentence, parameters
+
+from d4lens.files import write_text
+from d4lens.params import ReportParams
+from d4lens.results import card, mirror, tables
+
+METRICS = Path("metrics")
+
+
+@one_sentence
+def main() -> None:
+    profile = arguments(__doc__).profile
+    text = tables.table_text(METRICS / profile)
+    tables.join_profiles(METRICS)
+    tables.update_readme("README.md", METRICS)
+    write_text(Path("docs") / card.FILE, card.of_package(METRICS))
+    arms = [(training.row, training.seed) for training in measured(profile).values()]
+    mirror.mirror(Path("."), profile, arms, parameters("report", ReportParams, profile).page)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
