@@ -149,7 +149,11 @@ def _add_instrument(parser: argparse.ArgumentParser) -> None:
         "what is known of the images", "where their headers do not tell, or to overrule them"
     )
     group.add_argument("--pixel-scale", type=float, metavar="ARCSEC", help="arcsec per pixel")
-    group.add_argument("--psf", metavar="FILE|SIGMA", help="the PSF: its sigma in arcsec, or an image of it")
+    group.add_argument(
+        "--psf",
+        metavar="SIGMA|FILE[:EXT]",
+        help="the PSF: its sigma in arcsec, or the file of an image of it, and which of several (name or number)",
+    )
     group.add_argument("--gain", type=float, help="photons (electrons) per unit of the values; 1 for photon counts")
     group.add_argument("--exposure", type=float, metavar="SECONDS", help="multiplies values that are a rate")
     group.add_argument("--sky", type=float, metavar="COUNTS", help="mean sky photons per pixel, also where subtracted")

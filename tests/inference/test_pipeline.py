@@ -102,7 +102,7 @@ def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses
         assert reason in flags[place]
     assert len(answer.failures) == 3
     # Without photon counts an image is fitted all the same, with a guess of its noise.
-    assert flags[3] == "no photon counts"
+    assert flags[3] == "no photon counts; pixel scale guessed"
     assert "lattice" in answer.table.loc[3, "processing"]
 
 
@@ -251,9 +251,29 @@ def test_an_image_with_less_noise_than_photons_is_flagged(tmp_path):
     assert flags == ["", "too little noise"]
 
 
-def test_pixels_too_coarse_for_the_field_are_refused(network, lenses):
+def test_pixels_too_coarse_or_too_fine_for_the_field_are_refused(network, lenses):
     answer = predict_table([lenses / "1.npy"], network, told=instrument(pixel_scale=50.0))
     assert "pixels of 50 arcsec are too coarse" in answer.table.loc[0, "flag"]
+    answer = predict_table([lenses / "1.npy"], network, told=instrument(pixel_scale=1e-7))
+    assert "pixels of 1e-07 arcsec are too fine" in answer.table.loc[0, "flag"]
+
+
+def test_what_was_guessed_or_stated_twice_stands_in_the_table():
+    lens = PRESETS["deeplense"]
+    counts = np.asarray(render(draw(lens, 3, [0]), lens))[0]
+    gains = {"gain": (("ATODGAIN", 1.0), ("CCDGAIN", 2.0))}
+    x = np.arange(-20, 21)
+    moffat = (1 + (x**2 + x[:, None] ** 2) / 3.0**2) ** -3.5
+    for header, psf, flag in (
+        (Header(0.05, "electron"), None, ""),
+        (Header(None, "electron"), None, "pixel scale guessed"),
+        (Header(0.05, "ct", None, 1.0, statements=gains), None, "header disagrees on the gain: ATODGAIN 1, CCDGAIN 2"),
+        (Header(0.05, "electron"), moffat, "PSF is not Gaussian"),
+    ):
+        source = ImageSource("0", lambda band, header=header: Raw(counts.astype(float), header))
+        assert flag in fit_sources([source], told=instrument(psf=psf), progress=False).table.loc[0, "flag"]
+        if not flag:
+            assert fit_sources([source], progress=False).table.loc[0, "flag"] == ""
 
 
 def test_what_is_freed_comes_with_its_error(lenses, tmp_path):

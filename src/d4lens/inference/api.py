@@ -13,7 +13,7 @@ Images are paths (files, folders, zips, patterns) or arrays and tensors: one ima
 counts or any linear rescaling of them. What is known of the instrument goes by name into every function:
 
 - pixel_scale: arcsec per pixel.
-- psf: standard deviation of the PSF in arcsec, or the file of an image of it.
+- psf: standard deviation of the PSF in arcsec, an image of it (h, w), or the file of one (FILE:EXT of several).
 - gain: photons per unit of the values. exposure: seconds by which the values, a rate, are multiplied.
 - sky: mean sky photons per pixel, whether or not the values still hold it.
 - band: name or number of the band in files that hold several.
@@ -48,7 +48,7 @@ class Known(TypedDict, total=False):
     """What is known of the instrument: see above."""
 
     pixel_scale: float | None
-    psf: float | str | Path | None
+    psf: float | str | Path | NDArray[Any] | None
     gain: float | None
     exposure: float | None
     sky: float | None

@@ -104,8 +104,8 @@ def predict_table(
     chi2 is that of the smooth lens per pixel. flag: empty, or joined by "; " `not converged` where the smooth fit did not,
     `at its bound: ` and the parameters that ended where the fit may not pass, `unlike training` where its chi2 lies beyond
     all but a thousandth of the training set's, `too little noise` where chi2 is lower than photons allow, `no photon
-    counts` where the noise had to be guessed; or `failed: ` and why an image could not be used. processing: what was done
-    to the image.
+    counts` where the noise had to be guessed, and the flags of `Prepared`; or `failed: ` and why an image could not be
+    used. processing: what was done to the image.
     Raises D4LensError for paths without images and for unusable weights.
     """
     classifier = load_classifier(weights)
@@ -245,6 +245,11 @@ def prepare_source(source: ImageSource, grid: Observation, told: Instrument) -> 
             f"pixels of {scale:g} arcsec are too coarse: at least {images.MIN_SIDE} a side must fit into the field of "
             f"{field:g} arcsec; check the pixel scale, which is in arcsec"
         )
+    if scale is not None and scale * max(raw.pixels.shape) < images.MIN_SIDE * grid.pixel_scale:
+        raise D4LensError(
+            f"pixels of {scale:g} arcsec are too fine: the image would span {scale * max(raw.pixels.shape):.3g} arcsec of a "
+            f"field of {field:g}; check the pixel scale, which is in arcsec"
+        )
     return images.prepare(raw, grid, told)
 
 
@@ -324,7 +329,7 @@ def flag_of(part: Fitted, i: int, largest: float | None) -> str:
         flags.append("no photon counts")
     elif chi2 < image.noise - _SIGMAS * math.sqrt(2 / image.pixels.size):
         flags.append("too little noise")
-    return "; ".join(flags)
+    return "; ".join((*flags, *image.flags))
 
 
 _Broken = list[tuple[str, str]]

@@ -14,8 +14,10 @@ from d4lens.data.images.counts import (
     observe,
     recover_counts,
 )
-from d4lens.data.images.formats import READERS, Header, Raw, parse_npy
-from d4lens.data.images.instrument import Instrument, Psf, instrument, measure_psf
+from d4lens.data.images.formats import READERS, Raw, parse_npy
+from d4lens.data.images.headers import Header, header_of
+from d4lens.data.images.instrument import Instrument, instrument
+from d4lens.data.images.psf import Psf, measure_psf
 from d4lens.data.images.regrid import Prepared, prepare
 from d4lens.data.images.sources import ImageSource, find, read
 
@@ -38,6 +40,7 @@ __all__ = [
     "bin_pixels",
     "corner_side",
     "find",
+    "header_of",
     "instrument",
     "measure_psf",
     "observe",

@@ -10,34 +10,19 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import isfinite, prod
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from d4lens.data.archive import MAX_IMAGE_BYTES
+from d4lens.data.images.headers import Header, header_of
 from d4lens.errors import D4LensError
 
 Array = NDArray[Any]
 MAX_PIXELS = MAX_IMAGE_BYTES // 8
-
-_ARCSEC = {"deg": 3600.0, "degree": 3600.0, "degrees": 3600.0, "arcmin": 60.0, "arcsec": 1.0, "mas": 1e-3}
-_SCALES = ("PIXSCALE", "PIXSCAL1", "SECPIX", "SECPIX1", "PIXELSCL", "D001SCAL")
-_EXPOSURES = ("EXPTIME", "EXPOSURE", "TEXPTIME")
-_GAINS = ("GAIN", "CCDGAIN", "ATODGAIN")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of its image: arcsec per pixel, the values' unit, seconds, and electrons per unit; None or ""
-    where it says nothing."""
-
-    pixel_scale: float | None = None
-    unit: str = ""
-    exposure: float | None = None
-    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +31,7 @@ class Raw:
     file has several."""
 
     pixels: Array
-    header: Header = Header()
+    header: Header = field(default_factory=Header)
     band: str = ""
 
 
@@ -142,11 +127,8 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
 
 
 def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
-    """One image of a FITS file, plain, gzipped or tile-compressed; pixel scale, unit, exposure and gain by its header.
-
-    The pixel scale is the CD matrix's, or CDELT's (with or without PC), where the axes are on the sky; then what
-    PIXSCALE and its like say. BSCALE and BZERO are applied.
-    """
+    """One image of a FITS file, plain, gzipped or tile-compressed, and what `header_of` reads in its header. BSCALE and
+    BZERO are applied."""
     from astropy.io import fits
 
     if data[:2] == b"\x1f\x8b":
@@ -168,7 +150,7 @@ def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
                 values = np.asarray(hdu.data).reshape(-1, *hdu.shape[-2:])[index]
                 # A copy in native order: FITS is big-endian, and what follows would be slow or refuse it.
                 pixels = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
-                header = _fits_header(hdu.header, hdus[0].header, where)
+                header = header_of(hdu.header, hdus)
     except D4LensError:
         raise
     except Exception as error:  # astropy raises whatever a damaged card or block leads to
@@ -260,42 +242,6 @@ def _fits_planes(hdu: Any, hdus: Any) -> list[tuple[str, int]]:
         return []
     name, n = hdu.name or f"HDU{hdus.index(hdu)}", prod(hdu.shape[:-2])
     return [(name, 0)] if n == 1 else [(f"{name}:{i}", i) for i in range(n)]
-
-
-def _fits_header(header: Any, primary: Any, where: str) -> Header:
-    def number(keys: Sequence[str]) -> float | None:
-        for cards in (header, primary):
-            for key in keys:
-                value = cards.get(key)
-                if isinstance(value, (int, float)) and isfinite(value) and value > 0:
-                    return float(value)
-        return None
-
-    scale = _sky_scale(header, where)
-    unit = header.get("BUNIT") or primary.get("BUNIT") or ""
-    return Header(scale or number(_SCALES), str(unit).strip(), number(_EXPOSURES), number(_GAINS))
-
-
-def _sky_scale(header: Any, where: str) -> float | None:
-    """Arcsec per pixel by the linear part of the WCS (Calabretta & Greisen 2002); None if its axes are not the sky's."""
-    if not (header.get("CTYPE1") or header.get("CUNIT1")):
-        return None
-    unit = _ARCSEC.get(str(header.get("CUNIT1") or "deg").strip().lower())
-    places = [(i, j) for i in (1, 2) for j in (1, 2)]
-    if any(f"CD{i}_{j}" in header for i, j in places):
-        matrix = [header.get(f"CD{i}_{j}", 0.0) for i, j in places]
-    elif "CDELT1" in header:
-        matrix = [header.get(f"PC{i}_{j}", float(i == j)) * header.get(f"CDELT{i}", 1.0) for i, j in places]
-    else:
-        return None
-    across, down = np.hypot(*np.array(matrix, float).reshape(2, 2))
-    if unit is None or not (isfinite(across) and isfinite(down) and across > 0 and down > 0):
-        return None
-    if abs(across / down - 1) > 0.01:
-        raise D4LensError(
-            f"{where} has pixels of {across * unit:g} x {down * unit:g} arcsec; resample it to square ones first"
-        )
-    return float(np.sqrt(across * down)) * unit
 
 
 def _picture_band(picture: Any, data: bytes, where: str, band: str | None) -> Raw:

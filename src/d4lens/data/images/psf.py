@@ -1,0 +1,249 @@
+"""The PSF: a Gaussian's width, told as a number or measured in the image of a point source."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d4lens.data.images.formats import Array, Raw
+from d4lens.data.images.sources import read_raw
+from d4lens.errors import D4LensError
+
+_MISFIT = 0.1  # light of a PSF, as a share of all, in other places than the fitted Gaussian's: above, it is said
+_NEGATIVE = 0.05  # depth of the deepest pixel over the peak's height, beyond noise, that no PSF has
+_CALCULATED = ("DET_DIST", "DET_SAMP", "OVERDIST", "OVERSAMP")  # STPSF's extensions, as the detector shows it first
+
+
+@dataclass(frozen=True)
+class Psf:
+    """A Gaussian PSF.
+
+    Attributes
+    ----------
+    sigma: standard deviation in arcsec, or in the image's pixels if `in_pixels`.
+    note: what it is not, to be said aloud.
+    how: what was done to the image that it was measured in.
+    flag: what to beware of in that image's header.
+    image, gaussian: (h, w) that image and the Gaussian fitted to it, the light of each 1, centred on the middle pixel
+        to a fraction `centre` (x, y); None where it was told as a number.
+    step: arcsec, or pixels of the image if `in_pixels`, of one pixel of these.
+    """
+
+    sigma: float
+    in_pixels: bool = False
+    note: str = ""
+    how: tuple[str, ...] = field(default=(), compare=False)
+    flag: str = field(default="", compare=False)
+    image: Array | None = field(default=None, compare=False, repr=False)
+    gaussian: Array | None = field(default=None, compare=False, repr=False)
+    centre: tuple[float, float] = field(default=(0.0, 0.0), compare=False)
+    step: float = field(default=0.0, compare=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All that there is to say."""
+        return (*self.how, *([self.note] if self.note else []))
+
+    def arcsec(self, pixel_scale: float) -> float:
+        """Its standard deviation in arcsec on pixels of `pixel_scale` arcsec."""
+        return self.sigma * pixel_scale if self.in_pixels else self.sigma
+
+    def residual(self, light: Array, variance: Array, pixel_scale: float, grid_scale: float) -> float:
+        """The largest residual, in standard deviations of a pixel, that its Gaussian leaves where the PSF is its image.
+
+        Parameters
+        ----------
+        light: (N, N) what the PSF blurs, on pixels of `grid_scale` arcsec; the image itself will do for it.
+        variance: (N, N) of the pixels.
+        pixel_scale: arcsec per pixel of the image as it came.
+
+        Returns 0 for a PSF told as a number. The brightness is free, as in the fit.
+        """
+        from scipy.signal import fftconvolve
+
+        if self.image is None or self.gaussian is None:
+            return 0.0
+        factor = grid_scale / (self.step * (pixel_scale if self.in_pixels else 1.0))
+        true, model = (
+            fftconvolve(light, self._binned(kernel, factor, 2 * len(light) - 1), "same")
+            for kernel in (self.image, self.gaussian)
+        )
+        brightness = (true * model / variance).sum() / max((model**2 / variance).sum(), 1e-12)
+        return float((np.abs(true - brightness * model) / np.sqrt(variance)).max())
+
+    def _binned(self, kernel: Array, factor: float, widest: int) -> Array:
+        """A kernel on pixels `factor` times as wide, an odd number of them, its centre on the middle one's."""
+        for axis, offset in enumerate(self.centre[::-1]):
+            side = kernel.shape[axis]
+            n = min(2 * math.ceil(side / factor / 2) + 1, widest)
+            edges = (np.arange(n + 1) - n / 2) * factor + (side - 1) / 2 + offset + 0.5
+            total = np.concatenate([np.zeros((1, kernel.shape[1 - axis])), np.cumsum(np.moveaxis(kernel, axis, 0), 0)])
+            at = np.array([np.interp(edges, np.arange(side + 1), column) for column in total.T])
+            kernel = np.moveaxis(np.diff(at, axis=1).T, 0, axis)
+        return kernel
+
+
+def read_psf(told: Any) -> Psf:
+    """The PSF that a user tells.
+
+    Parameters
+    ----------
+    told: its sigma in arcsec, also as text; the image of a point source (h, w) on the pixels of the images; or the file
+        of one, as FILE:EXT if it holds several. In a file of STPSF the PSF as the detector shows it is taken. Pixels are
+        those of the file's header, else the images'.
+
+    Returns Psf. Raises D4LensError for what is none of these, and for an image that is no PSF.
+    """
+    if isinstance(told, os.PathLike):
+        told = os.fspath(told)
+    if isinstance(told, bytes):
+        told = os.fsdecode(told)
+    if isinstance(told, str):
+        try:
+            return Psf(float(told))
+        except ValueError:
+            return _measured(*_from_file(told))
+    try:
+        array = np.asarray(told)
+    except Exception:  # a tensor of another device, a list of unequal rows, ...
+        array = np.empty(0, object)
+    if array.dtype.kind not in "fiu":
+        raise D4LensError(
+            f"the PSF is of type {type(told).__name__}; give its sigma in arcsec, an image of it (H, W) or a file"
+        )
+    return Psf(float(array)) if array.ndim == 0 else _measured(Raw(array), "the PSF", ())
+
+
+def _from_file(path: str) -> tuple[Raw, str, tuple[str, ...]]:
+    """The image in FILE or FILE:EXT, its name, and what was chosen."""
+    file, band = path, None
+    while not os.path.isfile(file):
+        file, colon, _ = file.rpartition(":")
+        if not colon:
+            raise D4LensError(f"the PSF {path} is neither a number of arcsec nor a file; check the path")
+        band = path[len(file) + 1 :]
+    try:
+        raw = read_raw(file, band)
+    except D4LensError as error:
+        if band is not None:
+            raise
+        for name in _CALCULATED:
+            try:
+                raw = read_raw(file, name)
+            except D4LensError:
+                continue
+            break
+        else:
+            raise D4LensError(
+                str(error).replace("--band NAME or number from 0", f"--psf {file}:NAME or its number")
+            ) from None
+    return raw, path, (f"PSF of {Path(file).name}:{raw.band}",) if raw.band else ()
+
+
+def _measured(raw: Raw, where: str, how: tuple[str, ...]) -> Psf:
+    header = raw.header
+    if header.unread:
+        raise D4LensError(
+            f"the PSF {where}: {header.unread.replace('; give --pixel-scale ARCSEC', '; mend its header')}"
+        )
+    image = raw.pixels
+    while image.ndim > 2 and len(image) == 1:
+        image = image[0]
+    sigma, centre, light, gaussian, misfit = _fit(image, where)
+    note = ""
+    if misfit > _MISFIT:
+        note = (
+            f"the PSF in {where} is no Gaussian: {misfit:.0%} of its light lies elsewhere than in the fitted one of "
+            f"{sigma:.2f} pixels"
+        )
+    offset = tuple(at - (side - 1) / 2 for at, side in zip(centre, image.shape[::-1], strict=True))
+    if math.hypot(*offset) > 0.2:
+        how += (f"PSF recentred from ({offset[0]:.2f}, {offset[1]:.2f}) pixels off its image's middle",)
+    finer = header.oversampling
+    if finer > 1:
+        # What is calculated on finer pixels has not yet been through the detector's.
+        sigma = math.sqrt(sigma**2 + (finer**2 - 1) / 12)
+        how += (f"PSF calculated on pixels {finer:g} times as fine: the detector's pixel added",)
+    step = header.pixel_scale or 1 / finer
+    if not header.pixel_scale:
+        how += ("PSF taken to be on the image's pixels" + (f", {finer:g} times as fine" if finer > 1 else ""),)
+    else:
+        how += (f"PSF pixels of {step:.4g} arcsec by its header{header.said('pixel scale')}",)
+    disputed = header.disputed("pixel scale")
+    flag = f"PSF's {disputed}" if disputed else ""
+    return Psf(sigma * step, not header.pixel_scale, note, how, flag, light, gaussian, (offset[0], offset[1]), step)
+
+
+def measure_psf(image: Array, where: str = "the PSF") -> tuple[float, float]:
+    """Standard deviation in pixels of the round Gaussian fitted (least squares, sampled at pixel centres, with its centre
+    and a flat background) to the image of a point source (H, W), and the share of light that it misplaces.
+
+    Raises D4LensError, naming `where`, for an image in which no point source stands out.
+    """
+    sigma, _, _, _, misfit = _fit(image, where)
+    return sigma, misfit
+
+
+def _fit(image: Array, where: str) -> tuple[float, tuple[float, float], Array, Array, float]:
+    """Sigma and centre (x, y) in pixels of the Gaussian, the image and the Gaussian (H, W) with light of 1, the misfit."""
+    from scipy.optimize import least_squares
+
+    if image.ndim != 2 or min(image.shape) < 5 or not np.isfinite(image).all():
+        raise D4LensError(f"{where} is no PSF: it must be a finite image of at least 5 x 5 pixels, not {_what(image)}")
+    rim = np.concatenate([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]]).astype(float)
+    image = image.astype(float) - np.median(rim)
+    peak = image.max()
+    if peak <= 0:
+        raise D4LensError(f"{where} is no PSF: nothing in it stands above its rim")
+    noise = 1.4826 * float(np.median(np.abs(rim - np.median(rim))))
+    if -image.min() > _NEGATIVE * peak + 6 * noise or image.sum() <= 0:
+        raise D4LensError(
+            f"{where} is no PSF: it is negative, down to {image.min() / peak:.2g} of its peak; subtract no more than its sky"
+        )
+    y, x = np.indices(image.shape, float)
+    row, column = np.unravel_index(int(image.argmax()), image.shape)
+    half = max(float((image > peak / 2).sum()) / math.pi, 0.5) ** 0.5  # radius at half of the peak
+    reach = int(max(16 * half, 32))  # far wings weigh nothing in the fit, but cost time
+    near = np.s_[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
+
+    def model(p: Array, near: Any = np.s_[:]) -> Array:
+        return p[3] * np.exp(-0.5 * ((x[near] - p[0]) ** 2 + (y[near] - p[1]) ** 2) / p[2] ** 2)
+
+    start = [float(column), float(row), half / 1.1774, 1.0, 0.0]
+    widest = float(max(image.shape))
+    found = least_squares(
+        lambda p: (model(p, near) + p[4] - image[near] / peak).ravel(),
+        start,
+        bounds=([-1, -1, 0.2, 0.1, -0.5], [widest, widest, widest, 10, 0.5]),
+    ).x
+    centre = float(found[0]), float(found[1])
+    light, gaussian = _denoised(image, centre, noise), model(found)
+    gaussian /= gaussian.sum()
+    if light.sum() <= 0:
+        raise D4LensError(f"{where} is no PSF: no point source stands out of its noise")
+    light /= light.sum()
+    # Light that lacks in one place is too much in another.
+    return float(found[2]), centre, light, gaussian, float(np.abs(light - gaussian).sum()) / 2
+
+
+def _denoised(image: Array, centre: tuple[float, float], noise: float) -> Array:
+    """The image (H, W), nothing left of it beyond the first ring that does not stand out of the noise: the
+    wings are kept, but a thousand pixels of noise or a level slightly off would outweigh them."""
+    y, x = np.indices(image.shape, float)
+    ring = np.hypot(x - centre[0], y - centre[1]).astype(int)
+    number = np.maximum(np.bincount(ring.ravel()), 1)
+    outer = ring > 0.8 * ring.max()
+    seen = np.bincount(ring.ravel(), image.ravel()) / number - image[outer].mean() * (noise > 0)
+    faint = np.flatnonzero(seen <= 3 * noise / np.sqrt(number))
+    faint = faint[faint >= 3]
+    light = np.where(ring < (faint[0] if len(faint) else ring.max() + 1), image, 0.0)
+    level = image[ring >= faint[0]].mean() if len(faint) and noise > 0 else 0.0
+    return np.where(light != 0, light - level, 0.0)
+
+
+def _what(image: Array) -> str:
+    bad = int((~np.isfinite(image)).sum())
+    return f"one with {bad} pixels that are NaN or infinite" if bad else f"one of shape {image.shape}"
