@@ -1,12 +1,20 @@
+import io
+import os
+import resource
+import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from d4lens import cli, simulate
 from d4lens.cli import main
 
 
@@ -107,11 +115,112 @@ def test_a_psf_that_is_no_gaussian_is_said(tmp_path, capsys):
     assert "psf.npy is no Gaussian" in capsys.readouterr().err
 
 
-def test_when_every_image_fails_nothing_is_written(tmp_path, capsys):
-    np.save(tmp_path / "bad.npy", np.full((150, 150), np.nan))
-    assert main(["fit", str(tmp_path / "bad.npy"), "-o", str(tmp_path / "fit.csv")]) == 1
-    assert "NaN" in capsys.readouterr().err
-    assert not (tmp_path / "fit.csv").exists()
+@pytest.fixture(scope="module")
+def lens(tmp_path_factory):
+    """A folder with one simulated image, called in letters that are not ASCII."""
+    folder = tmp_path_factory.mktemp("lens")
+    np.save(folder / "línse.npy", simulate("deeplense", n=1, seed=1).images[0])
+    return folder
+
+
+def shell(line, folder, **environment):
+    """Run a line in which D is d4lens, as bash does; its status is the first command's."""
+    line = line.replace("D ", f"{shlex.quote(sys.executable)} -m d4lens.cli ")
+    line = f"{line}; exit ${{PIPESTATUS[0]}}"
+    inherited = {**os.environ, **environment}
+    return subprocess.run(["bash", "-c", line], cwd=folder, env=inherited, capture_output=True)
+
+
+def sentences(done):
+    """What a command said but for how far it came."""
+    return [line for line in done.stderr.decode().splitlines() if not line.startswith("images: ")]
+
+
+def test_when_every_image_fails_the_rows_are_written(tmp_path, capsys):
+    for name in ("a.npy", "b.npy"):
+        (tmp_path / name).write_bytes(b"none")
+    for command in ("fit", "predict"):
+        assert main([command, str(tmp_path), "-o", str(tmp_path / "table.csv")]) == 1
+        assert "2 of 2 images failed" in capsys.readouterr().err
+        assert main([command, str(tmp_path)]) == 1
+        printed = capsys.readouterr().out
+        assert (tmp_path / "table.csv").read_text() == printed
+        assert pd.read_csv(io.StringIO(printed))["flag"].str.startswith("failed: ").tolist() == [True, True]
+
+
+def test_names_in_any_letters_are_told_in_any_locale(lens, tmp_path):
+    folder = tmp_path / "n"
+    shutil.copytree(lens, folder)
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.npy")).write_bytes(b"none")
+    done = shell("D fit . | tee tablé.csv", folder, LC_ALL="C", PYTHONUTF8="0")
+    assert done.returncode == 1
+    assert "\\xff.npy" in sentences(done)[0]
+    table = pd.read_csv(folder / "tablé.csv").set_index("path")
+    assert table["flag"].fillna("").str.startswith("failed: ").to_dict() == {"\\xff.npy": True, "línse.npy": False}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("D fit . >&-", "d4lens fit: standard output is closed"),
+        ("D --version >&-", "d4lens: standard output is closed"),
+        ("D fit --help >/dev/full", "d4lens: standard output cannot be written: no space left on device"),
+    ],
+)
+def test_an_answer_that_arrives_nowhere_is_a_sentence_and_a_status(lens, line, sentence):
+    done = shell(line, lens)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1].startswith(sentence)
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_table_printed_to_a_full_disk_or_a_reader_that_has_gone_is_told(lens, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    for target, status, reason in (("/dev/full", 1, "no space left on device"), (writing, 141, "broken pipe")):
+        with open(target, "w") as stream, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            assert main(["fit", str(lens)]) == status
+        told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("images: ")]
+        assert len(told) == 1
+        assert f"standard output cannot be written: {reason}" in told[0]
+
+
+def test_a_full_disk_behind_standard_error_costs_no_answer(lens, monkeypatch, capsys):
+    with open("/dev/full", "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main(["fit", str(lens)]) == 0
+        assert main(["fit", str(lens / "línse.npy"), "nowhere"]) == 1
+        with suppress(OSError):
+            stream.close()
+    assert pd.read_csv(io.StringIO(capsys.readouterr().out))["converged"].tolist() == [True]
+
+
+def test_a_file_is_written_though_all_streams_are_closed(lens, tmp_path):
+    out = shlex.quote(str(tmp_path / "fit.csv"))
+    assert shell(f"D fit . -o {out} <&- >&- 2>&-", lens).returncode == 0
+    assert pd.read_csv(tmp_path / "fit.csv")["path"].tolist() == ["línse.npy"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
+def test_a_table_for_a_full_disk_goes_to_standard_output(lens, tmp_path, suffix, monkeypatch, capsys):
+    out = tmp_path / f"fit.{suffix}"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write = cli.write_table
+
+    def without_room(table, path):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            write(table, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(cli, "write_table", without_room)
+    assert main(["fit", str(lens), "-o", str(out)]) == 1
+    told = capsys.readouterr()
+    assert pd.read_csv(io.StringIO(told.out))["converged"].tolist() == [True]
+    assert f"{out} cannot be written: file too large" in told.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):

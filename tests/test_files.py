@@ -10,7 +10,7 @@ import pytest
 from d4lens import files
 from d4lens.data.arrays import atomic_folder
 from d4lens.errors import D4LensError, WriteError
-from d4lens.files import atomic_path, held, require_space, sole_writer, sweep, write_json, write_text
+from d4lens.files import atomic_path, held, readable, require_space, sole_writer, sweep, write_json, write_text
 
 # A process that dies in the middle of a write, or waits there for its parent to look.
 WRITER = """
@@ -140,3 +140,11 @@ def test_too_little_room_is_said_before_the_work(tmp_path):
     require_space(tmp_path, 1)
     with pytest.raises(D4LensError, match=r"MB free where 1000000000 MB are needed"):
         require_space(tmp_path, 10**15)
+
+
+def test_any_name_is_made_text_that_can_be_written():
+    latin = os.fsdecode(b"a\xe9")
+    assert readable(latin) == "a\\xe9"
+    assert readable("é".encode().decode("ascii", "surrogateescape")) == "é"
+    assert readable("é 中.npy") == "é 中.npy"
+    assert readable("\ud800") == "\\ud800"

@@ -1,37 +1,87 @@
 """The command line: `d4lens simulate | join | predict | fit | explain`."""
 
 import argparse
+import errno
+import io
 import os
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from d4lens.allocator import keep_freed_memory
-from d4lens.errors import D4LensError
+from d4lens.errors import D4LensError, WriteError
+from d4lens.files import readable, writing
 from d4lens.table_files import check_suffix, write_table
+
+_CLOSED = "standard output is closed, so the answer would be lost; open it or name a file: -o FILE"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; a user's mistake prints one sentence on standard error and returns 1."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    keep_freed_memory()
+    """Run one command; a user's mistake, or an answer that cannot be written, prints one sentence on standard error and
+    returns 1 (141 where the reader of a pipe has gone)."""
+    _open_streams()
+    name = "d4lens"
     try:
+        try:
+            arguments = _parser().parse_args(argv)
+        except SystemExit as end:
+            if not end.code:
+                _print("")  # help and version, which argparse does not miss
+            raise
+        name = f"d4lens {arguments.command}"
+        keep_freed_memory()
         _check_out(arguments.out, tables=arguments.command in ("predict", "fit"))
         return arguments.run(arguments)
-    except D4LensError as error:
-        print(f"d4lens {arguments.command}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of a pipe has gone; there is nobody left to tell, and Python must not flush at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except D4LensError as error:
+        _say(f"{name}: {error}")
+        return 141 if isinstance(error, OSError) and error.errno == errno.EPIPE else 1
     except OSError as error:
-        print(f"d4lens {arguments.command}: {error.filename or arguments.out}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _say(f"{name}: {where}{(error.strerror or str(error) or type(error).__name__).lower()}")
         return 1
+
+
+def _open_streams() -> None:
+    """Have standard output speak UTF-8 whatever the locale, as the files do, and fill the places of closed streams: the
+    next file opened would take them, and what is printed would go into it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    if sys.stderr is None:  # print would take standard output in its place
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - to the end
+
+
+def _print(text: str) -> None:
+    """Print, and know that it has arrived. Raises WriteError where it has not, D4LensError where standard output is closed."""
+    if sys.stdout is None:
+        raise D4LensError(_CLOSED)
+    try:
+        with writing(Path("standard output"), always=True):
+            print(readable(text), end="", flush=True)
+    except WriteError:
+        with suppress(OSError, ValueError):  # Python flushes what is left once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _say(sentence: str) -> None:
+    """One line on standard error."""
+    with suppress(OSError):
+        print(readable(sentence), file=sys.stderr, flush=True)
+
+
+def _report(sentence: str) -> None:
+    """One line on standard output that is not the answer: where it is closed, nobody wants it."""
+    if sys.stdout is not None:
+        _print(f"{sentence}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_images(predict, out="predictions.csv")
     predict.add_argument("--weights", type=Path, help="a model.safetensors (default: the weights of the package)")
     predict.add_argument("--no-tta", action="store_true", help="one view of each image instead of all eight")
+    predict.add_argument("--force-label", action="store_true", help="give a label also where a flag withholds it")
     predict.set_defaults(run=_predict)
 
     fit = _command(
@@ -121,6 +172,8 @@ def _command(commands: Any, name: str, what: str, example: str) -> argparse.Argu
 def _check_out(out: Path | None, tables: bool) -> None:
     """Refuse a place that cannot be written before the work is done, not after."""
     if out is None:
+        if tables and sys.stdout is None:
+            raise D4LensError(_CLOSED)
         return
     if tables and not out.is_dir():
         check_suffix(out)
@@ -180,7 +233,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     counts = arguments.n, arguments.n_val
     write_shard(arguments.out, lenses, arguments.seed, *counts, shard, shards, workers, progress=True)
     part = f"part {shard + 1} of {shards} of " if shards > 1 else ""
-    print(f"{part}{sum(counts)} images in {arguments.out}")
+    _report(f"{part}{sum(counts)} images in {arguments.out}")
     return 0
 
 
@@ -188,7 +241,7 @@ def _join(arguments: argparse.Namespace) -> int:
     from d4lens.simulator import join_shards
 
     join_shards(arguments.paths, arguments.out)
-    print(f"{len(arguments.paths)} shards joined in {arguments.out}")
+    _report(f"{len(arguments.paths)} shards joined in {arguments.out}")
     return 0
 
 
@@ -218,8 +271,8 @@ def _override(text: str) -> tuple[str, bool | float | list[float]]:
 def _predict(arguments: argparse.Namespace) -> int:
     from d4lens.inference.pipeline import predict_table
 
-    answer = predict_table(arguments.paths, arguments.weights, tta=not arguments.no_tta, **_known(arguments))
-    return _write(answer, arguments)
+    how = {"tta": not arguments.no_tta, "force_label": arguments.force_label}
+    return _write(predict_table(arguments.paths, arguments.weights, **how, **_known(arguments)), arguments)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
@@ -233,37 +286,43 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     explanation = explain(arguments.path, arguments.weights, **_known(arguments))
     draw(explanation, arguments.out)
-    print(f"{arguments.path}: drawn in {arguments.out}")
+    _report(f"{arguments.path}: drawn in {arguments.out}")
     return 0
 
 
 def _known(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the user tells of the images; what is odd about it is said."""
     from d4lens.data.images import instrument
+    from d4lens.inference.given import names_of
 
     names = ("pixel_scale", "psf", "gain", "exposure", "sky", "band")
     told = instrument(**{name: getattr(arguments, name) for name in names})
     if told.psf is not None and told.psf.note:
-        print(f"d4lens {arguments.command}: {told.psf.note}", file=sys.stderr)
-    return {"told": told, "free": tuple(name for name in arguments.free.split(",") if name)}
+        _say(f"d4lens {arguments.command}: {told.psf.note}")
+    return {"told": told, "free": names_of(arguments.free)}
 
 
 def _write(answer, arguments: argparse.Namespace) -> int:
     """Write or print the table; every image that failed is told on standard error and makes the exit status 1."""
     for path, reason in answer.failures:
-        told = reason if path in reason else f"{path}: {reason}"
-        print(f"d4lens {arguments.command}: {told}", file=sys.stderr)
-    if len(answer.failures) < len(answer.table):
-        if arguments.out is None:
-            answer.table.to_csv(sys.stdout, index=False, float_format="%.6g")
-        else:
+        _say(f"d4lens {arguments.command}: {reason if path in reason else f'{path}: {reason}'}")
+    if arguments.out is None:
+        _print(_csv(answer.table))
+    else:
+        try:
             write_table(answer.table, arguments.out)
-            print(f"{len(answer.table)} rows in {arguments.out}")
+        except OSError:  # hours of work may stand in it
+            _say(f"d4lens {arguments.command}: the table goes to standard output instead of {arguments.out}")
+            _report(_csv(answer.table).rstrip("\n"))
+            raise
+        _report(f"{len(answer.table)} rows in {arguments.out}")
     if answer.failures:
-        print(
-            f"d4lens {arguments.command}: {len(answer.failures)} of {len(answer.table)} images failed", file=sys.stderr
-        )
+        _say(f"d4lens {arguments.command}: {len(answer.failures)} of {len(answer.table)} images failed")
     return 1 if answer.failures else 0
+
+
+def _csv(table) -> str:
+    return table.to_csv(index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

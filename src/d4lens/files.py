@@ -58,6 +58,15 @@ def writing(path: Path, always: bool = False) -> Iterator[None]:
         raise WriteError(error.errno, reason, str(path)) from error
 
 
+def readable(text: str) -> str:
+    """Text that every file and stream takes: the bytes of a file's name that the locale did not decode are read as UTF-8,
+    and what is none stands as \\xNN."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a surrogate pair, which is no byte of any name
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def sweep(path: str | Path) -> None:
     """Remove the temporary siblings of `path`, a file or a folder, whose writers are dead: those that nobody holds."""
     path = Path(path)

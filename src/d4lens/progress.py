@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import IO, TypeVar
 
 from tqdm import tqdm
@@ -64,7 +65,10 @@ class Meter:
         scale, unit = (1e6, " MB") if self.unit == "B" else (1, f" {self.unit}" if self.unit else "")
         of = f"/{self.total / scale:.0f}" if self.total is not None else ""
         seconds = time.monotonic() - self.start
-        print(f"{self.description}: {self.done / scale:.0f}{of}{unit}, {seconds:.0f} s", file=self.stream, flush=True)
+        with suppress(OSError):  # a full disk behind the stream is no reason to lose the work
+            print(
+                f"{self.description}: {self.done / scale:.0f}{of}{unit}, {seconds:.0f} s", file=self.stream, flush=True
+            )
         self.last_time, self.last_done = time.monotonic(), self.done
 
 

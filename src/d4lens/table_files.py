@@ -29,6 +29,6 @@ def write_table(table: "pd.DataFrame", path: str | Path) -> None:
         if suffix == ".csv":
             table.to_csv(temporary, index=False, float_format="%.6g")
         elif suffix == ".parquet":
-            table.to_parquet(temporary, index=False)
+            temporary.write_bytes(table.to_parquet(index=False))  # pyarrow opens no name that is not UTF-8
         else:
             table.to_json(temporary, orient="records", indent=1, double_precision=10)

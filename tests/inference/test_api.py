@@ -4,10 +4,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from astropy import units
 from matplotlib.figure import Figure
 
 import d4lens.inference.api
 from d4lens import fit, load_model, simulate
+from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import FIT_TABLE_COLUMNS, PREDICT_COLUMNS
 
@@ -28,7 +30,7 @@ def test_simulated_lenses_know_what_they_are(lenses):
     assert list(lenses.to_pandas()["class"]) == lenses.labels
     assert np.array_equal(simulate(n=1, seed=1).images[0], lenses.images[0])
     assert isinstance(lenses.plot(), Figure)
-    with pytest.raises(D4LensError, match="n must be at least 1"):
+    with pytest.raises(D4LensError, match="n must be a whole number of at least 1, not 0"):
         simulate(n=0)
 
 
@@ -79,6 +81,63 @@ def test_mistakes_are_said(model, lenses):
             model.predict(images)
     with pytest.raises(D4LensError, match="2 images were given to be explained"):
         model.explain(lenses.images[:2])
+    image = lenses.images[0]
+    for given, sentence in (
+        ({"sky": "ten"}, "sky takes a number, not 'ten'"),
+        ({"pixelscale": 0.05}, "nothing is called pixelscale"),
+        ({"free": ("n", 3)}, "free takes names"),
+        ({"free": "n,R"}, "'R' is no parameter"),
+        ({"force_label": "no"}, "force_label takes True or False, not 'no'"),
+        ({"progress": None}, "progress takes True or False"),
+    ):
+        with pytest.raises(D4LensError, match=sentence):
+            model.predict(image, **given)
+    for path in (3, b"model.safetensors", ["a"]):
+        with pytest.raises(D4LensError, match="path takes the path of a file"):
+            load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"n": "3"}, "n must be a whole number"),
+        ({"n": 2.5}, "n must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"name": ["deeplense"]}, "a preset is called by its name"),
+        ({"overrides": [("theta_E", 1.2)]}, "overrides are given by name"),
+        ({"overrides": {3: 1.2}}, "overrides are given by name"),
+        ({"overrides": {"theta_E": "1.2"}}, "theta_E must be one number"),
+    ],
+)
+def test_what_simulate_cannot_take_is_said(given, sentence):
+    with pytest.raises(D4LensError, match=sentence):
+        simulate(**given)
+
+
+def test_text_quantities_and_comma_lists_are_understood_as_numbers_are(lenses):
+    known = {"pixel_scale": 0.05, "sky": 10.0, "exposure": 60.0, "gain": 2.0, "psf": 0.08625}
+    meant = fit(lenses.images[0] / 120, free=("n",), **known).to_pandas()
+    for other in (
+        {name: str(value) for name, value in known.items()},
+        {
+            "pixel_scale": 50 * units.mas,
+            "sky": 10 * units.electron / units.pix,
+            "exposure": 1 * units.min,
+            "gain": 2 * units.electron / units.adu,
+            "psf": 0.08625 * units.arcsec,
+        },
+    ):
+        assert fit(lenses.images[0] / 120, free=" n,", **other).to_pandas().equals(meant)
+
+
+def test_a_label_is_withheld_without_a_smooth_lens(model):
+    noise = np.random.default_rng(0).poisson(50, (150, 150))
+    answer, forced = (model.predict(noise, tta=False, force_label=force) for force in (False, True))
+    assert "at its bound" in answer.flags[0]
+    assert answer.labels == [""]
+    assert forced.labels[0] in CLASSES
+    assert np.array_equal(answer.probabilities, forced.probabilities)
+    assert np.isfinite(answer.probabilities).all()
 
 
 def test_the_example_in_the_docstring_runs(tmp_path, monkeypatch, capsys):

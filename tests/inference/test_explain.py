@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,16 @@ def test_the_command_draws_and_tells(vortex, tmp_path, capsys):
     assert main(["explain", str(tmp_path / "bad.npy"), "-o", str(tmp_path / "bad.png")]) == 1
     assert "NaN" in capsys.readouterr().err
     assert not (tmp_path / "bad.png").exists()
+
+
+def test_its_title_says_where_a_label_is_withheld(explanation, tmp_path):
+    def title(shown):
+        return shown.plot().get_suptitle()
+
+    assert "beware" not in title(explanation)
+    assert title(replace(explanation, flag="unlike training")).endswith(", beware: unlike training")
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).poisson(50, (150, 150)))
+    empty = explain(tmp_path / "noise.npy")
+    assert empty.abstains
+    assert ", no label: " in title(empty)
+    assert "at its bound" in title(empty)

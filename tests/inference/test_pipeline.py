@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.data.images import Header, ImageSource, Raw, find, instrument, prepare
 from d4lens.errors import D4LensError
+from d4lens.flags import Flag, Raised
 from d4lens.inference import pipeline
 from d4lens.inference.pipeline import (
     FIT_TABLE_COLUMNS,
@@ -241,6 +243,38 @@ def test_an_image_without_a_lens_does_not_pass_for_a_clean_answer(network, tmp_p
     for table in (predict_table([tmp_path], network, tta=False).table, fit_table([tmp_path]).table):
         assert "at its bound: " in table.loc[0, "flag"]
         assert "theta_E" in table.loc[0, "flag"]
+
+
+def test_without_a_smooth_lens_there_is_no_label_unless_forced(network, lenses, tmp_path, monkeypatch):
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).poisson(50, (150, 150)))
+    columns = [f"p_{name}" for name in CLASSES]
+    withheld = predict_table([tmp_path], network, tta=False).table.loc[0]
+    forced = predict_table([tmp_path], network, tta=False, force_label=True).table.loc[0]
+    assert withheld["label"] == ""
+    assert forced["label"] == CLASSES[int(np.argmax(withheld[columns].to_numpy(float)))]
+    assert withheld.drop("label").equals(forced.drop("label"))
+    assert withheld[columns].sum() == pytest.approx(1, abs=1e-6)
+    found = pipeline.fit
+
+    def unfinished(counts, lens):
+        result = found(counts, lens)
+        return replace(result, converged=torch.zeros_like(result.converged))
+
+    monkeypatch.setattr(pipeline, "fit", unfinished)
+    row = predict_table([lenses / "1.npy"], network, tta=False).table.loc[0]
+    assert (row["label"], row["flag"]) == ("", "not converged")
+    assert row[columns].notna().all()
+
+
+def test_what_preparing_an_image_raised_is_among_its_flags(network, lenses, monkeypatch):
+    ready = pipeline.images.prepare
+    flags = (Raised(Flag.UNSEEN_RING),)
+    monkeypatch.setattr(pipeline.images, "prepare", lambda *given: replace(ready(*given), flags=flags))
+    assert predict_table([lenses / "1.npy"], network, tta=False).table.loc[0, ["label", "flag"]].tolist() == [
+        "",
+        "too little of the ring is seen",
+    ]
+    assert fit_table([lenses / "1.npy"]).table.loc[0, "flag"] == "too little of the ring is seen"
 
 
 def test_an_image_with_less_noise_than_photons_is_flagged(tmp_path):

@@ -10,19 +10,21 @@ answer.plot().savefig("answer.png")
 ```
 
 Images are paths (files, folders, zips, patterns) or arrays and tensors: one image (N, N) or a stack (B, N, N) in photon
-counts or any linear rescaling of them. What is known of the instrument goes by name into every function:
+counts or any linear rescaling of them. HDUs and HDULists, CCDData, Cutout2D and Quantities of astropy, pictures of Pillow,
+DataFrames of numbers, open files, the bytes of a file, and lists of any of these are taken too: see `d4lens.inference.given`. What is
+known of the instrument goes by name into every function, as a number or a Quantity:
 
 - pixel_scale: arcsec per pixel.
 - psf: standard deviation of the PSF in arcsec, an image of it (h, w), or the file of one (FILE:EXT of several).
 - gain: photons per unit of the values. exposure: seconds by which the values, a rate, are multiplied.
 - sky: mean sky photons per pixel, whether or not the values still hold it.
 - band: name or number of the band in files that hold several.
-- free: parameters of the smooth lens to fit beyond the preset's, such as ("n", "R_e").
+- free: parameters of the smooth lens to fit beyond the preset's, such as ("n", "R_e") or "n,R_e".
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -30,28 +32,31 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
 from d4lens.classes import CLASSES
-from d4lens.data.images import ImageSource, Raw, find, instrument
+from d4lens.data.images import Instrument, instrument
 from d4lens.errors import D4LensError
+from d4lens.inference import given
 from d4lens.inference.explain import Explanation, explain_source
 from d4lens.inference.pipeline import Answer, Classifier, classify, fit_sources, freed_columns, load_classifier
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset, render
 
-Images = str | Path | NDArray[Any] | Tensor | Sequence[str | Path] | Sequence[NDArray[Any]] | Sequence[Tensor]
+Images = Any
+"""Whatever `d4lens.inference.given.sources` finds images in."""
+Number = Any
+"""A number, a text of one, or a Quantity of astropy."""
 
 
 class Known(TypedDict, total=False):
     """What is known of the instrument: see above."""
 
-    pixel_scale: float | None
-    psf: float | str | Path | NDArray[Any] | None
-    gain: float | None
-    exposure: float | None
-    sky: float | None
+    pixel_scale: Number
+    psf: Number | str | Path
+    gain: Number
+    exposure: Number
+    sky: Number
     band: str | int | None
 
 
@@ -66,7 +71,7 @@ class Predictions:
     Attributes
     ----------
     names: paths, or places in the given stack.
-    labels: `no`, `sphere` or `vort`; "" where an image could not be used.
+    labels: `no`, `sphere` or `vort`; "" where an image could not be used or a flag withholds its label.
     probabilities: (B, 3) in the order of `d4lens.classes.CLASSES`; NaN where an image could not be used.
     chi2: (B,) of the smooth lens, per pixel.
     flags, processing: what to beware of, and what was done to each image; see `d4lens.inference.pipeline.predict_table`.
@@ -205,17 +210,20 @@ class Model:
         images: Images,
         *,
         tta: bool = True,
-        free: Sequence[str] = (),
+        force_label: bool = False,
+        free: str | Sequence[str] = (),
         progress: bool = False,
         **known: Unpack[Known],
     ) -> Predictions:
         """Classify images, each averaged over the eight symmetries of the square if `tta`.
 
-        known: pixel_scale, psf, gain, exposure, sky, band, as above. An image that cannot be used keeps its row, with
+        force_label: give a label also where a flag withholds it. known: pixel_scale, psf, gain, exposure, sky, band, as above. An image that cannot be used keeps its row, with
         the reason as its flag. Raises D4LensError for paths without images and values out of range.
         """
-        told = instrument(**known)
-        answer = classify(_sources(images), self.classifier, tta=tta, told=told, free=free, progress=progress)
+        how = {"tta": tta, "force_label": force_label, "progress": progress}
+        switches = {name: given.switch(name, value) for name, value in how.items()}
+        told, names = _told(known), given.names_of(free)
+        answer = classify(given.sources(images), self.classifier, told=told, free=names, **switches)
         table = answer.table
         return Predictions(
             names=table["path"].tolist(),
@@ -226,18 +234,18 @@ class Model:
             processing=table["processing"].tolist(),
         )
 
-    def explain(self, image: Images, *, free: Sequence[str] = (), **known: Unpack[Known]) -> Explanation:
+    def explain(self, image: Images, *, free: str | Sequence[str] = (), **known: Unpack[Known]) -> Explanation:
         """What the answer for one image rests on; its `plot()` draws it. Raises D4LensError for several images, one that
         cannot be used, and a network that draws no convergence."""
-        found = _sources(image)
+        found = given.sources(image)
         if len(found) != 1:
             raise D4LensError(f"{len(found)} images were given to be explained; give one")
-        return explain_source(found[0], self.classifier, told=instrument(**known), free=free)
+        return explain_source(found[0], self.classifier, told=_told(known), free=given.names_of(free))
 
 
 def load_model(path: str | Path | None = None) -> Model:
     """The network in a model.safetensors; None takes the package's. Raises D4LensError for a file it cannot use."""
-    return Model(load_classifier(path))
+    return Model(load_classifier(given.path_or_none("path", path)))
 
 
 def predict(
@@ -245,21 +253,24 @@ def predict(
     weights: str | Path | None = None,
     *,
     tta: bool = True,
-    free: Sequence[str] = (),
+    force_label: bool = False,
+    free: str | Sequence[str] = (),
     progress: bool = False,
     **known: Unpack[Known],
 ) -> Predictions:
     """Classify images with the network in `weights` (None: the package's). For the rest see `Model.predict`."""
-    return load_model(weights).predict(images, tta=tta, free=free, progress=progress, **known)
+    return load_model(weights).predict(images, tta=tta, force_label=force_label, free=free, progress=progress, **known)
 
 
-def fit(images: Images, *, free: Sequence[str] = (), progress: bool = False, **known: Unpack[Known]) -> Fits:
+def fit(images: Images, *, free: str | Sequence[str] = (), progress: bool = False, **known: Unpack[Known]) -> Fits:
     """Fit a lens without substructure (SIE, shear, Sérsic source, PSF, sky) to each image by Poisson likelihood.
 
     known: pixel_scale, psf, gain, exposure, sky, band, as above. Raises D4LensError for paths without images, values out
     of range and names in `free` that are no parameters.
     """
-    answer: Answer = fit_sources(_sources(images), told=instrument(**known), free=free, progress=progress)
+    names = given.names_of(free)
+    shown = given.switch("progress", progress)
+    answer: Answer = fit_sources(given.sources(images), told=_told(known), free=names, progress=shown)
     table = answer.table
     return Fits(
         names=table["path"].tolist(),
@@ -268,7 +279,7 @@ def fit(images: Images, *, free: Sequence[str] = (), progress: bool = False, **k
         converged=table["converged"].to_numpy(np.bool_),
         flags=table["flag"].tolist(),
         processing=table["processing"].tolist(),
-        freed=table[freed_columns(free)],
+        freed=table[freed_columns(names)],
     )
 
 
@@ -280,43 +291,22 @@ def simulate(
     overrides: priors to replace, as in `d4lens.simulator.preset`. Raises D4LensError for an unknown preset or prior,
     PhysicsError for a value outside its range.
     """
-    if n < 1:
-        raise D4LensError(f"n must be at least 1, not {n}")
+    if not isinstance(n, Integral) or n < 1:
+        raise D4LensError(f"n must be a whole number of at least 1, not {n!r}")
+    if not isinstance(name, str):
+        raise D4LensError(f"a preset is called by its name, such as 'deeplense', not by {name!r}")
+    if overrides is not None and not (
+        isinstance(overrides, Mapping) and all(isinstance(key, str) for key in overrides)
+    ):
+        raise D4LensError(f"overrides are given by name, such as {{'theta_E': 1.2}}, not as {overrides!r}")
     lenses = preset(name, overrides)
     truth = draw(lenses, seed, range(n))
     images = np.asarray(render(truth, lenses), np.float32)
     return Simulated(images, truth.images["class"].tolist(), truth, lenses.observation)
 
 
-def _sources(images: Images) -> list[ImageSource]:
-    """Images to read: those under paths, or those in an array, called by their place in it."""
-    if isinstance(images, (str, os.PathLike)):
-        return list(find([images]))
-    if isinstance(images, (np.ndarray, Tensor)):
-        array = _array(images)
-        if array.ndim not in (2, 3):
-            raise D4LensError(f"images of shape {array.shape} were given; one is (N, N), a stack (B, N, N)")
-        stack: Sequence[NDArray[Any]] = [array] if array.ndim == 2 else list(array)
-    else:
-        given = list(images)
-        if given and all(isinstance(item, (str, os.PathLike)) for item in given):
-            return list(find(given))  # type: ignore[arg-type]
-        stack = [_array(item) for item in given]  # type: ignore[arg-type]
-    if not stack:
-        raise D4LensError("there are no images to work on")
-    return [ImageSource(str(i), _reader(image, i)) for i, image in enumerate(stack)]
-
-
-def _reader(image: NDArray[Any], place: int) -> Any:
-    if image.ndim == 3 and len(image) == 1:
-        image = image[0]
-    if image.ndim != 2 or image.dtype.kind not in "fiu":
-        raise D4LensError(f"image {place} has shape {image.shape} of {image.dtype}; it must be (N, N) real numbers")
-    return lambda band: Raw(image)
-
-
-def _array(images: NDArray[Any] | Tensor) -> NDArray[Any]:
-    return images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+def _told(known: Mapping[str, Any]) -> Instrument:
+    return instrument(**given.told(known, Known.__annotations__))
 
 
 def _title(what: str, shown: int, all_of_them: int) -> str:

@@ -14,7 +14,8 @@ from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
-from d4lens.inference.pipeline import Classifier, fit_images, flag_of, load_classifier, network_batch, prepare_source
+from d4lens.flags import abstains, joined
+from d4lens.inference.pipeline import Classifier, fit_images, flags_of, load_classifier, network_batch, prepare_source
 from d4lens.models.averaging import predict_logits
 from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.observation import Observation
@@ -28,7 +29,7 @@ class Explanation:
 
     `source` is (n, n) counts on a square of half side `source_half_width`; None for a network without a lens equation.
     `attribution` says how much each pixel adds to the logit of the likelier substructure, `attributed_to`, over that of
-    `no`, at least 0; None where the image's own pixels are not the network's.
+    `no`, at least 0; None where the image's own pixels are not the network's. `abstains`: a flag withholds the label.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Explanation:
     probabilities: tuple[float, ...]
     chi2: float
     flag: str
+    abstains: bool = False
     processing: tuple[str, ...] = ()
     attribution: Tensor | None = None
     attributed_to: str = ""
@@ -100,6 +102,7 @@ def explain_source(
     whence = None
     if same_pixels or "counts" not in maps_read(network):
         whence = attribute(network, batch, result.model_counts, towards)[0]
+    raised = flags_of(fitted, 0, classifier.config.get("largest_chi2"))
     return Explanation(
         name=source.name,
         observation=grid,
@@ -112,7 +115,8 @@ def explain_source(
         source_half_width=engine.source_half_width if engine is not None else 0.0,
         probabilities=tuple(logits.softmax(1)[0].tolist()),
         chi2=float(result.chi2[0]),
-        flag=flag_of(fitted, 0, classifier.config.get("largest_chi2")),
+        flag=joined(raised),
+        abstains=abstains(raised),
         processing=image.notes,
         attribution=whence,
         attributed_to=CLASSES[int(towards)],
@@ -167,6 +171,6 @@ def _figure(explanation: Explanation) -> Figure:
         bars.invert_yaxis()
         for place, p in enumerate(explanation.probabilities):
             bars.text(min(p + 0.02, 0.8), place, f"{p:.3f}", va="center")
-        beware = f", beware: {explanation.flag}" if explanation.flag else ""
+        beware = f", {'no label' if explanation.abstains else 'beware'}: {explanation.flag}" if explanation.flag else ""
         figure.suptitle(f"{explanation.name}: smooth fit χ²/px {explanation.chi2:.3f}{beware}", fontsize=10)
     return figure

@@ -21,6 +21,8 @@ from d4lens.data import images
 from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.errors import D4LensError
 from d4lens.evaluate.classify import batch_of
+from d4lens.files import readable
+from d4lens.flags import Flag, Raised, abstains, joined
 from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
@@ -94,22 +96,21 @@ def predict_table(
     weights: str | Path | None = None,
     *,
     tta: bool = True,
+    force_label: bool = False,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
 ) -> Answer:
     """Classify every image under `paths` (files, folders, zips, patterns): PREDICT_COLUMNS.
 
     weights: a model.safetensors of this project; None takes those of the package. tta: average over the eight symmetries
-    of the square. told: what is known of the instrument. free: parameters of the smooth lens to fit beyond the preset's.
-    chi2 is that of the smooth lens per pixel. flag: empty, or joined by "; " `not converged` where the smooth fit did not,
-    `at its bound: ` and the parameters that ended where the fit may not pass, `unlike training` where its chi2 lies beyond
-    all but a thousandth of the training set's, `too little noise` where chi2 is lower than photons allow, `no photon
-    counts` where the noise had to be guessed, and the flags of `Prepared`; or `failed: ` and why an image could not be
-    used. processing: what was done to the image.
+    of the square. force_label: give a label also where a flag withholds it. told: what is known of the instrument. free:
+    parameters of the smooth lens to fit beyond the preset's. chi2 is that of the smooth lens per pixel. flag: empty, or the
+    words of the `d4lens.flags.Flag`s raised, joined by "; ". label: empty where one of them withholds it; the probabilities
+    stand all the same. processing: what was done to the image.
     Raises D4LensError for paths without images and for unusable weights.
     """
     classifier = load_classifier(weights)
-    return classify(list(images.find(paths)), classifier, tta=tta, told=told, free=free)
+    return classify(list(images.find(paths)), classifier, tta=tta, force_label=force_label, told=told, free=free)
 
 
 def classify(
@@ -117,6 +118,7 @@ def classify(
     classifier: Classifier,
     *,
     tta: bool = True,
+    force_label: bool = False,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     progress: bool = True,
@@ -128,13 +130,14 @@ def classify(
     for fitted, broken in _fitted(sources, grid, told, free, progress):
         failures += broken
         for name, reason in broken:
-            rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, f"failed: {reason}", ""]
+            rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, str(Raised(Flag.FAILED, reason)), ""]
         for part in fitted:
             batch = network_batch(part.counts, part.result, part.lens, None if part.images[0].standard else grid)
             probabilities = predict_logits(classifier.network, [batch], tta).softmax(1)
             for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
-                chi2, flag = float(part.result.chi2[i]), flag_of(part, i, classifier.config.get("largest_chi2"))
-                rows[name] = [name, CLASSES[int(p.argmax())], *p.tolist(), chi2, flag, "; ".join(part.images[i].notes)]
+                chi2, raised = float(part.result.chi2[i]), flags_of(part, i, classifier.config.get("largest_chi2"))
+                label = "" if abstains(raised) and not force_label else CLASSES[int(p.argmax())]
+                rows[name] = [name, label, *p.tolist(), chi2, joined(raised), "; ".join(part.images[i].notes)]
     table = pd.DataFrame([rows[source.name] for source in sources], columns=list(PREDICT_COLUMNS))
     return Answer(table, failures)
 
@@ -169,7 +172,7 @@ def fit_sources(
         failures += broken
         for name, reason in broken:
             empty = [math.nan] * (len(FIT_TABLE_COLUMNS) - 4)
-            rows[name] = [name, *empty, False, f"failed: {reason}", "", *[math.nan] * len(more)]
+            rows[name] = [name, *empty, False, str(Raised(Flag.FAILED, reason)), "", *[math.nan] * len(more)]
         for part in fitted:
             found = part.result.table(part.names)
             places = [part.lens.free.index(name) for name in more[::2]]
@@ -182,7 +185,7 @@ def fit_sources(
                     found[name] -= centres[:, axis]
             known = found[list(TABLE_COLUMNS)].itertuples(index=False)
             for i, (row, extra) in enumerate(zip(known, found[more].to_numpy(), strict=True)):
-                rows[row[0]] = [*row, flag_of(part, i, None), "; ".join(part.images[i].notes), *extra]
+                rows[row[0]] = [*row, joined(flags_of(part, i, None)), "; ".join(part.images[i].notes), *extra]
     table = pd.DataFrame([rows[source.name] for source in sources], columns=[*FIT_TABLE_COLUMNS, *more])
     return Answer(table, failures)
 
@@ -313,23 +316,23 @@ def _near(value: float) -> float:
     return 2.0 ** round(math.log2(max(value, 1e-3)))
 
 
-def flag_of(part: Fitted, i: int, largest: float | None) -> str:
-    """The flag of image `i` as `predict_table` describes it; largest: chi2 beyond which it is unlike training, if known."""
-    flags = []
+def flags_of(part: Fitted, i: int, largest: float | None) -> list[Raised]:
+    """The flags of image `i`; largest: chi2 beyond which it is unlike training, if known."""
     chi2, image, lens = float(part.result.chi2[i]), part.images[i], part.lens
+    raised = []
     if not part.result.converged[i]:
-        flags.append("not converged")
+        raised.append(Raised(Flag.NOT_CONVERGED))
     walls = [lens.priors[name] for name in lens.free]
     values = zip(lens.free, part.result.parameters[i].tolist(), walls, strict=True)
     if pressed := [name for name, value, wall in values if not wall.lower < value < wall.upper]:
-        flags.append(f"at its bound: {', '.join(pressed)}")
+        raised.append(Raised(Flag.AT_ITS_BOUND, ", ".join(pressed)))
     if largest is not None and chi2 > largest:
-        flags.append("unlike training")
+        raised.append(Raised(Flag.UNLIKE_TRAINING))
     if image.units != COUNTS:
-        flags.append("no photon counts")
+        raised.append(Raised(Flag.NO_COUNTS))
     elif chi2 < image.noise - _SIGMAS * math.sqrt(2 / image.pixels.size):
-        flags.append("too little noise")
-    return "; ".join((*flags, *image.flags))
+        raised.append(Raised(Flag.TOO_LITTLE_NOISE))
+    return [*raised, *image.flags]
 
 
 _Broken = list[tuple[str, str]]
@@ -347,7 +350,7 @@ def _fitted(
                 ready.append(prepare_source(source, grid, told))
                 names.append(source.name)
             except D4LensError as error:
-                broken.append((source.name, str(error)))
+                broken.append((source.name, readable(str(error))))
         return names, ready, broken
 
     parts = [sources[first : first + _BATCH] for first in range(0, len(sources), _BATCH)]

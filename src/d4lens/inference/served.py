@@ -2,7 +2,8 @@
 
 `mlflow.pyfunc.load_model("models:/d4lenspinn/1").predict(images)` takes float64 images (n, N, N), photon counts or
 min–max-normalised, and returns a table of label, probabilities, chi2 and flag, one row an image. It goes the way of
-`d4lens predict`: the images are written as .npy files, and the same function answers.
+`d4lens predict`: the images are written as .npy files, and the same function answers; a label is empty where a flag
+withholds it.
 """
 
 from pathlib import Path

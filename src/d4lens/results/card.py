@@ -137,8 +137,11 @@ they test that a network carries over from simulation, not that the simulation w
 
 Research and teaching on images like those of training: one galaxy-scale lens, one band, lens light absent or
 subtracted, noise that is Poisson's, the pixel scale and PSF above. `d4lens predict` fits a smooth lens first and gives its
-`chi2`; an answer with a `flag` should not be used. An empty flag is no clearance: most wrong assumptions leave a chi2 within the
-range of real substructure, and only the mean over many images tells ([your-images.md](your-images.md)).
+`chi2`; an answer with a `flag` should not be used. It gives no label at all, only the probabilities, where the smooth fit did
+not converge, ended at its bound, or saw too little of the ring (`--force-label` overrides). An empty flag is no clearance: most
+wrong assumptions leave a chi2 within the range of real substructure, and only the mean over many images tells
+([your-images.md](your-images.md)); how often an answer is wrong and unflagged is measured in
+[reliability.md](reliability.md#wrong-and-unflagged).
 
 ## Limits
 

@@ -97,13 +97,13 @@ class Header:
         return f" of {first[0]} before {', '.join(others)}" if others else ""
 
     def disputed(self, quantity: str) -> str:
-        """A flag where two statements of a quantity disagree by more than its tolerance, else ""."""
+        """The quantity and its statements where two of them disagree by more than its tolerance, else ""."""
         found = self.statements.get(quantity, ())
         if not found:
             return ""
         first, *rest = found
         against = [f"{key} {v:.5g}" for key, v in rest if abs(v / first[1] - 1) > TOLERANCES[quantity]]
-        return f"header disagrees on the {quantity}: {first[0]} {first[1]:.5g}, {', '.join(against)}" if against else ""
+        return f"{quantity}: {first[0]} {first[1]:.5g}, {', '.join(against)}" if against else ""
 
 
 class Unit(NamedTuple):

@@ -26,7 +26,7 @@ class Psf:
     sigma: standard deviation in arcsec, or in the image's pixels if `in_pixels`.
     note: what it is not, to be said aloud.
     how: what was done to the image that it was measured in.
-    flag: what to beware of in that image's header.
+    disputed: statements of that image's header that disagree.
     image, gaussian: (h, w) that image and the Gaussian fitted to it, the light of each 1, centred on the middle pixel
         to a fraction `centre` (x, y); None where it was told as a number.
     step: arcsec, or pixels of the image if `in_pixels`, of one pixel of these.
@@ -36,7 +36,7 @@ class Psf:
     in_pixels: bool = False
     note: str = ""
     how: tuple[str, ...] = field(default=(), compare=False)
-    flag: str = field(default="", compare=False)
+    disputed: str = field(default="", compare=False)
     image: Array | None = field(default=None, compare=False, repr=False)
     gaussian: Array | None = field(default=None, compare=False, repr=False)
     centre: tuple[float, float] = field(default=(0.0, 0.0), compare=False)
@@ -173,8 +173,7 @@ def _measured(raw: Raw, where: str, how: tuple[str, ...]) -> Psf:
     else:
         how += (f"PSF pixels of {step:.4g} arcsec by its header{header.said('pixel scale')}",)
     disputed = header.disputed("pixel scale")
-    flag = f"PSF's {disputed}" if disputed else ""
-    return Psf(sigma * step, not header.pixel_scale, note, how, flag, light, gaussian, (offset[0], offset[1]), step)
+    return Psf(sigma * step, not header.pixel_scale, note, how, disputed, light, gaussian, (offset[0], offset[1]), step)
 
 
 def measure_psf(image: Array, where: str = "the PSF") -> tuple[float, float]:

@@ -17,14 +17,15 @@ from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
 from d4lens.data.images.instrument import Instrument
 from d4lens.data.images.psf import Psf
 from d4lens.errors import D4LensError
+from d4lens.flags import Flag, Raised
 from d4lens.observation import Observation
 
 _SAME = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
 _GAIN_ONE = 0.25  # variance over mean less 1 that is taken for a gain of 1: five times its scatter
 _POISSON = (0.6, 1.6)  # variance over mean of a sky that is taken for photons; a corner scatters by a tenth
-# Sigma of a pixel. Of simulated smooth lenses seen through PSFs with wings or oval ones, none was called structured up to
-# 0.5; at 0.6, where a Moffat of beta 8 lies, a quarter were, at 1.2 (beta 4.7) all. The image stands for what the PSF blurs,
-# blurred as it is, so the true residual is larger.
+# Sigma of a pixel. Of simulated smooth lenses whose PSF is Gaussian but for wings, none was called structured below 0.5;
+# from 0.65 on, where a Moffat of beta 8 lies, a quarter were, at 1.2 (beta 4.7) all. The image stands for what the PSF
+# blurs, blurred as it is, so the true residual is larger.
 _PSF_RESIDUAL = 0.4
 _FULL_SCALE = 1000.0  # photons at the brightest where none can be had, as the fit then takes it
 
@@ -43,8 +44,7 @@ class Prepared:
     centre: (x, y) arcsec of the image's centre on the grid: half a pixel off where an odd number of pixels was cut.
     noise: variance over mean of the sky on the grid: 1, less where resampling has averaged neighbours.
     notes: what was done, in words.
-    flags: what to beware of: `pixel scale guessed`, `header disagrees on the ` pixel scale, gain or exposure and what
-        stands there, `gain assumed to be 1`, `PSF is not Gaussian`.
+    flags: what to beware of that shows before the fit.
     """
 
     pixels: Array
@@ -56,7 +56,7 @@ class Prepared:
     centre: tuple[float, float]
     noise: float
     notes: tuple[str, ...]
-    flags: tuple[str, ...] = ()
+    flags: tuple[Raised, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     if told.psf is not None:
         notes += (f"PSF sigma {psf:.4g} arcsec", *told.psf.notes)
     guessed = told.pixel_scale is None and raw.header.pixel_scale is None and not photons.standard
-    flags: tuple[str, ...] = ("pixel scale guessed",) if guessed else ()
-    if told.psf is not None and told.psf.flag:
-        flags += (told.psf.flag,)
+    flags: tuple[Raised, ...] = (Raised(Flag.SCALE_GUESSED),) if guessed else ()
+    if told.psf is not None and told.psf.disputed:
+        flags += (Raised(Flag.PSF_HEADER_DISAGREES, told.psf.disputed),)
     if told.psf is not None and _psf_residual(pixels, photons, ratio, told.psf, scale, grid) > _PSF_RESIDUAL:
-        flags += ("PSF is not Gaussian",)
+        flags += (Raised(Flag.NOT_GAUSSIAN),)
     if photons.units == NORMALISED:
         low, high = pixels.min(), pixels.max()
         if low == high:
@@ -316,7 +316,7 @@ def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, t
     return factor, (f"photons = values x {factor:.6g} (gain {gain:g}{of_gain}{of})",)
 
 
-def _disputes(header: Header, told: Instrument) -> tuple[str, ...]:
+def _disputes(header: Header, told: Instrument) -> tuple[Raised, ...]:
     """Flags for what the header says twice and differently, as far as it is used."""
     unit = counting_unit(header.unit)
     used = {
@@ -324,17 +324,18 @@ def _disputes(header: Header, told: Instrument) -> tuple[str, ...]:
         "gain": told.gain is None and not (unit is not None and unit.base == "electron"),
         "exposure": told.exposure is None and unit is not None and unit.rate,
     }
-    return tuple(flag for quantity, asked in used.items() if asked and (flag := header.disputed(quantity)))
+    said = (header.disputed(quantity) for quantity, asked in used.items() if asked)
+    return tuple(Raised(Flag.HEADER_DISAGREES, what) for what in said if what)
 
 
-def _assumed(image: Array, header: Header, told: Instrument) -> tuple[str, ...]:
+def _assumed(image: Array, header: Header, told: Instrument) -> tuple[Raised, ...]:
     """A flag where counts are taken for photons for want of a gain, unless the sky's variance is its mean."""
     unit = counting_unit(header.unit)
     factor, _ = _photons_per_unit(header, told)
     if unit is None or unit.base != "count" or factor is None or told.gain is not None or header.gain is not None:
         return ()
     means, variances = _corners(image * factor)
-    return () if abs(np.median(variances) / np.median(means) - 1) < _GAIN_ONE else ("gain assumed to be 1",)
+    return () if abs(np.median(variances) / np.median(means) - 1) < _GAIN_ONE else (Raised(Flag.GAIN_ASSUMED),)
 
 
 def _sum(cut: Array, n: int, factor: int, sky: float) -> Array:

@@ -10,6 +10,7 @@ from d4lens.data.archive import DEFAULT_LIMITS, MAX_IMAGE_BYTES, Limits, SafeZip
 from d4lens.data.images.counts import as_image
 from d4lens.data.images.formats import READERS, Array, Raw, Reader, reader_of
 from d4lens.errors import D4LensError
+from d4lens.files import readable
 
 _MAGIC = frozenset("*?[")
 
@@ -57,6 +58,8 @@ def find(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> Iterat
     """
     seen: set[tuple[str, str]] = set()
     for path in paths:
+        if not str(path):  # pathlib takes it for the folder one is in
+            raise D4LensError("an empty text is no path; name a file, a folder or a pattern")
         for key, source in _under(Path(path), limits):
             if key not in seen:
                 seen.add(key)
@@ -109,7 +112,7 @@ def _in_folder(folder: Path) -> Iterator[_Found]:
 
 
 def _file(path: Path) -> _Found:
-    return (os.path.realpath(path), ""), ImageSource(str(path), lambda band: read_raw(path, band))
+    return (os.path.realpath(path), ""), ImageSource(readable(str(path)), lambda band: read_raw(path, band))
 
 
 def _in_zip(path: Path, limits: Limits) -> Iterator[_Found]:
@@ -119,7 +122,7 @@ def _in_zip(path: Path, limits: Limits) -> Iterator[_Found]:
             raise D4LensError(f"{path} holds the zip {member!r}, and zips in zips are not opened; unpack it first")
         reader = reader_of(member)
         if reader is not None:
-            where = f"{path}: {member}"
+            where = readable(f"{path}: {member}")
 
             def load(band: str | None, member: str = member, reader: Reader = reader, where: str = where) -> Raw:
                 return reader(archive.read(member), where, band)

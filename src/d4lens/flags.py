@@ -1,0 +1,117 @@
+"""What an answer can be marked with: every flag's words, what it means, what to do, and whether the label is withheld.
+
+A flag is registered by one line in `Flag`. It is raised by `Raised(Flag.X, detail)`: in `Prepared.flags` by whoever prepares
+an image, in `d4lens.inference.pipeline.flags_of` where the fit tells. The table in docs/your-images.md is `table()`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Flag(Enum):
+    """Each member: its words (… stands for a detail), its meaning, what to do, whether `predict` withholds the label."""
+
+    NOT_CONVERGED = (
+        "not converged",
+        "no smooth lens was found",
+        "look at `d4lens explain`; is the lens at the centre, the pixel scale right?",
+        True,
+    )
+    AT_ITS_BOUND = (
+        "at its bound: …",
+        "a parameter of the smooth lens ended where the fit may not pass: there is no such lens, or none in the image",
+        "as above",
+        True,
+    )
+    UNSEEN_RING = (
+        "too little of the ring is seen",
+        "pixels without data, outside the image or masked, cover much of the lens's ring",
+        "cut a larger image out, or mask less",
+        True,
+    )
+    UNLIKE_TRAINING = (
+        "unlike training",
+        "chi2 lies beyond all but a thousandth of the training images",
+        "the label means nothing; free what differs (below)",
+        False,
+    )
+    TOO_LITTLE_NOISE = (
+        "too little noise",
+        "chi2 is lower than photons allow: a smoothed image, or a gain too small",
+        "give the right `--gain`, or the image before smoothing",
+        False,
+    )
+    NO_COUNTS = ("no photon counts", "the noise had to be guessed", "give `--gain`, `--exposure`, `--sky`", False)
+    SCALE_GUESSED = (
+        "pixel scale guessed",
+        "neither you nor the header told it, and the image is not on the published lattice: the lens may be any size",
+        "give `--pixel-scale`",
+        False,
+    )
+    HEADER_DISAGREES = (
+        "header disagrees on the …",
+        "two of the header's statements of pixel scale (by more than 1 %), gain or exposure (3 %) differ; the first is used",
+        "give the right one: `--pixel-scale`, `--gain`, `--exposure`",
+        False,
+    )
+    PSF_HEADER_DISAGREES = (
+        "PSF's header disagrees on the …",
+        "the same in the header of the PSF's image",
+        "mend it, or give the PSF's sigma",
+        False,
+    )
+    GAIN_ASSUMED = (
+        "gain assumed to be 1",
+        "the values are counts, no gain is told, and the sky's variance is not its mean as photons have it",
+        "give `--gain`",
+        False,
+    )
+    NOT_GAUSSIAN = (
+        "PSF is not Gaussian",
+        "the Gaussian fitted to your PSF's image would leave a residual in this image that passes for structure",
+        "do not trust `sphere` or `vort`; there is no model of such a PSF yet",
+        False,
+    )
+    FAILED = (
+        "failed: …",
+        "the image could not be used, and why",
+        "the row stays, the run goes on, the command ends with status 1 and the number of failures",
+        True,
+    )
+
+    def __init__(self, text: str, meaning: str, remedy: str, abstains: bool) -> None:
+        self.text = text
+        self.meaning = meaning
+        self.remedy = remedy
+        self.abstains = abstains
+
+
+@dataclass(frozen=True)
+class Raised:
+    """A flag of one image; `detail` stands for the … in its words, such as the parameters at their bounds."""
+
+    flag: Flag
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.flag.text.replace("…", self.detail)
+
+
+def joined(raised: Iterable[Raised]) -> str:
+    """A table's cell: the flags by "; ", empty without any."""
+    return "; ".join(map(str, raised))
+
+
+def abstains(raised: Iterable[Raised]) -> bool:
+    """Whether an image with these flags gets no label."""
+    return any(one.flag.abstains for one in raised)
+
+
+def table() -> str:
+    """All flags as a table in Markdown."""
+    rows = [
+        f"| `{flag.text}` | {flag.meaning} | {flag.remedy} | {'withheld' if flag.abstains else 'given'} |"
+        for flag in Flag
+    ]
+    return "\n".join(["| flag | meaning | what to do | label |", "|---|---|---|---|", *rows])

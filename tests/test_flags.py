@@ -1,0 +1,25 @@
+from pathlib import Path
+
+from d4lens.flags import Flag, Raised, abstains, joined, table
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-images.md"
+
+
+def test_the_page_explains_every_flag():
+    told = PAGE.read_text(encoding="utf-8").split("<!-- flags:begin -->\n")[1].split("\n<!-- flags:end -->")[0]
+    assert told == table()
+    assert len(told.splitlines()) == 2 + len(Flag)
+
+
+def test_flags_are_joined_and_one_withholds_the_label():
+    raised = [Raised(Flag.UNLIKE_TRAINING), Raised(Flag.TOO_LITTLE_NOISE)]
+    assert joined(raised) == "unlike training; too little noise"
+    assert not abstains(raised)
+    raised.append(Raised(Flag.AT_ITS_BOUND, "theta_E, e1"))
+    assert joined(raised).endswith("; at its bound: theta_E, e1")
+    assert abstains(raised)
+    assert joined([]) == ""
+
+
+def test_no_two_flags_have_the_same_words():
+    assert len({flag.text for flag in Flag}) == len(Flag)
