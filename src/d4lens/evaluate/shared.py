@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.models.averaging import predict_views
-from d4lens.parallel import Ranks
+from d4lens.parallel import Ranks, together
 from d4lens.results.tables import VIEWS
 
 
@@ -20,6 +20,7 @@ class Images(Protocol):
     def __getitem__(self, rows: Sequence[int], /) -> dict[str, Tensor]: ...
 
 
+@together()
 def predict_shared(
     ranks: Ranks, network: nn.Module, images: Images, batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from d4lens.files import atomic_path
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.macrofit.split import MAPS, fit_split
-from d4lens.parallel import Ranks
+from d4lens.parallel import Ranks, together
 
 
+@together()
 def fit_shared(
     ranks: Ranks,
     counts: NDArray[Any],

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from d4lens.parallel import Ranks
+from d4lens.parallel import Ranks, together
 from d4lens.simulator.dataset import join_shards, write_archive, write_shard
 from d4lens.simulator.priors import Preset
 
 
+@together()
 def write_shared(
     ranks: Ranks, path: str | Path, preset: Preset, seed: int, n_train: int, n_val: int, workers: int = 1
 ) -> None:
