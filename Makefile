@@ -16,7 +16,7 @@ ifeq ($(shell uname -m),x86_64)
 export OPENBLAS_CORETYPE := Haswell
 endif
 
-.PHONY: help setup reproduce test lint verify gate ui docs wheel figures profiles ship lock clean
+.PHONY: help setup reproduce test lint verify twice gate ui docs wheel campaigns figures profiles ship lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -47,6 +47,14 @@ verify: ## run the pipeline afresh and hold its table against the committed one,
 	@$(MAKE) --no-print-directory reproduce FORCE=1
 	@$(BIN)/python tools/verify.py --profile $(PROFILE)
 
+# Without $(MAKE) in it: `make --dry-run` would run the line.
+twice: $(READY) profiles ## run the smoke profile twice from nothing and hold the metrics against each other, byte by byte
+	@for pass in first second; do \
+	  rm -rf data/smoke runs/smoke metrics/smoke plots/smoke build/twice/$$pass && mkdir -p build/twice && \
+	  $(BIN)/python tools/reproduce.py smoke --show --force && cp -r metrics/smoke build/twice/$$pass || exit 1; \
+	done
+	@diff -r --exclude timing.json build/twice/first build/twice/second && echo byte-equal  # timing.json: clock readings
+
 gate: $(READY) ## check that dvc.lock matches parameters and code, and the README its metrics
 	@$(BIN)/python tools/gate.py
 
@@ -59,8 +67,13 @@ profiles: $(READY) ## write each profile's trainings.yaml from its params.yaml, 
 docs: $(READY) ## write the API pages to build/docs
 	@$(BIN)/python tools/docs.py
 
-wheel: $(READY) ## build the wheel and predict with it in an environment of its own
-	@$(BIN)/python tools/wheel_check.py
+wheel: $(READY) ## build the wheel and predict with it in an environment of its own (EMPTY=1: its dependencies at their newest)
+	@$(BIN)/python tools/wheel_check.py $(if $(EMPTY),--empty)
+
+campaigns: $(READY) ## run the slow searches for faults: kills, hostile files, a large archive (docs/reliability.md)
+	@$(BIN)/python tools/kill_campaign.py --kills 50
+	@$(BIN)/python tools/fuzz.py --inputs 120000
+	@$(BIN)/python tools/soak.py --images 20000
 
 figures: $(READY) ## draw the README's picture anew
 	@$(BIN)/python tools/figures.py

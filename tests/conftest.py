@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from playwright.sync_api import Browser, sync_playwright
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+# A shell without job control starts what runs in its background, such as `make test &`, with SIGINT ignored; so would be
+# every process that a test starts and stops by Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

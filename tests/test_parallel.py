@@ -1,9 +1,13 @@
 """The stages under torchrun: two gloo processes against one, a size below the smoke profile's."""
 
+import contextlib
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from d4lens.errors import D4LensError
 from d4lens.models import weights
 from d4lens.parallel import Ranks, ranks
 from d4lens.train import loop
@@ -62,15 +67,16 @@ except D4LensError as error:
     Path(f"rank-{place.rank}.json").write_text(json.dumps([place.world, str(error)]))
 """
 
-# A training of two processes, one of which may die in the second epoch.
+# A training of two processes, one of which gets a signal in the middle of an epoch.
 RESUMED = """
 import os, signal
-STAGES, arm, dies = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "dies"
+STAGES, arm, sent, victim, epoch = sys.argv[1], *map(json.loads, sys.argv[2:])
 sys.path.insert(0, STAGES)
 
 def step(self, batch, index, whole=Training.training_step):
-    if dies and (self.global_rank, self.epoch, index) == (1, 1, 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if (self.global_rank, self.epoch, index) == (victim, epoch, 1):
+        Path("signalled").touch()
+        os.kill(os.getpid(), getattr(signal, sent))
     return whole(self, batch, index)
 
 Training.training_step = step
@@ -165,26 +171,57 @@ def test_the_two_train_one_network(both):
     assert all(name.startswith("best.") for name in weights.read(kept)[0])
 
 
-def test_cut_off_under_torchrun_a_training_goes_on_to_the_same_bytes(both, tmp_path, monkeypatch):
+def end_of_two(folder: Path, launcher: str, sent: str = "", victim: int = -1, epoch: int = -1) -> tuple[set[int], str]:
+    """Train with two processes, of which `victim` gets the signal; whatever statuses they end with, and what they say."""
+    words = ["driver.py", str(STAGES), *map(json.dumps, (ARM, sent, victim, epoch))]
+    commands, places = [[sys.executable, *TORCHRUN, *words]], [{}]
+    if launcher == "by hand":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        commands, places = [[sys.executable, *words]] * 2, [meet | {"RANK": str(rank)} for rank in range(2)]
+    with (folder / "said").open("w") as said:
+        running = [
+            subprocess.Popen(command, cwd=folder, env=os.environ | place, stdout=said, stderr=subprocess.STDOUT)
+            for command, place in zip(commands, places)
+        ]
+        try:
+            statuses = {process.wait(300) for process in running}
+        finally:
+            for process in running:  # torchrun ends its own, within half a minute
+                process.terminate()
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(60)
+                process.kill()
+    return statuses, (folder / "said").read_text()
+
+
+def test_a_signal_to_either_of_two_ends_both_and_the_training_goes_on_to_the_same_bytes(both, tmp_path, monkeypatch):
     monkeypatch.setenv("D4LENS_TRACKING", "off")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-    def train(folder: Path, fate: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, *TORCHRUN, "driver.py", str(STAGES), json.dumps(ARM), fate]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
-        project(folder, 4, epochs=2)
+        project(folder, 4, epochs=5)
         (folder / "data").symlink_to(both[1] / "data")
         (folder / "driver.py").write_text(COMMON + RESUMED)
-    done, died = train(whole, "lives"), train(cut, "dies")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert died.returncode != 0
-    assert not (cut / "runs" / "smoke" / "pinn-0").exists()
-    resumed = train(cut, "lives")
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert "going on after epoch 1 of 2" in resumed.stdout + resumed.stderr
+    statuses, said = end_of_two(whole, "torchrun")
+    assert statuses == {0}, said[-2000:]
+    fates = [
+        ("torchrun", "SIGTERM", 1),
+        ("torchrun", "SIGKILL", 0),
+        ("by hand", "SIGTERM", 0),
+        ("by hand", "SIGKILL", 1),
+    ]
+    for epoch, (launcher, sent, victim) in enumerate(fates, 1):
+        statuses, said = end_of_two(cut, launcher, sent, victim, epoch)
+        assert time.time() - (cut / "signalled").stat().st_mtime < 60, (launcher, sent, victim)
+        assert 0 not in statuses
+        assert f"train: process {victim} of 2 is gone" in said, said[-4000:]
+        assert not (cut / "runs" / "smoke" / "pinn-0").exists()
+    statuses, said = end_of_two(cut, "by hand")
+    assert statuses == {0}, said[-2000:]
+    assert "going on after epoch 4 of 5" in said
     outcomes = [
         [(folder / "runs/smoke/pinn-0" / name).read_bytes() for name in ("model.safetensors", "history.csv")]
         for folder in (whole, cut)
@@ -208,8 +245,16 @@ def test_shares_are_all_rows_once_in_whole_blocks(n, align, world):
     assert all(rows.start % align == 0 or rows.start == n for rows in shares)
 
 
-def test_without_torchrun_there_is_one_process(monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+def test_without_a_launcher_there_is_one_process(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert ranks() == Ranks(0, 1, 0, 1)
     assert ranks().leads
+
+
+def test_a_rank_without_a_meeting_place_is_not_taken_for_one_process(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(D4LensError, match="RANK is set without MASTER_PORT"):
+        ranks()

@@ -218,6 +218,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # A shell without job control starts what runs in its background with SIGINT ignored. A handler set here is for the
+    # stages too: what a process handles, its children start with at its default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()

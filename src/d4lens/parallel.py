@@ -1,12 +1,17 @@
-"""Several processes on one job, as `torchrun` starts them: who this one is, its share, and what all have found.
+"""Several processes on one job: who this one is, its share, what all have found, and one end for all of them.
 
-Without torchrun there is one process and nothing here does anything. The processes of several machines share a file
-system; on a CPU they speak through gloo, and no pickle passes between them.
+`torchrun` starts them, or any launcher that sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`; without these there is
+one process and nothing here does anything. The processes of several machines share a file system; on a CPU they speak
+through gloo, and no pickle passes between them.
 """
 
+import contextlib
 import itertools
 import os
-from collections.abc import Iterable
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +22,11 @@ from torch import Tensor
 
 from d4lens.errors import D4LensError
 
-_PATIENCE = timedelta(days=7)  # one process may work for hours while the others wait; torchrun ends all if one fails
+_PATIENCE = timedelta(days=7)  # one process may work for hours while the others wait; `together` ends all if one fails
+_LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SECONDS_TO_HEAR = 10.0  # of a process that is gone, once a collective has failed
+_SECONDS_TO_LEAVE = 20.0  # for a process that has heard of it and may wait on a GPU for ever
+_WELL = -1
 
 
 @dataclass(frozen=True)
@@ -94,12 +103,17 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """This process's place by torchrun's environment, and its connection to the others; alone without torchrun.
+    """This process's place by its launcher's environment, and its connection to the others; alone without one.
 
-    Raises D4LensError where the machines run unequal numbers of processes.
+    Raises D4LensError where the environment names a place but not where to meet, and where the machines run unequal
+    numbers of processes.
     """
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
+    if missing := [name for name in _LAUNCHED if name not in os.environ]:
+        raise D4LensError(f"RANK is set without {' and '.join(missing)}; set all of {', '.join(_LAUNCHED)}, or none")
+    os.environ.setdefault("LOCAL_RANK", "0")  # as one process a machine, where the launcher does not say
+    os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
     found = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     if found.world % found.local_world:
         raise D4LensError(
@@ -108,3 +122,94 @@ def ranks() -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     return found
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """While this lasts, one process that is killed or leaves by an exception ends all within a minute; also a decorator.
+
+    Collectives belong inside: torchrun sees a dead process, other launchers do not, and NCCL waits for it. At the end the
+    processes wait for each other. Alone, nothing happens.
+
+    Raises
+    ------
+    D4LensError
+        In the others, naming the process that is gone.
+    """
+    place = ranks()
+    if place.world == 1:
+        yield
+        return
+    watch = _Watch(place)
+    try:
+        yield
+        watch.leave()
+    except BaseException as error:
+        # What a process does to itself it says itself; a failed collective is another's doing, which may come to be known.
+        own = isinstance(error, D4LensError | KeyboardInterrupt | SystemExit)
+        watch.heard.wait(0.0 if own else _SECONDS_TO_HEAR)
+        watch.left.set()
+        if watch.gone is None:
+            watch.say(place.rank)
+            raise
+        raise D4LensError(watch.sentence()) from None
+
+
+class _Watch:
+    """Each process listens to the first, the first to all. What is said is _WELL, or the rank of one that is gone."""
+
+    def __init__(self, place: Ranks) -> None:
+        self.place = place
+        self.gone: int | None = None
+        self.heard, self.left = threading.Event(), threading.Event()
+        self._said: queue.Queue[tuple[int, int]] = queue.Queue()
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._peers = range(1, place.world) if place.leads else range(1)
+        for peer in self._peers:
+            threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
+        threading.Thread(target=self._judge, daemon=True).start()
+
+    def sentence(self) -> str:
+        return (
+            f"process {self.gone} of {self.place.world} is gone (processes count from 0), and process {self.place.rank} "
+            "ends with it; the same command goes on from what is finished"
+        )
+
+    def leave(self) -> None:
+        """All is well here: wait until it is everywhere. Raises D4LensError where it is not."""
+        if not self.place.leads:
+            self.say(_WELL)
+        self.heard.wait()
+        if self.gone is not None:
+            raise D4LensError(self.sentence())
+        if self.place.leads:
+            self.say(_WELL)
+
+    def say(self, word: int) -> None:
+        for peer in self._peers:
+            with contextlib.suppress(RuntimeError):  # that one is gone, too
+                dist.send(torch.tensor([word]), peer, self._group)
+
+    def _listen(self, peer: int) -> None:
+        word = torch.empty(1, dtype=torch.int64)
+        try:
+            dist.recv(word, peer, self._group)
+        except RuntimeError:
+            word.fill_(peer)
+        self._said.put((peer, int(word)))
+
+    def _judge(self) -> None:
+        for _ in self._peers:
+            _, word = self._said.get()
+            if word != _WELL:
+                break
+        else:
+            self.heard.set()
+            return
+        self.gone = word
+        self.heard.set()
+        if self.place.leads:
+            self.say(word)
+        if not self.left.wait(_SECONDS_TO_LEAVE):
+            print(self.sentence(), file=sys.stderr, flush=True)
+            os._exit(1)

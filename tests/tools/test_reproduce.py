@@ -25,6 +25,8 @@ def end(*_):  # as a trainer, which ends after its batch
         file.write(f"stopped {name}\\n")
     sys.exit(143)
 signal.signal(signal.SIGTERM, end)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    sys.exit(f"{name}: Ctrl-C does nothing")
 with log.open("a") as file:
     file.write(f"begin {name} {os.environ.get('OMP_NUM_THREADS')}\\n")
 if name.startswith("arm"):  # until another arm has begun, too: alone it would wait for ever
@@ -144,12 +146,19 @@ def test_a_second_one_at_once_is_turned_away_and_the_first_ends_right(project):
     assert len(log(project)) == 8
 
 
+def in_the_background() -> None:
+    """As `nohup` under a shell without job control starts a process."""
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+
+
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_leaves_no_stage_running(project, jobs, sent):
     (project / "hold").touch()
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    tool = subprocess.Popen([sys.executable, str(SCRIPT), "--jobs", jobs], cwd=project, env=environment)
+    command = [sys.executable, str(SCRIPT), "--jobs", jobs]
+    tool = subprocess.Popen(command, cwd=project, env=environment, preexec_fn=in_the_background)
     try:
         deadline = time.monotonic() + 120
         while not (project / "log").exists():
@@ -193,6 +202,14 @@ def test_on_ctrl_c_it_stays_until_a_dvc_slow_to_go_is_gone(reproduce, tmp_path, 
         with pytest.raises(KeyboardInterrupt):
             reproduce.one_by_one("dvc.yaml", [])
     assert Path("gone").exists()
+
+
+def test_tests_started_in_the_background_can_be_interrupted_too():
+    """Of those that send Ctrl-C the quickest, in a pytest of its own."""
+    name = test_on_ctrl_c_it_stays_until_a_dvc_slow_to_go_is_gone.__name__
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{__file__}::{name}"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=in_the_background)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_was_shown_is_not_made_up_again_until_something_changed(reproduce, tmp_path, monkeypatch, capfd):

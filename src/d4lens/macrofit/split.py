@@ -18,7 +18,7 @@ from d4lens.macrofit.fit import fit
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.significance import significance
 from d4lens.macrofit.smooth_lens import MAPS, SmoothLensModel
-from d4lens.parallel import Ranks
+from d4lens.parallel import Ranks, together
 from d4lens.progress import Meter
 
 PIECE = 512  # images between two looks at the disk
@@ -110,6 +110,7 @@ def _fingerprint(model: SmoothLensModel, source: str, units: str, n: int, option
     }
 
 
+@together()
 def fit_shared(
     ranks: Ranks,
     counts: NDArray[Any],

@@ -17,7 +17,7 @@ from d4lens.classes import CLASSES, VIEWS
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
-from d4lens.parallel import Ranks
+from d4lens.parallel import Ranks, together
 
 
 def transform_fit(fit: Tensor, g: int) -> Tensor:
@@ -109,6 +109,7 @@ class Images(Protocol):
     def __getitem__(self, rows: Sequence[int], /) -> dict[str, Tensor]: ...
 
 
+@together()
 def predict_shared(
     ranks: Ranks, network: nn.Module, images: Images, batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -28,7 +28,7 @@ import pandas as pd
 from d4lens.data.archive import Limits, SafeZip
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
-from d4lens.parallel import Ranks
+from d4lens.parallel import Ranks, together
 from d4lens.progress import Meter
 from d4lens.simulator.draw import COLUMNS, SPLITS, SUBHALO_COLUMNS, Truth, check_seed, draw
 from d4lens.simulator.priors import Preset
@@ -317,6 +317,7 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@together()
 def write_shared(
     ranks: Ranks, path: str | Path, preset: Preset, seed: int, n_train: int, n_val: int, workers: int = 1
 ) -> None:

@@ -13,6 +13,7 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
@@ -22,7 +23,7 @@ from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, write_json
 from d4lens.models import weights
-from d4lens.parallel import Ranks, ranks
+from d4lens.parallel import Ranks, ranks, together
 from d4lens.params import TrainParams
 from d4lens.train import checkpoint
 from d4lens.train.data import EpochBatches, InOrder, Lenses, epoch_seed, load
@@ -84,7 +85,7 @@ def _device() -> str:
 
 
 def _agree(prints: checkpoint.Fingerprint, place: Ranks) -> None:
-    """Raises D4LensError in a process that would train otherwise than the first: torchrun then ends them all."""
+    """Raises D4LensError in a process that would train otherwise than the first."""
     mine = [float(int(digest[:12], 16)) for digest in prints.values()]  # 48 bits: exact
     first = place.total(value if place.leads else 0.0 for value in mine)
     other = [name for name, a, b in zip(prints, mine, first) if a != b]
@@ -95,6 +96,7 @@ def _agree(prints: checkpoint.Fingerprint, place: Ranks) -> None:
         )
 
 
+@together()
 def train(
     arrays_folder: str | Path,
     macrofit_folder: str | Path | None,
@@ -115,8 +117,8 @@ def train(
     end it keeps the result: the same call then trains nothing and writes the same outs.
     out_folder: gets model.safetensors (weights and description), history.csv (one row an epoch), timing.json.
     tracker: is told each epoch's row. devices: processes of a distributed training, each with its own share of a batch
-    `devices` times as large; one accelerator each, or one CPU process each where there is none. Under torchrun its
-    processes count instead, on all machines.
+    `devices` times as large; one accelerator each, or one CPU process each where there is none. Under torchrun and its
+    like (`d4lens.parallel`) their processes count instead, on all machines, and all end where one does.
 
     Returns the best epoch's row. Raises D4LensError for unusable folders, options or parameters, for a loss that is not
     finite, and while another process trains in work_folder.
@@ -187,6 +189,7 @@ def _fit(module: Training, images: Lenses, select: Lenses, devices: int, keeper:
         devices=place.local_world if place.world > 1 else devices,
         num_nodes=place.machines,
         strategy="ddp" if processes > 1 else "auto",
+        plugins=[TorchElasticEnvironment()] if place.world > 1 else None,  # not guessed: other launchers set the same
         precision=precision(params.precision),  # type: ignore[arg-type]
         deterministic="warn" if torch.cuda.is_available() else None,
         callbacks=[keeper, *([TQDMProgressBar()] if shown else [])],
@@ -199,6 +202,9 @@ def _fit(module: Training, images: Lenses, select: Lenses, devices: int, keeper:
         inference_mode=False,
         use_distributed_sampler=False,
     )
+    # Lightning's own handler broadcasts from within whatever collective it interrupts, and all wait for ever.
+    connector = trainer._signal_connector
+    connector._sigterm_notifier_fn = lambda *_: setattr(connector, "received_sigterm", True)  # type: ignore[method-assign]
     batches = EpochBatches(
         len(images), params.batch_size, module.seed, module.first, trainer.global_rank, trainer.world_size
     )
@@ -213,8 +219,12 @@ def _fit(module: Training, images: Lenses, select: Lenses, devices: int, keeper:
                 DataLoader(images, sampler=batches, batch_size=None),
                 DataLoader(select, sampler=InOrder(len(select), 2 * params.batch_size), batch_size=None),
             )
-        except SIGTERMException:
-            # Lightning's exception is a SystemExit without a code: to the caller it would look like success.
+        except (SIGTERMException, RuntimeError):
+            if not trainer.received_sigterm:
+                raise
+            # Lightning's exception is a SystemExit without a code: to the caller it would look like success. A
+            # RuntimeError is a collective with one that SIGTERM has ended already.
+            _log.warning("process %d of %d was ended by SIGTERM", trainer.global_rank, trainer.world_size)
             raise SystemExit(143) from None
 
 
