@@ -5,9 +5,13 @@ import pandas as pd
 import pytest
 
 from d4lens.errors import D4LensError
+<<<<<<< HEAD
 from d4lens.models import scores
 from d4lens.results import tables
 from d4lens.studies.outcome import Outcome, record, write
+=======
+from d4lens.results import metrics, tables
+>>>>>>> c19b9014d9639710ce9905eee64c510bf5d3f729
 
 README = "before\n<!-- results:quick:begin -->\nold\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
 
@@ -76,22 +80,6 @@ def test_files_of_a_profile_and_of_all_profiles_hold_the_same_numbers(tmp_path):
     assert set(entries) == {"resnet18-0", "d4cnn-0"}
     assert entries["d4cnn-0"]["auc_macro_plain"] == 1 / 3
     assert entries["d4cnn-0"]["auc_macro_tta"] == 1 / 3 + 0.05
-
-
-def test_studies_of_all_profiles_are_joined_with_their_profile(tmp_path):
-    written(tmp_path / "quick", [evaluation()])
-    written(tmp_path / "full", [evaluation(profile="full")])
-    for profile, value in (("quick", 0.5), ("full", 0.75)):
-        study = Outcome("?", [], [], [record(value, 0, 1, 9, site="head")])
-        write(tmp_path / profile / "studies" / "patching.json", study)
-    tables.join_profiles(tmp_path)
-    joined = json.loads((tmp_path / "studies" / "patching.json").read_text())
-    assert [(row["profile"], row["site"], row["value"]) for row in joined] == [
-        ("full", "head", 0.75),
-        ("quick", "head", 0.5),
-    ]
-    assert [path.name for path in (tmp_path / "studies").iterdir()] == ["patching.json"]
-    assert tables.profiles(tmp_path) == ["full", "quick"]
 
 
 def test_results_that_are_missing_or_lack_a_column_are_refused(tmp_path):

@@ -135,22 +135,12 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
 
 def join_profiles(metrics: str | Path) -> pd.DataFrame:
-    """Write metrics/results.csv and .json from all metrics/<profile>/results.csv, and return them as one table.
-
-    The records of each study, metrics/<profile>/studies/<study>.json, are joined in metrics/studies/<study>.json with the
-    profile's name in each.
-    """
+    """Write metrics/results.csv and .json from all metrics/<profile>/results.csv, and return them as one table."""
     metrics = Path(metrics)
-    names = profiles(metrics)
-    parts = [read_results(metrics / profile / RESULTS) for profile in names]
+    parts = [read_results(metrics / profile / RESULTS) for profile in profiles(metrics)]
     joined = table(record for part in parts for record in _records(part))
     write_csv(metrics / RESULTS, joined)
     write_json(metrics / RESULTS_JSON, _records(joined))
-    for study in sorted({path.name for name in names for path in (metrics / name / "studies").glob("*.json")}):
-        files = {profile: metrics / profile / "studies" / study for profile in names}
-        found = {profile: read_json(path)["records"] for profile, path in files.items() if path.is_file()}
-        records = [{"profile": profile, **record} for profile, part in found.items() for record in part]
-        write_json(metrics / "studies" / study, records)
     return joined
 
 
