@@ -130,7 +130,10 @@ def arms_and_networks() -> tuple[dict[str, ArmParams], dict[str, NetworkParams]]
 def grids(profile: str) -> dict[str, GridParams]:
     """What a profile measures: under "" its `models` with its `seeds`, then its `grids` by their names."""
     own, arms = read(overlay(profile)), named("arms", ArmParams)
-    declared = {"": {key: own[key] for key in ("models", "seeds") if key in own}} | (own.get("grids") or {})
+    further = own.get("grids") or {}
+    if not isinstance(further, dict):
+        raise D4LensError(f"'grids' of {overlay(profile)} must be a group of named grids, not {further!r}")
+    declared = {"": {key: own[key] for key in ("models", "seeds") if key in own}} | further
     found = {}
     for name, values in declared.items():
         where = f"{f'grid {name!r}' if name else 'models and seeds'} of {overlay(profile)}"

@@ -5,13 +5,8 @@ import pandas as pd
 import pytest
 
 from d4lens.errors import D4LensError
-<<<<<<< HEAD
 from d4lens.models import scores
 from d4lens.results import tables
-from d4lens.studies.outcome import Outcome, record, write
-=======
-from d4lens.results import metrics, tables
->>>>>>> c19b9014d9639710ce9905eee64c510bf5d3f729
 
 README = "before\n<!-- results:quick:begin -->\nold\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
 

@@ -135,6 +135,7 @@ def test_every_training_of_every_profile_is_valid(common, profile, monkeypatch):
         (lambda v: v["grids"].update(g={"models": ["d4cnn"], "seeds": [0]}), "two grids of the profile hold d4cnn-0"),
         (lambda v: v["grids"].update(g={"models": ["d4cnn"], "seeds": [0], "limits": {0: 3}}), "in grid 'g'"),
         (lambda v: v.pop("seeds"), "missing key 'seeds' in models and seeds"),
+        (lambda v: v.update(grids=[{}]), "'grids' of profiles/full/params.yaml must be a group of named grids"),
     ],
 )
 def test_a_mistake_in_what_a_profile_measures_is_one_sentence(common, edit, sentence):
