@@ -1,5 +1,8 @@
 from pathlib import Path
 
+import numpy as np
+
+from d4lens import flags
 from d4lens.flags import Flag, Raised, abstains, joined, table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-images.md"
@@ -23,3 +26,11 @@ def test_flags_are_joined_and_one_withholds_the_label():
 
 def test_no_two_flags_have_the_same_words():
     assert len({flag.text for flag in Flag}) == len(Flag)
+
+
+def test_the_flag_is_predict_s_rule():
+    chi2 = np.arange(1, 1001, dtype=float)
+    largest = flags.largest_chi2(chi2)
+    assert (chi2 > largest).sum() == 1
+    flagged = flags.unlike_training([1.0, 1e4, 1.0, np.inf], [True, True, False, True], largest)
+    assert flagged.tolist() == [False, True, True, True]

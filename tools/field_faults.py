@@ -28,10 +28,10 @@ from PIL import Image
 from scipy.signal import fftconvolve
 
 from d4lens.errors import D4LensError
-from d4lens.evaluate.classify import wilson
 from d4lens.files import write_text
 from d4lens.inference.api import Model, Simulated, load_model, simulate
 from d4lens.progress import progress
+from d4lens.results.metrics import wilson
 from d4lens.simulator import preset, render
 from d4lens.studies import Study, record, write
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from d4lens.errors import D4LensError
-from d4lens.evaluate.classify import largest_chi2
 from d4lens.files import write_text
+from d4lens.flags import largest_chi2
 from d4lens.inference.pipeline import WEIGHTS
 from d4lens.models import load, weights
 from d4lens.models.averaging import exported

@@ -8,6 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+LIKE_TRAINING = 0.999
+"""Share of the training images whose chi2 an image may have without being called unlike them."""
+
 
 class Flag(Enum):
     """Each member: its words (… stands for a detail), its meaning, what to do, whether `predict` withholds the label."""
@@ -115,3 +121,13 @@ def table() -> str:
         for flag in Flag
     ]
     return "\n".join(["| flag | meaning | what to do | label |", "|---|---|---|---|", *rows])
+
+
+def largest_chi2(of_training: ArrayLike) -> float:
+    """chi2 a pixel beyond which `predict` flags an image: the 0.999 quantile of the training images' (n,)."""
+    return round(float(np.quantile(np.asarray(of_training, np.float64), LIKE_TRAINING)), 3)
+
+
+def unlike_training(chi2: ArrayLike, converged: ArrayLike, largest: float) -> NDArray[np.bool_]:
+    """Which images `predict` flags, (n,): the fit did not converge, or its chi2 lies above `largest`."""
+    return ~np.asarray(converged, bool) | (np.asarray(chi2, np.float64) > largest)

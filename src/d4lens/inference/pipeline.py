@@ -20,13 +20,13 @@ from d4lens.classes import CLASSES
 from d4lens.data import images
 from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.errors import D4LensError
-from d4lens.evaluate.classify import batch_of
 from d4lens.files import readable
 from d4lens.flags import Flag, Raised, abstains, joined
 from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
 from d4lens.models.averaging import exported, predict_logits
+from d4lens.models.batch import batch_of
 from d4lens.observation import Observation
 from d4lens.progress import Meter
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.evaluate.classify import wilson
 from d4lens.models import scores
+from d4lens.results.metrics import wilson
 from d4lens.results.predictions import PROBABILITIES
 from d4lens.studies.outcome import Outcome, record
 

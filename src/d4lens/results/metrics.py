@@ -24,6 +24,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
@@ -186,3 +187,11 @@ def _resampled(
         for name in metrics:
             chunks[name].append(np.stack([one[name] for one in drawn]))
     return {name: np.concatenate(parts, axis=1) for name, parts in chunks.items()}
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); (0, 1) of no trials."""
+    if not n:
+        return 0.0, 1.0
+    interval = binomtest(successes, n).proportion_ci(LEVEL, "wilson")
+    return float(interval.low), float(interval.high)

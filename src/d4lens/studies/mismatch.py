@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from d4lens import flags
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.data import images as observed
-from d4lens.evaluate import classify
 from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts
 from d4lens.models import scores
+from d4lens.models.batch import batch_of
 from d4lens.observation import Observation
 from d4lens.params import ParameterGroup, Seed
 from d4lens.progress import Meter
@@ -32,6 +33,7 @@ from d4lens.results.plots import drawing
 from d4lens.simulator import Truth, draw, preset, render
 from d4lens.simulator.draw import noise_stream
 from d4lens.simulator.noise import poisson_quantile
+from d4lens.studies import detection
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.physical_limit import mean_counts
@@ -184,7 +186,7 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
 
 def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> Fitted:
     result = fit(counts, lens, max_starts=_STARTS)
-    return Fitted(constants, classify.batch_of(counts, result, lens), result)
+    return Fitted(constants, batch_of(counts, result, lens), result)
 
 
 def _binned(counts: Tensor, factor: int) -> Tensor:
@@ -212,7 +214,7 @@ def measure(
     """
     chi2 = fitted.result.chi2.numpy()
     no = labels == CLASSES.index("no")
-    flagged = classify.unlike_training(chi2, fitted.result.converged.numpy(), largest)
+    flagged = flags.unlike_training(chi2, fitted.result.converged.numpy(), largest)
     rows = []
 
     def add(arm: str, quantity: str, value: float, low: float, high: float, n: int) -> None:
@@ -221,7 +223,7 @@ def measure(
 
     def share(arm: str, quantity: str, which: NDArray[np.bool_]) -> None:
         n, hits = len(which), int(which.sum())
-        add(arm, quantity, hits / n if n else math.nan, *classify.wilson(hits, n), n)
+        add(arm, quantity, hits / n if n else math.nan, *metrics.wilson(hits, n), n)
 
     for quantity, values in (("chi2", chi2), ("chi2_no", chi2[no])):
         spread = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -229,7 +231,7 @@ def measure(
         add("", quantity, mean, mean - spread, mean + spread, len(values))
     share("", "unlike_training", flagged)
     for arm, network in arms.items():
-        probabilities = scores.softmax(classify.logits(network, fitted.batch))
+        probabilities = scores.softmax(detection.logits(network, fitted.batch))
         scored = metrics.with_intervals(labels, probabilities, n_resamples, seed)
         for quantity in ("auc_macro", "accuracy"):
             value = scored[quantity]
@@ -370,7 +372,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     facts = arrays.load_facts(inputs.folder("arrays"))
     native = Observation.from_dict(facts["native"])
     arms = first_networks(inputs.arms(params.arms, every=True))
-    largest = classify.largest_chi2(pd.read_csv(inputs.folder("fits") / "train_fit.csv")["chi2"])
+    largest = flags.largest_chi2(pd.read_csv(inputs.folder("fits") / "train_fit.csv")["chi2"])
     rows = measure_all(arms, native, facts["bin"], largest, params)
     table = pd.DataFrame(rows)[[*_LABELS, "value", "low", "high", "n"]].round(6)
     auc = Drawing(

@@ -18,9 +18,9 @@ from scipy.stats import norm
 from torch import Tensor
 
 from d4lens.errors import PhysicsError
-from d4lens.evaluate.classify import wilson
 from d4lens.lensing import bin_mean
 from d4lens.macrofit import SmoothLensModel, fit
+from d4lens.results.metrics import wilson
 from d4lens.simulator import SUBHALO_COLUMNS, Preset, Truth, draw, render
 
 Array = NDArray[np.float64]

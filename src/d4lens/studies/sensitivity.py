@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.evaluate import classify
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model
+from d4lens.models.batch import batch_of
 from d4lens.observation import Observation
 from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive, Seed
 from d4lens.progress import Meter
+from d4lens.results import metrics
 from d4lens.results.plots import drawing
 from d4lens.simulator import SUBHALO_COLUMNS, Preset, Truth, preset, render
-from d4lens.studies import physical_limit, recovery
+from d4lens.studies import detection, physical_limit, recovery
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.study import Drawing, Inputs, Study
@@ -142,7 +143,7 @@ def evidence(predicted: Mapping[str, Path], view: str, labels: NDArray[np.int64]
     """
     found = {}
     for arm, path in predicted.items():
-        _, scored, values = classify.scored(path, view)
+        _, scored, values = detection.scored(path, view)
         if not np.array_equal(scored, labels):
             raise D4LensError(f"{path} holds predictions of other images; run evaluate again")
         found[arm] = values
@@ -179,7 +180,7 @@ def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: floa
     gained, seen = np.concatenate(expected), np.concatenate(measured)
     no = labels == CLASSES.index("no")
     scores = evidence(predicted, "tta", labels) | {STRONGEST: scene.strongest}
-    detected = {arm: e > classify.threshold(e[no], false_positive_rate) for arm, e in scores.items()}
+    detected = {arm: e > detection.threshold(e[no], false_positive_rate) for arm, e in scores.items()}
     ideal = physical_limit.ideal_rate(gained, false_positive_rate)
     curve = physical_limit.curve(gained[~no], {arm: found[~no] for arm, found in detected.items()}, ideal[~no])
     records = curve_records(curve, "any")
@@ -189,7 +190,7 @@ def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: floa
         records.append(_row("detected", name, "ideal", (share, share, share), n))
         for arm, found in detected.items():
             hits = int(found[here].sum())
-            records.append(_row("detected", name, arm, (hits / n if n else math.nan, *classify.wilson(hits, n)), n))
+            records.append(_row("detected", name, arm, (hits / n if n else math.nan, *metrics.wilson(hits, n)), n))
         median = recovery.median_interval(np.sqrt(np.maximum(gained[here], 0)), 500, 1)
         records.append(_row("median_sigma", name, "ideal", [round(v, 3) for v in median], n))
     for name, which in (("no", no), ("any", ~no)):
@@ -226,14 +227,14 @@ def detections(
             part = physical_limit.rows_of(truth, np.arange(first, min(first + _CHUNK, n)))
             counts = torch.from_numpy(_summed(render(part, made_by).numpy(), lens.binning)).float()
             result = fit(counts, lens)
-            batch = classify.batch_of(counts, result, lens)
+            batch = batch_of(counts, result, lens)
             gained = physical_limit.gain(
                 physical_limit.mean_counts(part, made_by, lens.binning), lens, result.parameters
             )
             every.append(gained)
             found["ideal"].append(physical_limit.ideal_rate(gained, false_positive_rate))
             for name, network in arms.items():
-                found[name].append(classify.evidence(classify.logits(network, batch)) > above[name])
+                found[name].append(detection.evidence(detection.logits(network, batch)) > above[name])
             found[STRONGEST].append(batch["significance"].flatten(1).amax(1).double().numpy() > above[STRONGEST])
             meter.to(min(first + _CHUNK, n))
     return np.concatenate(every), {name: np.concatenate(parts) for name, parts in found.items()}
@@ -243,7 +244,7 @@ def _thresholds(scene: Scene, arms: Iterable[str], predicted: Mapping[str, Path]
     """By arm, the evidence that the given share of the test split's images without substructure exceeds, plain view."""
     no = scene.labels == CLASSES.index("no")
     scores = evidence({arm: predicted[arm] for arm in arms}, "plain", scene.labels) | {STRONGEST: scene.strongest}
-    return {arm: classify.threshold(values[no], rate) for arm, values in scores.items()}
+    return {arm: detection.threshold(values[no], rate) for arm, values in scores.items()}
 
 
 def subhalo_map(

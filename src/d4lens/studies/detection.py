@@ -1,4 +1,4 @@
-"""Images of any origin before trained networks: what a network reads of them, what it says, and when to distrust it."""
+"""Networks as detectors of substructure: their evidence for it, and the threshold that a false-alarm rate sets."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,24 +9,11 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.macrofit import FitResult, SmoothLensModel, significance
 from d4lens.models.averaging import predict_logits
 from d4lens.results.predictions import LOGITS, read
 
-LIKE_TRAINING = 0.999
-"""Share of the training images whose chi2 an image may have without being called unlike them."""
 _NO = CLASSES.index("no")
 _BATCH = 64
-
-
-def batch_of(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> dict[str, Tensor]:
-    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32."""
-    return {
-        "counts": counts.float(),
-        "residual": result.residual,
-        "significance": significance(counts, result.parameters, lens),
-        "fit": result.columns.float(),
-    }
 
 
 def logits(network: nn.Module, batch: Mapping[str, Tensor], *, tta: bool = False) -> NDArray[np.float64]:
@@ -61,21 +48,3 @@ def scored(path: str | Path, view: str) -> tuple[list[str], NDArray[np.int64], N
     table = read(path)
     table = table[table["tta"] == (view == "tta")]
     return table["path"].tolist(), table["label"].to_numpy(np.int64), evidence(table[LOGITS].to_numpy())
-
-
-def largest_chi2(of_training: ArrayLike) -> float:
-    """chi2 a pixel beyond which `predict` flags an image: of all but a thousandth of the training images (n,) it is less."""
-    return round(float(np.quantile(np.asarray(of_training, np.float64), LIKE_TRAINING)), 3)
-
-
-def unlike_training(chi2: ArrayLike, converged: ArrayLike, largest: float) -> NDArray[np.bool_]:
-    """Which images `predict` flags, (n,): the fit did not converge, or its chi2 lies above `largest`."""
-    return ~np.asarray(converged, bool) | (np.asarray(chi2, np.float64) > largest)
-
-
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) of no trials."""
-    if not n:
-        return 0.0, 1.0
-    centre, spread = successes + z * z / 2, z * np.sqrt(successes * (n - successes) / n + z * z / 4)
-    return float(max(0.0, (centre - spread) / (n + z * z))), float(min(1.0, (centre + spread) / (n + z * z)))

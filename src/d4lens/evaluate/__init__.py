@@ -1,1 +1,0 @@
-"""Numbers and their intervals: predictions under the eight symmetries, metrics, paired comparisons."""
