@@ -22,9 +22,12 @@ _BATCH = 64
 
 
 def batch_of(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> dict[str, Tensor]:
-    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32."""
+    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32.
+
+    A pixel without data has the smooth lens's counts and residual 0.
+    """
     return {
-        "counts": counts.float(),
+        "counts": torch.where(torch.isfinite(counts), counts.float(), result.model_counts),
         "residual": result.residual,
         "significance": significance(counts, result.parameters, lens),
         "fit": result.columns.float(),
