@@ -115,6 +115,21 @@ def test_a_psf_that_is_no_gaussian_is_said(tmp_path, capsys):
     assert "psf.npy is no Gaussian" in capsys.readouterr().err
 
 
+def test_a_mask_is_told_by_its_file(tmp_path, capsys):
+    image = simulate("deeplense", n=1, seed=12).images[0]
+    gone = np.zeros(image.shape, bool)
+    gone[100:103, 100:103] = True
+    np.save(tmp_path / "lens.npy", np.where(gone, 300 + np.arange(150), image))
+    np.save(tmp_path / "gone.npy", gone)
+    assert main(["predict", str(tmp_path / "lens.npy"), "--mask", str(tmp_path / "gone.npy")]) == 0
+    row = pd.read_csv(io.StringIO(capsys.readouterr().out), keep_default_na=False).loc[0]
+    assert (row["label"], row["flag"]) == ("no", "")
+    assert "9 pixels masked" in row["processing"]
+    np.save(tmp_path / "small.npy", gone[:9])
+    assert main(["predict", str(tmp_path / "lens.npy"), "--mask", str(tmp_path / "small.npy")]) == 1
+    assert "its mask 150 x 9" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def lens(tmp_path_factory):
     """A folder with one simulated image, called in letters that are not ASCII."""

@@ -212,6 +212,9 @@ def _add_instrument(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sky", type=float, metavar="COUNTS", help="mean sky photons per pixel, also where subtracted")
     group.add_argument("--band", metavar="NAME|INDEX", help="which image of files that hold several")
     group.add_argument(
+        "--mask", metavar="FILE", help="image of the same pixels, nonzero or True where they hold no data"
+    )
+    group.add_argument(
         "--free",
         default="",
         metavar="NAMES",
@@ -295,7 +298,7 @@ def _known(arguments: argparse.Namespace) -> dict[str, Any]:
     from d4lens.data.images import instrument
     from d4lens.inference.given import names_of
 
-    names = ("pixel_scale", "psf", "gain", "exposure", "sky", "band")
+    names = ("pixel_scale", "psf", "gain", "exposure", "sky", "band", "mask")
     told = instrument(**{name: getattr(arguments, name) for name in names})
     if told.psf is not None and told.psf.note:
         _say(f"d4lens {arguments.command}: {told.psf.note}")

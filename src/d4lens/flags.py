@@ -36,6 +36,18 @@ class Flag(Enum):
         "cut a larger image out, or mask less",
         True,
     )
+    OFF_CENTRE = (
+        "off centre",
+        "the lens lies more than three pixels from the image's centre",
+        "cut the image out about the lens",
+        False,
+    )
+    UNSURE_CENTRE = (
+        "unsure of its centre",
+        "with the lens a little off the image's centre the label is another: substructure and such a shift look alike",
+        "cut the image out about the lens",
+        False,
+    )
     UNLIKE_TRAINING = (
         "unlike training",
         "chi2 lies beyond all but a thousandth of the training images",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from d4lens import models
+from d4lens import load_model, models, simulate
 from d4lens.classes import CLASSES
 from d4lens.data.images import Header, ImageSource, Raw, find, instrument, prepare
 from d4lens.errors import D4LensError
@@ -23,7 +23,7 @@ from d4lens.inference.pipeline import (
     predict_table,
     smooth_lens,
 )
-from d4lens.macrofit import TABLE_COLUMNS
+from d4lens.macrofit import TABLE_COLUMNS, fit
 from d4lens.models import weights
 from d4lens.observation import Observation
 from d4lens.simulator import PRESETS, draw, preset, render
@@ -90,16 +90,18 @@ def test_test_time_augmentation_makes_the_answer_invariant(network, lenses, tmp_
 def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses, tmp_path):
     good = np.load(lenses / "1.npy")
     np.save(tmp_path / "1.npy", good)
-    broken = good.copy()
-    broken[0, 5, 6] = np.nan
-    np.save(tmp_path / "2.npy", broken)
+    np.save(tmp_path / "2.npy", np.full_like(good, np.nan))
     np.save(tmp_path / "3.npy", good[:, :100, :100])
     np.save(tmp_path / "4.npy", good + 1e-4 * np.random.default_rng(0).normal(size=good.shape))
     (tmp_path / "5.npy").write_bytes(b"")
     answer = predict_table([tmp_path], network)
     assert [bool(label) for label in answer.table["label"]] == [True, False, False, True, False]
     flags = list(answer.table["flag"])
-    for place, reason in ((1, "NaN"), (2, "100 pixels a side"), (4, "5.npy is empty")):
+    for place, reason in (
+        (1, "no pixel within the field of view holds data"),
+        (2, "100 pixels a side"),
+        (4, "5.npy is empty"),
+    ):
         assert flags[place].startswith("failed: ")
         assert reason in flags[place]
     assert len(answer.failures) == 3
@@ -117,7 +119,7 @@ def test_fit_gives_the_lens_and_flags_what_it_cannot_fit(lenses, tmp_path):
     np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
     failed = fit_table([tmp_path / "bad.npy"])
     assert not failed.table.loc[0, "converged"]
-    assert "NaN" in failed.table.loc[0, "flag"]
+    assert "no pixel within the field of view holds data" in failed.table.loc[0, "flag"]
     assert len(failed.failures) == 1
 
 
@@ -163,8 +165,10 @@ def test_images_that_share_a_lens_are_fitted_together_and_every_one_once(lenses)
     raws = [source.read(None) for source in find([lenses])]
     told = [instrument(), instrument(psf=0.12), instrument(), instrument(psf=0.12)]
     ready = [prepare(raw, OBSERVATION, known) for raw, known in zip(raws, told, strict=True)]
-    groups = [part.names for part in fit_images(["a", "b", "c", "d"], ready, OBSERVATION, ())]
-    assert sorted(groups) == [["a", "c"], ["b", "d"]]
+    parts = fit_images(["a", "b", "c", "d"], ready, OBSERVATION, ())
+    assert sorted(name for part in parts for name in part.names) == ["a", "b", "c", "d"]
+    for part in parts:
+        assert set(part.names) <= {"a", "c"} or set(part.names) <= {"b", "d"}
 
 
 def test_memory_does_not_grow_with_the_images(monkeypatch):
@@ -317,3 +321,88 @@ def test_what_is_freed_comes_with_its_error(lenses, tmp_path):
     assert np.abs(table.loc[0, ["lens_e1", "lens_x"]].astype(float)).max() < 0.02  # simulated round and centred
     assert 1e-4 < table.loc[0, "sigma_lens_e1"] < 1e-2
     assert table.loc[1, table.columns[-4:]].isna().all()
+
+
+# Right answers or none: what lies in an image's way, and where the lens lies. Smooth lenses of the issue's seed, the whole kinds
+# counted once by hand; the rest of the structured images' labels are the network's own.
+SMOOTH = simulate("deeplense", n=9, seed=12).images[::3]
+
+
+def labels_and_flags(images, **known):
+    answer = load_model().predict(images, tta=False, **known)
+    return list(answer.labels), list(answer.flags), answer
+
+
+@pytest.mark.parametrize("n", [110, 130, 140])
+def test_a_field_smaller_than_the_network_s_is_no_structure(n):
+    lenses = simulate("deeplense", n=6, seed=12, overrides={"n_pixels": n, "pixel_scale": 0.05}).images[::3]
+    labels, flags, answer = labels_and_flags(lenses, pixel_scale=0.05)
+    assert labels == ["no", "no"]
+    assert flags == ["", ""]
+    assert f"no data beyond {n} x {n} of 150 x 150 pixels" in answer.processing[0]
+
+
+def test_where_too_little_of_the_ring_is_seen_no_label_is_given():
+    lenses = simulate("deeplense", n=6, seed=12, overrides={"n_pixels": 64, "pixel_scale": 0.05, "theta_E": 1.4}).images
+    labels, flags, _ = labels_and_flags(lenses, pixel_scale=0.05)
+    assert labels == [""] * 6
+    assert all("too little of the ring is seen" in flag for flag in flags)
+
+
+def test_masked_pixels_carry_no_weight_and_are_counted():
+    hidden = np.zeros((150, 150), bool)
+    hidden[100:103, 100:103] = True
+    spoilt = np.where(hidden, 300 + 50 * np.random.default_rng(0).random((150, 150)), SMOOTH)
+    assert labels_and_flags(spoilt, gain=1)[0] != ["no"] * 3
+    for given, known in (
+        (np.ma.masked_array(spoilt, np.broadcast_to(hidden, spoilt.shape)), {}),
+        (np.where(hidden, np.nan, spoilt), {}),
+        (np.where(hidden, np.inf, spoilt), {}),
+        (spoilt, {"mask": hidden}),
+        (spoilt, {"mask": [hidden] * 3}),
+        (np.where(hidden, 0, SMOOTH), {}),
+        (np.where(hidden, 400, SMOOTH), {}),
+    ):
+        labels, flags, answer = labels_and_flags(given, **known)
+        assert (labels, flags) == (["no"] * 3, [""] * 3)
+        assert all("9 pixels masked" in text for text in answer.processing)
+
+
+def test_a_mask_that_cannot_be_is_said():
+    for mask, sentence in (
+        (np.ones((150, 150)), "no pixel within the field of view holds data"),
+        (np.ones((10, 12)), "150 x 150 pixels and its mask 12 x 10"),
+    ):
+        _, flags, _ = labels_and_flags(SMOOTH[:1], mask=mask)
+        assert sentence in flags[0]
+    with pytest.raises(D4LensError, match="2 masks were given for 3 images"):
+        labels_and_flags(SMOOTH, mask=np.ones((2, 150, 150)))
+    for mask in (3, "abc", ["a", 3]):
+        with pytest.raises(D4LensError):
+            labels_and_flags(SMOOTH, mask=mask)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [SMOOTH[:, :149, :149], SMOOTH[:, :, :149], np.roll(SMOOTH, (0, 1), (1, 2)), np.roll(SMOOTH, (2, -1), (1, 2))],
+)
+def test_a_lens_off_the_centre_is_found(moved):
+    known = {} if moved.shape[1:] == (150, 150) else {"pixel_scale": 0.05}
+    labels, flags, answer = labels_and_flags(moved, **known)
+    assert (labels, flags) == (["no"] * 3, [""] * 3)
+    assert all("lens found at" in text for text in answer.processing)
+    assert max(answer.chi2) < 1.06
+
+
+def test_a_lens_far_off_the_centre_is_said():
+    _, flags, _ = labels_and_flags(np.roll(SMOOTH, (6, 4), (1, 2)))
+    assert all("off centre" in flag for flag in flags)
+
+
+def test_a_lens_at_the_centre_stays_there_to_the_bit():
+    """Substructure gains deviance by a shift too; the published images are centred, and keep their numbers."""
+    lenses = simulate("deeplense", n=12, seed=12).images
+    answer = load_model().predict(lenses, tta=False)
+    assert not any("lens found at" in text for text in answer.processing)
+    counts = torch.from_numpy(np.stack([image.reshape(75, 2, 75, 2).sum((1, 3)) for image in lenses]))
+    assert np.array_equal(answer.chi2, fit(counts, lens_of(load_model().classifier.grid)).chi2.numpy())

@@ -143,10 +143,30 @@ def test_a_gaussian_prior_pulls_and_tightens(lenses):
     assert abs(pulled.sigma[0, 0] / sigma - math.sqrt(0.5)) < 0.05
 
 
+@pytest.mark.parametrize("model", [BINNED, DEEPLENSE])
+def test_pixels_without_data_carry_no_weight(lenses, model):
+    """The fit is that of the rest, whatever the pixels would have held, and its chi2 is per pixel that holds data."""
+    whole = bin_counts(lenses[0][:6], model.binning)
+    hidden = torch.zeros(75, 75, dtype=torch.bool)
+    hidden[40:46, 44:52] = hidden[:12] = True
+    hidden = hidden.repeat_interleave(2 // model.binning, 0).repeat_interleave(2 // model.binning, 1)
+    gone = whole.masked_fill(hidden, math.nan)
+    gone[3][hidden] = math.inf
+    result, known = fit(gone, model), fit(whole, model)
+    assert result.converged.all()
+    assert ((result.parameters - known.parameters) / result.sigma).abs().max() < 6
+    assert (result.sigma > 0.999 * known.sigma).all()
+    assert not result.residual[:, hidden].any()
+    squares = (result.residual.double() ** 2).sum((1, 2))
+    assert torch.allclose(result.chi2, squares / (~hidden).sum(), rtol=1e-5)
+    # Company changes no bits.
+    together = fit(torch.cat([gone[:1], whole]), model)
+    assert torch.equal(together.residual, torch.cat([result.residual[:1], known.residual]))
+
+
 def test_hopeless_images_come_back_flagged(lenses):
     noise = torch.poisson(torch.full((75, 75), 40.0))
-    nan = bin_counts(lenses[0][:1], 2)[0].clone()
-    nan[10, 10] = math.nan
+    nan = torch.full((75, 75), math.nan)
     hopeless = [torch.zeros(75, 75), noise, torch.full((75, 75), 6e4), torch.rand(75, 75) * 2000, -noise, nan]
     hopeless += [torch.full((75, 75), math.inf), 1e30 * torch.rand(75, 75)]
     good = bin_counts(lenses[0][:1], 2)

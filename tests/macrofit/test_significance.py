@@ -61,6 +61,22 @@ def test_a_mass_peaks_where_it_stands_and_squares_to_the_chi_squared_it_costs(mo
     assert float(found_map.max()) ** 2 == pytest.approx(gained, rel=0.25)
 
 
+def test_pixels_without_data_carry_no_weight(model):
+    counts = lensed(model, [(0.006, 1.2, 0.3)], seed=2)
+    hidden = torch.zeros(75, 75, dtype=torch.bool)
+    hidden[36:44, 45:54] = True
+    gone, parameters = counts.masked_fill(hidden, torch.nan), fit(counts, model).parameters
+    seen = significance(gone, parameters, model)
+    assert torch.isfinite(seen).all()
+    # The mass is behind the mask: less of what shows it is left.
+    assert significance(counts, parameters, model).max() > 1.3 * seen.max()
+    # On a lens without noise but for the hidden pixels nothing is found anywhere.
+    smooth = model.image(parameters)
+    smooth[0][hidden] += 500
+    assert significance(smooth, parameters, model).max() > 5
+    assert significance(smooth.masked_fill(hidden, torch.nan), parameters, model).abs().max() < 1e-2
+
+
 def test_it_is_a_scalar_under_the_symmetries_of_the_square(model):
     counts = lensed(model, [(0.006, 1.2, 0.3)], seed=3)
     plain = found(model, counts)

@@ -19,6 +19,7 @@ known of the instrument goes by name into every function, as a number or a Quant
 - gain: photons per unit of the values. exposure: seconds by which the values, a rate, are multiplied.
 - sky: mean sky photons per pixel, whether or not the values still hold it.
 - band: name or number of the band in files that hold several.
+- mask: where pixels hold no data: an array or a file of the images' shape, nonzero or True there; a list has one an image.
 - free: parameters of the smooth lens to fit beyond the preset's, such as ("n", "R_e") or "n,R_e".
 """
 
@@ -58,6 +59,7 @@ class Known(TypedDict, total=False):
     exposure: Number
     sky: Number
     band: str | int | None
+    mask: Any
 
 
 _SHOWN = 40  # images that a drawing has room for
@@ -217,8 +219,8 @@ class Model:
     ) -> Predictions:
         """Classify images, each averaged over the eight symmetries of the square if `tta`.
 
-        force_label: give a label also where a flag withholds it. known: pixel_scale, psf, gain, exposure, sky, band, as above. An image that cannot be used keeps its row, with
-        the reason as its flag. Raises D4LensError for paths without images and values out of range.
+        force_label: give a label also where a flag withholds it. known: pixel_scale, psf, gain, exposure, sky, band, mask,
+        as above. An image that cannot be used keeps its row, with the reason as its flag. Raises D4LensError for paths without images and values out of range.
         """
         how = {"tta": tta, "force_label": force_label, "progress": progress}
         switches = {name: given.switch(name, value) for name, value in how.items()}
@@ -265,7 +267,7 @@ def predict(
 def fit(images: Images, *, free: str | Sequence[str] = (), progress: bool = False, **known: Unpack[Known]) -> Fits:
     """Fit a lens without substructure (SIE, shear, Sérsic source, PSF, sky) to each image by Poisson likelihood.
 
-    known: pixel_scale, psf, gain, exposure, sky, band, as above. Raises D4LensError for paths without images, values out
+    known: pixel_scale, psf, gain, exposure, sky, band, mask, as above. Raises D4LensError for paths without images, values out
     of range and names in `free` that are no parameters.
     """
     names = given.names_of(free)

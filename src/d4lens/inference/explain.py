@@ -14,8 +14,18 @@ from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
-from d4lens.flags import abstains, joined
-from d4lens.inference.pipeline import Classifier, fit_images, flags_of, load_classifier, network_batch, prepare_source
+from d4lens.flags import Flag, Raised, abstains, joined
+from d4lens.inference.pipeline import (
+    Classifier,
+    batch_for,
+    doubtful,
+    fit_images,
+    flags_of,
+    load_classifier,
+    prepare_source,
+)
+from d4lens.macrofit import significance
+from d4lens.macrofit.centre import places
 from d4lens.models.averaging import predict_logits
 from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.observation import Observation
@@ -83,12 +93,12 @@ def explain_source(
     """The explanation of an image found already. Raises D4LensError as `explain` does."""
     network, grid = classifier.network, classifier.grid
     try:
-        image = prepare_source(source, grid, told)
+        image = prepare_source(images.masked([source], told.mask)[0], grid, told)
     except D4LensError as error:
         raise D4LensError(str(error) if source.name in str(error) else f"{source.name}: {error}") from None
     (fitted,) = fit_images([source.name], [image], grid, free)
     counts, result = fitted.counts, fitted.result
-    batch = network_batch(counts, result, fitted.lens, None if image.standard else grid)
+    batch = batch_for(fitted, classifier)
     with torch.inference_mode():
         out = network(batch)
     if "kappa" not in out:
@@ -100,16 +110,17 @@ def explain_source(
     towards = 1 + logits[:, 1:].argmax(1)
     same_pixels = result.model_counts.shape == batch["counts"].shape
     whence = None
-    if same_pixels or "counts" not in maps_read(network):
+    if (same_pixels or "counts" not in maps_read(network)) and not places(result, fitted.lens).any():
         whence = attribute(network, batch, result.model_counts, towards)[0]
     raised = flags_of(fitted, 0, classifier.config.get("largest_chi2"))
+    raised += [Raised(Flag.UNSURE_CENTRE)] if doubtful(fitted, logits, classifier, tta=True)[0] else []
     return Explanation(
         name=source.name,
         observation=grid,
         counts=counts[0],
         smooth=result.model_counts[0],
         residual=result.residual[0],
-        significance=batch["significance"][0],
+        significance=significance(counts, result.parameters, fitted.lens)[0],
         kappa=out["kappa"][0],
         source=out["source"][0] if "source" in out else None,
         source_half_width=engine.source_half_width if engine is not None else 0.0,
@@ -117,7 +128,7 @@ def explain_source(
         chi2=float(result.chi2[0]),
         flag=joined(raised),
         abstains=abstains(raised),
-        processing=image.notes,
+        processing=fitted.images[0].notes,
         attribution=whence,
         attributed_to=CLASSES[int(towards)],
     )

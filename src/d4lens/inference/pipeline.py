@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +23,7 @@ from d4lens.errors import D4LensError
 from d4lens.files import readable
 from d4lens.flags import Flag, Raised, abstains, joined
 from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model
+from d4lens.macrofit.centre import CENTRE, deviance, freed, places, promise, seen_from_lens
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
 from d4lens.models.averaging import exported, predict_logits
@@ -39,6 +40,14 @@ PRESET = "deeplense"
 
 _BATCH = 64
 _SIGMAS = 6.0  # below what photon noise gives chi2: images that were smoothed, or a gain that is too small
+_RING = 0.9  # share of the lens's light that must be seen
+# A lens is moved off its image's centre where that gains more deviance than noise would, and either leaves nothing but noise
+# (in standard deviations), or gains most of what was left over, or moves it farther than substructure could make it seem.
+_GAIN, _NOISE, _MOST, _FARTHER = 25.0, 3.0, 0.65, 0.08
+# A gain of a smaller share casts doubt on a label that hangs on it; the published images are centred, and need more of it.
+_DOUBT, _PUBLISHED_DOUBT = 0.25, 0.5
+_CENTRE_ITERATIONS = 20
+_PIXELS = 3.0  # off centre beyond which it is said
 
 
 @dataclass
@@ -64,13 +73,15 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Images (B) of one batch with one smooth lens: their names, what was done to each, and the fit."""
+    """Images (B) of one batch with one smooth lens: their names, what was done to each, and the fit; `rival` the same
+    images with the lens's centre fitted, or at the image's centre after all, where that is a second opinion."""
 
     names: list[str]
     images: list[Prepared]
     counts: Tensor
     lens: SmoothLensModel
     result: FitResult
+    rival: "Fitted | None" = None
 
 
 def load_classifier(weights: str | Path | None = None) -> Classifier:
@@ -132,10 +143,11 @@ def classify(
         for name, reason in broken:
             rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, str(Raised(Flag.FAILED, reason)), ""]
         for part in fitted:
-            batch = network_batch(part.counts, part.result, part.lens, None if part.images[0].standard else grid)
-            probabilities = predict_logits(classifier.network, [batch], tta).softmax(1)
+            probabilities = logits_of(part, classifier, tta).softmax(1)
+            doubts = doubtful(part, probabilities, classifier, tta)
             for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
                 chi2, raised = float(part.result.chi2[i]), flags_of(part, i, classifier.config.get("largest_chi2"))
+                raised += [Raised(Flag.UNSURE_CENTRE)] if doubts[i] else []
                 label = "" if abstains(raised) and not force_label else CLASSES[int(p.argmax())]
                 rows[name] = [name, label, *p.tolist(), chi2, joined(raised), "; ".join(part.images[i].notes)]
     table = pd.DataFrame([rows[source.name] for source in sources], columns=list(PREDICT_COLUMNS))
@@ -179,7 +191,7 @@ def fit_sources(
             values = torch.stack([part.result.parameters, part.result.sigma], 2)[:, places].flatten(1)
             found[more] = values.numpy()
             # From the image's own centre, where the grid's lies half a pixel off.
-            centres = np.array([image.centre for image in part.images])
+            centres = centres_of(part.images).numpy()
             for axis, of_axis in enumerate((["source_x", "lens_x"], ["source_y", "lens_y"])):
                 for name in found.columns.intersection(of_axis):
                     found[name] -= centres[:, axis]
@@ -209,26 +221,95 @@ def fit_images(
         counts = torch.from_numpy(np.stack([image.pixels for image in taken]))
         if taken[0].units != COUNTS:
             counts = pseudo_counts(counts)
-        fitted.append(Fitted([names[i] for i in members], taken, counts, lens, fit(counts, lens)))
+        fitted += _centred(Fitted([names[i] for i in members], taken, counts, lens, fit(counts, lens)))
     return fitted
+
+
+def _centred(part: Fitted) -> list[Fitted]:
+    """The images with their lenses where they belong: at the images' centres, or off them where the fit says so."""
+    if any(name in part.lens.free for name in CENTRE):
+        return [part]
+    pixels = torch.isfinite(part.counts).sum((1, 2)).double()
+    noise = torch.tensor([image.noise for image in part.images], dtype=torch.float64)
+    standard = torch.tensor([image.standard for image in part.images])
+    doubt = torch.where(standard, _PUBLISHED_DOUBT, _DOUBT)
+    left = (part.result.chi2 - noise + _NOISE * (2 / pixels).sqrt()) * pixels
+    gain, begin = promise(part.counts, part.result, part.lens)
+    step = begin[:, -2:] - places(part.result, part.lens)
+    tried = torch.nonzero((gain > _GAIN) & ((gain > doubt / 2 * left) | (step.norm(dim=1) > _FARTHER / 2)))[:, 0]
+    if not len(tried):
+        return [part]
+    lens = freed(part.lens)
+    moved = fit(part.counts[tried], lens, initial=begin[tried], fine_iterations=_CENTRE_ITERATIONS)
+    fixed = _rows(part, tried.tolist())
+    known = torch.cat([fixed.result.parameters, places(fixed.result, part.lens)], 1)
+    gain = deviance(fixed.counts, known, lens) - deviance(fixed.counts, moved.parameters, lens)
+    off = (places(moved, lens) - places(fixed.result, part.lens)).norm(dim=1)
+    explained = moved.chi2 < (noise + _NOISE * (2 / pixels).sqrt())[tried]
+    real = gain > _GAIN
+    taken = real & (explained | (gain > _MOST * left[tried]) | (off > _FARTHER))
+    doubted = real & ~explained & (taken | (gain > (doubt * left)[tried]))
+    images = [
+        replace(image, notes=(*image.notes, f"lens found at ({x:.3f}, {y:.3f}) arcsec from the image's centre"))
+        for image, (x, y) in zip(fixed.images, (places(moved, lens) - centres_of(fixed.images)).tolist(), strict=True)
+    ]
+    other = Fitted(fixed.names, images, fixed.counts, lens, moved)
+    parts = []
+    for one, two, which in ((fixed, other, ~taken), (other, fixed, taken)):
+        for sure in (True, False):
+            rows = torch.nonzero(which & (doubted != sure))[:, 0].tolist()
+            if rows:
+                parts.append(replace(_rows(one, rows), rival=None if sure else _rows(two, rows)))
+    rest = sorted(set(range(len(part.names))) - set(tried.tolist()))
+    return [*([_rows(part, rest)] if rest else []), *parts]
+
+
+def _rows(part: Fitted, rows: list[int]) -> Fitted:
+    """Some images of a part, without rivals."""
+    result = FitResult(*(getattr(part.result, each.name)[rows] for each in fields(FitResult)))
+    return Fitted([part.names[i] for i in rows], [part.images[i] for i in rows], part.counts[rows], part.lens, result)
+
+
+def centres_of(prepared: Sequence[Prepared]) -> Tensor:
+    """(B, 2) the images' own centres on the grid, (x, y) arcsec."""
+    return torch.tensor([image.centre for image in prepared], dtype=torch.float64)
+
+
+def logits_of(part: Fitted, classifier: Classifier, tta: bool) -> Tensor:
+    """Logits (B, C) of the images of a part."""
+    return predict_logits(classifier.network, [batch_for(part, classifier)], tta)
+
+
+def batch_for(part: Fitted, classifier: Classifier) -> dict[str, Tensor]:
+    """What a network reads of the images of a part."""
+    grid = None if part.images[0].standard else classifier.grid
+    return network_batch(part.counts, part.result, part.lens, grid)
+
+
+def doubtful(part: Fitted, answers: Tensor, classifier: Classifier, tta: bool) -> list[bool]:
+    """Whether each image's label, by its logits or probabilities (B, C), is another with its lens where the rival has it."""
+    if part.rival is None:
+        return [False] * len(part.names)
+    return (logits_of(part.rival, classifier, tta).argmax(1) != answers.argmax(1)).tolist()
 
 
 def network_batch(
     counts: Tensor, result: FitResult, lens: SmoothLensModel, grid: Observation | None = None
 ) -> dict[str, Tensor]:
-    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32.
+    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32, as
+    seen from the lens.
 
     grid: the observation a network was trained on, where the images have another sky: their counts are brought to its
     sky's level and noise. Residual and significance are in standard deviations and need nothing.
     """
-    shown = counts.float()
+    batch = seen_from_lens(batch_of(counts, result, lens), result, lens)
     if grid is not None and grid.sky > 0:
         skies = torch.full((len(counts),), lens.constants["sky"], dtype=torch.float64)
         if "sky" in lens.free:
             skies = result.parameters[:, lens.free.index("sky")]
         sky = (skies * lens.binning**2)[:, None, None]
-        shown = ((counts - sky) * (grid.sky / sky).sqrt() + grid.sky).float()
-    return batch_of(counts, result, lens) | {"counts": shown}
+        batch["counts"] = ((batch["counts"] - sky) * (grid.sky / sky).sqrt() + grid.sky).float()
+    return batch
 
 
 def default_weights() -> Path:
@@ -282,7 +363,7 @@ def smooth_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) 
     # Powers of two: only where the fit sets out from, and few models for many images.
     scale = None
     if image.units == COUNTS:
-        peak = max(float(image.pixels.max()) - image.sky, 1.0)
+        peak = max(float(np.nanmax(image.pixels)) - image.sky, 1.0)
         scale = _near(peak / 10), image.sky if image.sky_known else _near(image.sky)
     return _own_lens(grid, image.psf_sigma, image.centre, scale, image.sky_known, free)
 
@@ -326,11 +407,21 @@ def flags_of(part: Fitted, i: int, largest: float | None) -> list[Raised]:
     values = zip(lens.free, part.result.parameters[i].tolist(), walls, strict=True)
     if pressed := [name for name, value, wall in values if not wall.lower < value < wall.upper]:
         raised.append(Raised(Flag.AT_ITS_BOUND, ", ".join(pressed)))
+    counts = part.counts[i]
+    seen = torch.isfinite(counts)
+    if not seen.all():
+        light = part.result.model_counts[i].double()
+        light = light - light.min()
+        if float(light[seen].sum()) < _RING * float(light.sum()):
+            raised.append(Raised(Flag.UNSEEN_RING))
+    off = places(part.result, lens)[i] - centres_of([image])[0]
+    if float(off.norm()) > _PIXELS * max(image.pixel_scale, lens.observation.pixel_scale):
+        raised.append(Raised(Flag.OFF_CENTRE))
     if largest is not None and chi2 > largest:
         raised.append(Raised(Flag.UNLIKE_TRAINING))
     if image.units != COUNTS:
         raised.append(Raised(Flag.NO_COUNTS))
-    elif chi2 < image.noise - _SIGMAS * math.sqrt(2 / image.pixels.size):
+    elif chi2 < image.noise - _SIGMAS * math.sqrt(2 / max(int(seen.sum()), 1)):
         raised.append(Raised(Flag.TOO_LITTLE_NOISE))
     return [*raised, *image.flags]
 
@@ -342,6 +433,7 @@ def _fitted(
     sources: Sequence[ImageSource], grid: Observation, told: Instrument, free: Sequence[str], progress: bool
 ) -> Iterator[tuple[list[Fitted], _Broken]]:
     """Images fitted in batches; the next batch is read meanwhile, so memory does not grow with the number of images."""
+    sources = images.masked(sources, told.mask)
 
     def read(part: Sequence[ImageSource]) -> tuple[list[str], list[Prepared], _Broken]:
         names, ready, broken = [], [], []

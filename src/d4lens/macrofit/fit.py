@@ -31,11 +31,11 @@ class FitResult:
     ----------
     parameters: (B, F) float64, the free parameters in the order of the model's `free`; arcsec for lengths.
     covariance: (B, F, F) float64, inverse Fisher information; infinite where the image says nothing.
-    chi2: (B,) float64, Pearson's sum of (k - m)²/m over the number of pixels, 1 in the mean where the model is true;
-        infinite for an image with pixels that are not finite.
+    chi2: (B,) float64, Pearson's sum of (k - m)²/m over the number of pixels with data, 1 in the mean where the model is
+        true; infinite for an image without any.
     converged: (B,) bool.
     columns: (B, 7) float64, FIT_COLUMNS whether free or known.
-    model_counts, residual: (B, N, N) float32; residual = (k - m)/sqrt(m), 0 where counts are not finite.
+    model_counts, residual: (B, N, N) float32; residual = (k - m)/sqrt(m), 0 where there are no data.
     """
 
     parameters: Tensor
@@ -69,7 +69,8 @@ def fit(
     threads: int | None = None,
     initial: Tensor | None = None,
 ) -> FitResult:
-    """Fit `model` to every image of `counts` (B, N, N), photons per pixel of any real type.
+    """Fit `model` to every image of `counts` (B, N, N), photons per pixel of any real type; NaN and infinity say that a
+    pixel holds no data, and carry no weight.
 
     A coarse fit to counts binned 2 x 2 (a model of binned counts is sampled more coarsely instead) sets out from the
     image's moments, and from up to `max_starts` - 1 other places only where it did not converge or fits badly; a fine
@@ -108,8 +109,8 @@ def _fit_batch(
 ) -> FitResult:
     counts = counts.to(model.device, model.dtype)
     good = torch.isfinite(counts)
-    whole = good.all(2).all(1).cpu()
-    counts = counts.where(good, model.constants["sky"] * model.binning**2)
+    counts = counts.where(good, math.nan)
+    seen = good.sum((1, 2)).cpu()
     walls = [[model.priors[name].lower for name in model.free], [model.priors[name].upper for name in model.free]]
     lower, upper = torch.tensor(walls, dtype=torch.float64)
     if begin is None:
@@ -127,7 +128,7 @@ def _fit_batch(
     )
     (expected,) = in_groups(lambda parameters: (model.image(parameters),), model, end.parameters)
     residual = ((counts - expected) * expected.rsqrt()).where(good, 0.0)
-    chi2 = (residual * residual).reshape(len(counts), -1).sum(1, dtype=torch.float64).cpu() / model.n_pixels**2
+    chi2 = (residual * residual).reshape(len(counts), -1).sum(1, dtype=torch.float64).cpu() / seen
     columns = torch.tensor([model.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
     columns = columns.repeat(len(counts), 1)
     for i, name in enumerate(FIT_COLUMNS):
@@ -136,8 +137,8 @@ def _fit_batch(
     return FitResult(
         parameters=end.parameters,
         covariance=covariance(end.curvature),
-        chi2=torch.where(whole & torch.isfinite(chi2), chi2, math.inf),
-        converged=end.converged & whole,
+        chi2=torch.where(torch.isfinite(chi2), chi2, math.inf),
+        converged=end.converged & (seen > 0),
         columns=columns,
         model_counts=expected.float().cpu(),
         residual=residual.float().cpu(),
@@ -152,6 +153,7 @@ def _coarse_fit(
     if not iterations:
         return start(seen, model, 0)
     evaluate = objective(counts, model)
+    pixels = torch.isfinite(counts).sum((1, 2)).cpu()
 
     def descend(rows: Tensor, variant: int) -> Minimum:
         return minimise(
@@ -166,7 +168,7 @@ def _coarse_fit(
 
     best = descend(torch.arange(len(counts)), 0)
     for variant in range(1, max_starts):
-        again = torch.nonzero(~best.converged | ~(best.objective < _POOR * model.n_pixels**2))[:, 0]
+        again = torch.nonzero(~best.converged | ~(best.objective < _POOR * pixels))[:, 0]
         if not len(again):
             break
         other = descend(again, variant)

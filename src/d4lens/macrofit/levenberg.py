@@ -81,6 +81,12 @@ def minimise(
     return Minimum(parameters, objective, curvature, converged, iterations)
 
 
+def undamped(descent: Tensor, curvature: Tensor) -> Tensor:
+    """The step (b, F) to where a quadratic objective has its minimum: curvature^-1 descent."""
+    nothing = torch.zeros(len(descent), dtype=descent.dtype)
+    return _step(descent, curvature, torch.zeros_like(descent, dtype=torch.bool), nothing)[0]
+
+
 def _finite(objective: Tensor, descent: Tensor, curvature: Tensor) -> Tensor:
     return torch.isfinite(objective) & torch.isfinite(descent).all(1) & torch.isfinite(curvature).all(2).all(1)
 

@@ -21,22 +21,26 @@ _ALIGN = 64  # pixels: every image's numbers start on the same boundary, for the
 def objective(counts: Tensor, model: SmoothLensModel) -> Evaluate:
     """The function that `minimise` takes, for counts (B, N, N) on the model's device and in its dtype.
 
-    Counts may be negative (the deviance is then the quasi-likelihood's, up to a constant).
+    Counts may be negative (the deviance is then the quasi-likelihood's, up to a constant). Those that are not finite carry
+    no weight.
     """
     pixels, n_free = model.n_pixels**2, len(model.free)
     flat = counts.reshape(len(counts), pixels)
+    seen = torch.isfinite(flat)
+    flat = flat.where(seen, 0.0)
+    seen = seen.to(flat.dtype)
     centre, precision = (
         torch.tensor(values, dtype=torch.float64)
         for values in zip(*((prior.mean, prior.sigma**-2) for prior in map(model.priors.__getitem__, model.free)))
     )
 
     def group(rows: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        k = flat[rows.to(flat.device)]
+        k, weight = (part[rows.to(flat.device)] for part in (flat, seen))
         out = model.image_and_jacobian(parameters).view(len(k), 1 + n_free, pixels)
         expected = out[:, 0]
         terms = k * torch.log((k / expected).abs_().clamp_min_(1e-30)) + (expected - k)
-        deviance = 2 * terms.sum(1, dtype=torch.float64)
-        root = expected.rsqrt()
+        deviance = 2 * terms.mul_(weight).sum(1, dtype=torch.float64)
+        root = expected.rsqrt().mul_(weight)
         whitened = out.new_zeros((len(k), 1 + n_free, -(-pixels // _ALIGN) * _ALIGN))
         torch.mul(k - expected, root, out=whitened[:, 0, :pixels])
         torch.mul(out[:, 1:], root[:, None], out=whitened[:, 1:, :pixels])

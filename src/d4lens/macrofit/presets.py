@@ -88,12 +88,18 @@ def pseudo_counts(pixels: Tensor) -> Tensor:
 
     Each image is scaled to 1000 at its brightest and raised until its darkest corner's mean is that corner's variance,
     as a sky of photons has it: the background's weight is then right, that of the bright pixels a convention. A corner
-    without noise is raised to one count.
+    without noise is raised to one count. Pixels that are not finite stay so; the corners are then those of what is seen.
     """
     scaled = pixels.float() * _FULL_SCALE
-    side = max(2, scaled.shape[1] // 8)
+    return torch.stack([image + _raise(image) for image in scaled])
+
+
+def _raise(image: Tensor) -> Tensor:
+    """What lifts an image (N, N) until its darkest corner's mean is its variance."""
+    side = max(2, len(image) // 8)
     ends = (slice(None, side), slice(-side, None))
-    corners = torch.stack([scaled[:, i, j].flatten(1) for i in ends for j in ends])
-    darkest = corners.mean(2).argmin(0)
-    corner = corners[darkest, torch.arange(len(scaled))]
-    return scaled + (corner.var(1).clamp_min(1.0) - corner.mean(1))[:, None, None]
+    seen = torch.isfinite(image)
+    box = image[seen.any(1)][:, seen.any(0)]
+    corners = [part[torch.isfinite(part)] for part in (box[i, j] for i in ends for j in ends)]
+    corner = min((part for part in corners if len(part) > 1), key=lambda part: float(part.mean()), default=image[seen])
+    return corner.var().clamp_min(1.0) - corner.mean()

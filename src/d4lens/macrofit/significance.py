@@ -28,7 +28,8 @@ def significance(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> 
 
     counts: (B, N, N) photons per pixel of `model`. parameters: (B, F) the best fit, in the order of `model.free`, which
     must hold source_x and source_y. Noise alone gives values of standard deviation 1 where the source's light reaches,
-    a mass a positive peak, a hole a negative one. A scalar under D4. An image's bytes do not depend on the others.
+    a mass a positive peak, a hole a negative one. A scalar under D4. Pixels whose counts are not finite carry no weight;
+    a mass behind them shows in those around. An image's bytes do not depend on the others.
     """
     kernels = _Kernels(model)
     threads = torch.get_num_threads() if model.device.type == "cpu" else 1
@@ -59,9 +60,10 @@ class _Kernels:
 
 def _one(counts: Tensor, parameters: Tensor, model: SmoothLensModel, kernels: _Kernels) -> Tensor:
     stack = model.image_and_jacobian(parameters[None])[0].float()
-    expected, slopes = stack[0], stack[1:]
     counts = counts.to(model.device, torch.float32)
-    misfit = torch.where(torch.isfinite(counts), counts - expected, torch.zeros_like(expected)) / expected
+    seen = torch.isfinite(counts)
+    expected, slopes = stack[0], stack[1:] * seen
+    misfit = torch.where(seen, counts - expected, torch.zeros_like(expected)) / expected
     shift = slopes[[model.free.index("source_x"), model.free.index("source_y")]]
     explained = kernels.correlate(misfit * shift, slice(0, 2))
     squares = torch.stack([shift[0] * shift[0], shift[0] * shift[1], shift[1] * shift[1]]) / expected

@@ -15,7 +15,7 @@ def moments(counts: Tensor, model: SmoothLensModel) -> Tensor:
     """(B, 5) mean radius, second moments (x² - y², 2xy) over r², and centroid (arcsec) of the light in (B, N, N) counts.
 
     Light is what stands three standard deviations above the sky. An image without any has a mean radius of a quarter
-    of its half-width, the rest zero. Moments do not depend on the other images, nor on their number.
+    of its half-width, the rest zero; a pixel that is not finite has none. Moments do not depend on the other images, nor on their number.
     """
     sky = model.constants["sky"] * model.binning**2
     x, y = (axis.to("cpu", torch.float64) for axis in model.pixel_centres())

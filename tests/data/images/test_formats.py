@@ -213,6 +213,42 @@ def test_fits_extensions_and_planes_are_chosen(make):
         read_fits(fits_bytes(primary(None), table), "x.fits")
 
 
+@pytest.mark.parametrize("bzero", [None, 32768])
+def test_blank_pixels_hold_no_data(make, bzero):
+    counts = make.photons(0).astype(np.int16)
+    raw = counts if bzero is None else (counts.astype(np.int32) - bzero).astype(np.int16)
+    raw[3, 4] = raw[5, 6] = -7
+    hdu = fits.PrimaryHDU(raw)
+    hdu.header["BLANK"] = -7
+    if bzero:
+        hdu.header["BZERO"], hdu.header["BSCALE"] = bzero, 1
+    gone = np.zeros(counts.shape, bool)
+    gone[3, 4] = gone[5, 6] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stream = io.BytesIO()
+        # Written as it stands: astropy would scale the values by the cards.
+        header = hdu.header.tostring().encode()
+        stream.write(header.ljust(-(-len(header) // 2880) * 2880))
+        stream.write(raw.astype(">i2").tobytes().ljust(-(-raw.nbytes // 2880) * 2880, b"\0"))
+    found = read_fits(stream.getvalue(), "x").pixels
+    assert np.array_equal(np.isnan(found), gone)
+    assert np.array_equal(found[~gone], counts[~gone])
+
+
+def test_extensions_beside_an_image_say_where_it_holds_data(make):
+    counts = make.photons(0).astype(np.float32)
+    quality, error, weight = np.zeros(counts.shape, np.int16), np.ones(counts.shape), np.ones(counts.shape)
+    quality[1, 2], error[3, 4], weight[5, 6] = 64, np.inf, 0
+    beside = [fits.ImageHDU(values, name=name) for name, values in (("DQ", quality), ("ERR", error), ("WHT", weight))]
+    small = fits.ImageHDU(np.ones((3, 3), np.int16), name="BPM")
+    another = fits.ImageHDU(np.ones(counts.shape, np.int16), name="DQ", ver=2)
+    for first in ([fits.PrimaryHDU(counts)], [fits.PrimaryHDU(), fits.ImageHDU(counts, name="SCI")]):
+        found = read_fits(fits_bytes(*first, *beside, small, another), "x").pixels
+        assert np.argwhere(np.isnan(found)).tolist() == [[1, 2], [3, 4], [5, 6]]
+        assert np.isfinite(read_fits(fits_bytes(*first, *beside[:1]), "x", "DQ").pixels).all()
+
+
 def test_damaged_fits_files_are_refused_by_name(make):
     good = fits_bytes(primary(make.photons(0).astype(float)))
     vast = good.replace(b"NAXIS1  =                   48", b"NAXIS1  =            300000000")

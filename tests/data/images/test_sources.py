@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from astropy.io import fits
+from PIL import Image
 
 from d4lens.data.images import find, read
+from d4lens.data.images.sources import masked, read_masks
 from d4lens.errors import D4LensError
 
 
@@ -79,3 +82,25 @@ def test_what_holds_no_image_is_named(make, tmp_path, pack):
         file.truncate(1 << 27)
     with pytest.raises(D4LensError, match="larger than 67 MB"):
         read(tmp_path / "huge.npy")
+
+
+def test_masks_come_from_files_and_arrays(make, tmp_path):
+    gone = np.zeros((48, 48), bool)
+    gone[3:5, 7] = True
+    np.save(tmp_path / "true.npy", gone)
+    np.save(tmp_path / "number.npy", gone * 2.0)
+    fits.writeto(tmp_path / "mask.fits", gone.astype(np.int16))
+    Image.fromarray(gone.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    files = [tmp_path / name for name in ("true.npy", "number.npy", "mask.fits", "mask.png")]
+    for given in (*files, gone, gone.astype(int).tolist(), gone[None]):
+        (mask,) = read_masks(given)
+        assert np.array_equal(mask, gone)
+    assert len(read_masks(files)) == 4
+    np.save(tmp_path / "image.npy", make.photons(0, n=48))
+    (image,) = find([tmp_path / "image.npy"])
+    (behind,) = masked([image], read_masks(gone))
+    assert np.array_equal(np.isnan(behind.read(None).pixels), gone)
+    np.save(tmp_path / "cube.npy", np.ones((2, 3, 4)))
+    for given in (tmp_path / "cube.npy", tmp_path / "none.npy", 3, "none", [[1, 2], [3]], [None]):
+        with pytest.raises(D4LensError):
+            read_masks(given)

@@ -19,7 +19,7 @@ from d4lens.data.images.headers import Header, header_of
 from d4lens.data.images.instrument import Instrument, instrument
 from d4lens.data.images.psf import Psf, measure_psf
 from d4lens.data.images.regrid import Prepared, prepare
-from d4lens.data.images.sources import ImageSource, find, read
+from d4lens.data.images.sources import ImageSource, find, masked, read
 
 __all__ = [
     "COUNTS",
@@ -42,6 +42,7 @@ __all__ = [
     "find",
     "header_of",
     "instrument",
+    "masked",
     "measure_psf",
     "observe",
     "parse_npy",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from d4lens.data.archive import MAX_IMAGE_BYTES
 from d4lens.data.images.headers import Header, header_of
+from d4lens.data.images.masks import COMPANIONS, declared, without
 from d4lens.errors import D4LensError
 
 Array = NDArray[Any]
@@ -38,11 +39,12 @@ class Raw:
 Reader = Callable[[bytes, str, str | None], Raw]
 
 
-def parse_npy(data: bytes, where: str) -> Array:
+def parse_npy(data: bytes, where: str, kinds: str = "fiu") -> Array:
     """The array in the bytes of an .npy file, in native byte order and C order.
 
-    Never unpickles, and believes the header only as far as the bytes bear it out. Raises D4LensError, naming `where`, for
-    anything but real or integer numbers and for a declared shape that does not fit the bytes.
+    kinds: numpy's letters for the kinds of values taken. Never unpickles, and believes the header only as far as the
+    bytes bear it out. Raises D4LensError, naming `where`, for any other values (by default those that are no real or
+    integer numbers) and for a declared shape that does not fit the bytes.
     """
     stream = io.BytesIO(data)
     try:
@@ -58,7 +60,7 @@ def parse_npy(data: bytes, where: str) -> Array:
         raise D4LensError(f"{where} {what}; save the image again with numpy.save") from None
     if dtype.hasobject:
         raise D4LensError(f"{where} holds pickled Python objects, which are never loaded; save plain numbers")
-    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+    if dtype.kind not in kinds or dtype.itemsize > 8:
         raise D4LensError(f"{where} holds values of type {dtype}; an image needs float or integer pixels")
     found, size = len(data) - stream.tell(), prod(shape) * dtype.itemsize
     if any(side < 0 for side in shape) or found != size:
@@ -128,7 +130,8 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
 
 def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
     """One image of a FITS file, plain, gzipped or tile-compressed, and what `header_of` reads in its header. BSCALE and
-    BZERO are applied."""
+    BZERO are applied. Pixels without data, by BLANK or by an extension beside the image (`masks.declared` has the rules), are
+    NaN."""
     from astropy.io import fits
 
     if data[:2] == b"\x1f\x8b":
@@ -144,13 +147,21 @@ def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
                 planes = [(name, hdu, index) for hdu in hdus for name, index in _fits_planes(hdu, hdus)]
                 if not planes:
                     raise D4LensError(f"{where} holds no image, only tables or headers; name a file that has one")
-                name, hdu, index = planes[choose([plane[0] for plane in planes], band, where)]
+                held = [plane[0] for plane in planes]
+                images = [each for each in held if each.partition(":")[0] not in COMPANIONS]
+                if band is None and images:
+                    band = images[choose(images, None, where)]
+                name, hdu, index = planes[choose(held, band, where)]
+                blank = _blank(hdu.header)  # astropy drops it where BZERO makes the values unsigned
                 if prod(hdu.shape) > MAX_PIXELS:
                     raise D4LensError(f"{where}: {name} has shape {hdu.shape}, too large for one image; cut it out")
                 values = np.asarray(hdu.data).reshape(-1, *hdu.shape[-2:])[index]
                 # A copy in native order: FITS is big-endian, and what follows would be slow or refuse it.
                 pixels = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
                 header = header_of(hdu.header, hdus)
+                if blank is not None and pixels.dtype.kind in "iu":
+                    pixels = without(pixels, pixels == blank)
+                pixels = _with_companions(pixels, hdu, index, hdus)
     except D4LensError:
         raise
     except Exception as error:  # astropy raises whatever a damaged card or block leads to
@@ -242,6 +253,24 @@ def _fits_planes(hdu: Any, hdus: Any) -> list[tuple[str, int]]:
         return []
     name, n = hdu.name or f"HDU{hdus.index(hdu)}", prod(hdu.shape[:-2])
     return [(name, 0)] if n == 1 else [(f"{name}:{i}", i) for i in range(n)]
+
+
+def _blank(header: Any) -> float | None:
+    """The value of an integer image that stands for none."""
+    blank = header.get("BLANK")
+    return None if blank is None else blank * header.get("BSCALE", 1) + header.get("BZERO", 0)
+
+
+def _with_companions(pixels: Array, image: Any, index: int, hdus: Any) -> Array:
+    """The image's pixels, NaN where an extension of the same version says that they hold no data."""
+    for hdu in hdus:
+        if hdu is image or hdu.name not in COMPANIONS or image.name in COMPANIONS:
+            continue
+        if not getattr(hdu, "is_image", False) or hdu.ver != image.ver or hdu.shape != image.shape:
+            continue
+        values = np.asarray(hdu.data).reshape(-1, *pixels.shape)[index]
+        pixels = without(pixels, declared(hdu.name, values, hdu.header, hdus[0].header))
+    return pixels
 
 
 def _picture_band(picture: Any, data: bytes, where: str, band: str | None) -> Raw:

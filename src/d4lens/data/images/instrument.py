@@ -3,9 +3,12 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from d4lens.data.images.formats import Array
+from d4lens.data.images.masks import Mask
 from d4lens.data.images.psf import Psf, read_psf
+from d4lens.data.images.sources import read_masks
 from d4lens.errors import D4LensError
 
 
@@ -21,6 +24,7 @@ class Instrument:
     exposure: seconds by which the values, a rate, are multiplied.
     sky: mean sky photons per pixel of the image, whether or not the values still hold it.
     band: name or number of the band in files that hold several.
+    mask: where the images' pixels hold no data, (H, W) each: one for all images of a call, or one for each.
 
     Raises D4LensError naming the one that is not above 0.
     """
@@ -31,6 +35,7 @@ class Instrument:
     exposure: float | None = None
     sky: float | None = None
     band: str | None = None
+    mask: tuple[Mask, ...] | None = None
 
     def __post_init__(self) -> None:
         psf = self.psf.sigma if self.psf is not None else None
@@ -52,11 +57,12 @@ def instrument(
     exposure: float | None = None,
     sky: float | None = None,
     band: str | int | None = None,
+    mask: Any = None,
 ) -> Instrument:
-    """An Instrument from what a user gives: `psf` as `read_psf` takes it, `band` a name or number.
+    """An Instrument from what a user gives: `psf` as `read_psf` takes it, `band` a name or number, `mask` as `read_masks`
+    takes it.
 
     Raises D4LensError for a value out of range, or an image that is no PSF.
     """
-    return Instrument(
-        pixel_scale, None if psf is None else read_psf(psf), gain, exposure, sky, None if band is None else str(band)
-    )
+    width, masks = None if psf is None else read_psf(psf), None if mask is None else read_masks(mask)
+    return Instrument(pixel_scale, width, gain, exposure, sky, None if band is None else str(band), masks)

@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from math import hypot
 
 import numpy as np
+from numpy.typing import NDArray
 
 from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, corner_side, recover_counts
 from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
 from d4lens.data.images.instrument import Instrument
+from d4lens.data.images.masks import dead
 from d4lens.data.images.psf import Psf
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised
 from d4lens.observation import Observation
 
+_COVERED = 0.999  # share of a pixel of the grid below which it holds no data; the rest is rounding
+_OUTER = 0.9  # share of an image's pixels that lie nearer its centre than those taken for sky
 _SAME = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
 _GAIN_ONE = 0.25  # variance over mean less 1 that is taken for a gain of 1: five times its scatter
 _POISSON = (0.6, 1.6)  # variance over mean of a sky that is taken for photons; a corner scatters by a tenth
@@ -36,13 +40,15 @@ class Prepared:
 
     Attributes
     ----------
-    pixels: (N, N) photon counts with their sky if `units` is "counts"; from 0 to 1 if "normalised".
+    pixels: (N, N) photon counts with their sky if `units` is "counts"; from 0 to 1 if "normalised"; NaN where there are no
+        data: outside the image, or masked.
     units: "counts", or "normalised" where no photon counts can be had.
     standard: the image is as the published ones are, so all that the preset knows holds for it.
     sky: mean sky counts per pixel of the grid (0 if normalised); `sky_known` says that the user told it.
     psf_sigma: arcsec, standard deviation of the PSF as the grid's pixels show it, their own width included.
     centre: (x, y) arcsec of the image's centre on the grid: half a pixel off where an odd number of pixels was cut.
     noise: variance over mean of the sky on the grid: 1, less where resampling has averaged neighbours.
+    pixel_scale: arcsec per pixel of the image as it came.
     notes: what was done, in words.
     flags: what to beware of that shows before the fit.
     """
@@ -55,6 +61,7 @@ class Prepared:
     psf_sigma: float
     centre: tuple[float, float]
     noise: float
+    pixel_scale: float
     notes: tuple[str, ...]
     flags: tuple[Raised, ...] = ()
 
@@ -88,9 +95,10 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
 
     Pixel scale: told, else the header's, else such that the image has the grid's field of view, where it has a whole
     multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled; what lies outside the
-    field is cut, what is missing filled with the sky. Pixels that are not finite are cut if they lie outside, refused
-    inside. A pixel scale that is guessed is flagged unless all else is as the published images have it, and so are
-    statements of the header that disagree. Photons: `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie
+    field is cut, what is missing holds no data. Nor do pixels that are not finite or that show what no light makes
+    (`masks.dead`); a pixel of the grid that any such one shines into holds none. A pixel scale that is guessed is flagged
+    unless all else is as the published images have it, and so are statements of the header that disagree. Photons:
+    `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie
     on; where all fail, units are "normalised".
 
     Raises D4LensError saying what does not fit.
@@ -104,29 +112,34 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     ratio = float(round(factor)) if exact else factor
     axes = [_whole(side, n, round(factor), scale) if exact else _overlap(side, n, factor) for side in image.shape]
     rows, columns = axes
-    image = _finite(image, rows, columns)
+    image, good = _with_data(image, rows, columns)
     photons = _photons(image, raw.header, told, grid.sky / ratio**2)
     notes += photons.notes
     cut = photons.values
     if cut.shape == raw.pixels.shape:
         cut = cut[rows.start : rows.stop, columns.start : columns.stop]
+    if hidden := good.size - int(good.sum()):
+        notes += (f"{hidden} pixels masked",)
     if exact:
         pixels, how = (
             _sum(cut, n, round(factor), photons.sky),
-            _how(image.shape, raw.pixels.shape, axes, round(factor), n),
+            _how(raw.pixels.shape, axes, round(factor), n),
         )
+        seen = _sum(good, n, round(factor), 0) == round(factor) ** 2
         noise, broadened = 1.0, (grid.pixel_scale**2 - scale**2) / 12
     else:
         down, across = (axis.matrix[:, axis.start : axis.stop] for axis in axes)
-        missing = 1 - rows.covered[:, None] * columns.covered
-        pixels = down @ cut.astype(np.float64) @ across.T + missing * photons.sky * ratio**2
+        pixels = down @ cut.astype(np.float64) @ across.T
+        seen = down @ good.astype(np.float64) @ across.T > _COVERED * ratio**2
         noise = _shared(rows) * _shared(columns)
         broadened = (grid.pixel_scale**2 + scale**2) / 12
         how = (
             f"resampled from {_size(raw.pixels)} pixels of {scale:g} arcsec to {n} of {grid.pixel_scale:g} by overlap",
             f"neighbours share noise: chi2 of a true model is {noise:.2f}",
-            *_edges(image.shape, (n * factor, n * factor)),
+            *_edges(raw.pixels.shape, (n * factor, n * factor)),
         )
+    if not seen.any():
+        raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
     psf = told.psf.arcsec(scale) if told.psf is not None else grid.psf_sigma
     if told.psf is not None:
         notes += (f"PSF sigma {psf:.4g} arcsec", *told.psf.notes)
@@ -137,13 +150,13 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     if told.psf is not None and _psf_residual(pixels, photons, ratio, told.psf, scale, grid) > _PSF_RESIDUAL:
         flags += (Raised(Flag.NOT_GAUSSIAN),)
     if photons.units == NORMALISED:
-        low, high = pixels.min(), pixels.max()
+        low, high = pixels[seen].min(), pixels[seen].max()
         if low == high:
             raise D4LensError("it is constant within the field of view; it holds no image")
         pixels = (pixels - low) / (high - low)
     told_nothing = told.pixel_scale is None and raw.header.pixel_scale is None and told.psf is None and told.sky is None
     return Prepared(
-        pixels=pixels.astype(np.float32),
+        pixels=np.where(seen, pixels, np.nan).astype(np.float32),
         units=photons.units,
         standard=photons.standard and exact and told_nothing and raw.pixels.shape[0] == raw.pixels.shape[1],
         sky=photons.sky * ratio**2 if photons.units == COUNTS else 0.0,
@@ -151,6 +164,7 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
         psf_sigma=(psf**2 + broadened) ** 0.5,
         centre=(columns.centre, rows.centre),
         noise=noise,
+        pixel_scale=scale,
         notes=(*notes, *how),
         flags=(*flags, *_disputes(raw.header, told), *_assumed(image, raw.header, told)),
     )
@@ -220,20 +234,25 @@ def _shared(axis: _Axis) -> float:
     return float(((inside**2).sum(1) / inside.sum(1)).mean())
 
 
-def _finite(image: Array, rows: _Axis, columns: _Axis) -> Array:
-    """The image, or its used part if pixels elsewhere are not finite. Raises D4LensError for those within."""
-    if not np.isfinite(image).all():
-        image = image[rows.start : rows.stop, columns.start : columns.stop]
-        bad = np.argwhere(~np.isfinite(image))
-        if len(bad):
-            row, column = bad[0] + (rows.start, columns.start)
-            raise D4LensError(
-                f"it holds {len(bad)} pixels that are NaN or infinite within the field of view, the first in row {row}, "
-                f"column {column}; fill them or cut the image out without them"
-            )
+def _with_data(image: Array, rows: _Axis, columns: _Axis) -> tuple[Array, NDArray[np.bool_]]:
+    """The image, or its used part if any pixel holds no data, and which of the used pixels hold them.
+
+    Those that hold none get values of pixels that do, of the tenth farthest from the centre, so that the image's levels and
+    the scatter of its corners stay what they are. Raises D4LensError for an image without data or contrast.
+    """
+    used = image[rows.start : rows.stop, columns.start : columns.stop]
+    unseen = dead(image)[rows.start : rows.stop, columns.start : columns.stop] | ~np.isfinite(used)
+    if unseen.any() or not np.isfinite(image).all():
+        image = used.copy()
+        if unseen.all():
+            raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
+        y, x = np.nonzero(~unseen)
+        away = np.hypot(y - (image.shape[0] - 1) / 2, x - (image.shape[1] - 1) / 2)
+        outer = image[~unseen][away >= np.quantile(away, _OUTER)]
+        image[unseen] = np.random.default_rng(0).choice(outer, int(unseen.sum()))
     if image.min() == image.max():
         raise D4LensError(f"it is constant: every pixel is {image.flat[0]:g}; it holds no image")
-    return image
+    return image, ~unseen
 
 
 def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Photons:
@@ -350,7 +369,7 @@ def _sum(cut: Array, n: int, factor: int, sky: float) -> Array:
     return blocks.sum((1, 3), dtype=np.int64 if cut.dtype.kind in "iu" else np.float64)
 
 
-def _how(used: tuple[int, ...], whole: tuple[int, ...], axes: list[_Axis], factor: int, n: int) -> tuple[str, ...]:
+def _how(whole: tuple[int, ...], axes: list[_Axis], factor: int, n: int) -> tuple[str, ...]:
     notes = _edges(whole, (n * factor, n * factor))
     if any(axis.centre for axis in axes):
         off = hypot(*(axis.centre for axis in axes))
@@ -361,10 +380,10 @@ def _how(used: tuple[int, ...], whole: tuple[int, ...], axes: list[_Axis], facto
 def _edges(shape: tuple[int, ...], want: tuple[float, ...]) -> tuple[str, ...]:
     cut = any(side > target + 0.5 for side, target in zip(shape, want))
     short = any(side < target - 0.5 for side, target in zip(shape, want))
-    size = f"{shape[1]} x {shape[0]} to {want[1]:.4g} x {want[0]:.4g} pixels"
+    size = f"{shape[1]} x {shape[0]} {'to' if cut else 'of'} {want[1]:.4g} x {want[0]:.4g} pixels"
     if cut and short:
-        return (f"cut and padded with sky from {size}",)
-    return (f"cut from {size}",) if cut else (f"padded with sky from {size}",) if short else ()
+        return (f"cut from {size}, of which not all hold data",)
+    return (f"cut from {size}",) if cut else (f"no data beyond {size}",) if short else ()
 
 
 def _corners(image: Array) -> tuple[list[float], list[float]]:

@@ -2,13 +2,17 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from d4lens.data.archive import DEFAULT_LIMITS, MAX_IMAGE_BYTES, Limits, SafeZip, is_junk, natural_key
 from d4lens.data.images.counts import as_image
-from d4lens.data.images.formats import READERS, Array, Raw, Reader, reader_of
+from d4lens.data.images.formats import READERS, Array, Raw, Reader, parse_npy, reader_of
+from d4lens.data.images.masks import Mask, without
 from d4lens.errors import D4LensError
 from d4lens.files import readable
 
@@ -39,13 +43,16 @@ def read_raw(path: str | Path, band: str | None = None) -> Raw:
     reader = reader_of(path.name)
     if reader is None:
         raise D4LensError(f"{path} is of no readable format; images are {_formats()} files")
+    return reader(_bytes(path), str(path), band)
+
+
+def _bytes(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise D4LensError(f"{path} is larger than {MAX_IMAGE_BYTES / 1e6:.0f} MB, too large for one image")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise D4LensError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
-    return reader(data, str(path), band)
 
 
 def find(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> Iterator[ImageSource]:
@@ -128,6 +135,65 @@ def _in_zip(path: Path, limits: Limits) -> Iterator[_Found]:
                 return reader(archive.read(member), where, band)
 
             yield (os.path.realpath(path), member), ImageSource(where, load)
+
+
+def read_masks(given: Any) -> tuple[Mask, ...]:
+    """The masks in what a user gives: a file, an array (H, W), or several of them (a list, or a stack (B, H, W)).
+
+    A file is an image of any readable format. Raises D4LensError for anything else.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return (_read_mask(Path(given)),)
+    if isinstance(given, (list, tuple)) and given and all(isinstance(item, (str, os.PathLike)) for item in given):
+        return tuple(read_masks(item)[0] for item in given)
+    try:
+        parts = [np.asarray(given)] if np.ndim(given) == 2 else [np.asarray(item) for item in given]
+    except (TypeError, ValueError):
+        parts = []
+    if not parts or any(part.ndim != 2 or part.dtype.kind not in "biuf" for part in parts):
+        raise D4LensError(
+            "a mask is a file, an array (H, W) that is True or nonzero where there are no data, or a list of them, one an "
+            f"image; {type(given).__name__} was given"
+        )
+    return tuple(part != 0 for part in parts)
+
+
+def _read_mask(path: Path) -> Mask:
+    if path.suffix.lower() != ".npy":
+        return read_raw(path).pixels != 0
+    values = parse_npy(_bytes(path), str(path), kinds="biuf")
+    if values.ndim != 2:
+        raise D4LensError(f"{path} has shape {values.shape}; a mask is (H, W)")
+    return values != 0
+
+
+def masked(sources: Sequence[ImageSource], masks: Sequence[Mask] | None) -> list[ImageSource]:
+    """The sources, with NaN where their masks say so: one for all of them, or one each.
+
+    Raises D4LensError for another number of masks; `read` raises it for a mask of another shape than its image.
+    """
+    if not masks:
+        return list(sources)
+    if len(masks) not in (1, len(sources)):
+        raise D4LensError(f"{len(masks)} masks were given for {len(sources)} images; give one for all, or one each")
+    each = list(masks) * len(sources) if len(masks) == 1 else masks
+    return [_behind(source, mask) for source, mask in zip(sources, each, strict=True)]
+
+
+def _behind(source: ImageSource, mask: Mask) -> ImageSource:
+    def read(band: str | None) -> Raw:
+        raw = source.read(band)
+        if raw.pixels.shape != mask.shape:
+            raise D4LensError(
+                f"{source.name} has {_size(raw.pixels)} pixels and its mask {_size(mask)}; give a mask of its pixels"
+            )
+        return replace(raw, pixels=without(raw.pixels, mask))
+
+    return replace(source, read=read)
+
+
+def _size(image: Array) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
 
 
 def _formats() -> str:

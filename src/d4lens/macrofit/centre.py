@@ -1,0 +1,130 @@
+"""A lens that does not lie at the centre of its image: what it gains to move it there, and the image as seen from it."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from d4lens.macrofit.fit import FitResult
+from d4lens.macrofit.levenberg import undamped
+from d4lens.macrofit.likelihood import in_groups, objective
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
+from d4lens.macrofit.threads import in_threads
+
+CENTRE = ("lens_x", "lens_y")
+
+
+@lru_cache(maxsize=64)
+def freed(lens: SmoothLensModel) -> SmoothLensModel:
+    """The same lens with its centre free, last among its parameters."""
+    return _with(lens, lens.constants, (*lens.free, *CENTRE))
+
+
+@lru_cache(maxsize=64)
+def _at_origin(lens: SmoothLensModel) -> SmoothLensModel:
+    return _with(lens, {**lens.constants, "lens_x": 0.0, "lens_y": 0.0}, lens.free)
+
+
+def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, ...]) -> SmoothLensModel:
+    return SmoothLensModel(
+        lens.observation,
+        constants,
+        free,
+        lens.priors,
+        binning=lens.binning,
+        sampling=lens.sampling,
+        dtype=lens.dtype,
+        device=lens.device,
+    )
+
+
+def promise(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> tuple[Tensor, Tensor]:
+    """What one linear step from a fit of `lens` promises if its centre is free.
+
+    Returns the deviance gained (B,), as for `lens` by itself it would not be, and the parameters (B, F + 2) of
+    `freed(lens)` where the step ends, at most a sixteenth of the image's side off. One evaluation an image: a score test.
+    """
+    model, n = freed(lens), len(lens.free)
+    here = [torch.full((len(counts), 1), lens.constants[name], dtype=torch.float64) for name in CENTRE]
+    at = torch.cat([result.parameters, *here], 1)
+    lower, upper = (
+        torch.tensor([getattr(model.priors[name], end) for name in model.free], dtype=torch.float64)
+        for end in ("lower", "upper")
+    )
+
+    def work(rows: Tensor) -> tuple[Tensor, Tensor]:
+        _, descent, curvature = objective(counts[rows].to(lens.device, lens.dtype), model)(
+            torch.arange(len(rows)), at[rows]
+        )
+        step = undamped(descent, curvature)
+        known = undamped(descent[:, :n], curvature[:, :n, :n])
+        return (step * descent).sum(1) - (known * descent[:, :n]).sum(1), step
+
+    threads = torch.get_num_threads() if lens.device.type == "cpu" else 1
+    gains, steps = zip(*in_threads(work, torch.arange(len(counts)).split(64), threads))
+    step = torch.cat(steps).nan_to_num(0.0, 0.0, 0.0)
+    most = lens.observation.half_width / 8
+    step[:, n:] = step[:, n:].clamp(-most, most)
+    return torch.cat(gains), (at + step).clamp(lower, upper)
+
+
+def deviance(counts: Tensor, parameters: Tensor, lens: SmoothLensModel) -> Tensor:
+    """(B,) what the fit of `lens` minimises, at `parameters` (B, F)."""
+    evaluate = objective(counts.to(lens.device, lens.dtype), lens)
+    return evaluate(torch.arange(len(counts)), parameters)[0]
+
+
+def places(result: FitResult, lens: SmoothLensModel) -> Tensor:
+    """(B, 2) where the lenses lie, (x, y) arcsec on the grid, fitted or known."""
+    known = [
+        result.parameters[:, lens.free.index(name)]
+        if name in lens.free
+        else torch.full_like(result.chi2, lens.constants[name])
+        for name in CENTRE
+    ]
+    return torch.stack(known, 1)
+
+
+def seen_from_lens(batch: dict[str, Tensor], result: FitResult, lens: SmoothLensModel) -> dict[str, Tensor]:
+    """A batch as networks read it (counts, residual, significance, fit) with every lens at the centre, as it is in all they
+    were trained on; the same where all lie there already.
+
+    Residual and significance move by whole pixels, which keeps their noise; the counts are those of the smooth lens at
+    the centre and the residual that it leaves.
+    """
+    at = places(result, lens)
+    if not at.any():
+        return batch
+    step = lens.observation.pixel_scale * lens.binning
+    moves = (at / step).round().long().flip(1).neg().tolist()
+    maps = {
+        name: torch.stack([_moved(image, *move) for image, move in zip(batch[name], moves, strict=True)])
+        for name in ("residual", "significance")
+    }
+    fit, parameters = result.columns.clone(), result.parameters.clone()
+    x, y = at.unbind(1)
+    gamma1, gamma2 = (fit[:, FIT_COLUMNS.index(name)] for name in ("gamma1", "gamma2"))
+    # The shear pulls from the grid's origin: beta + x - x_lens, seen from the lens, has it pull from there.
+    for name, shift in (
+        ("source_x", gamma1 * x + gamma2 * y - x),
+        ("source_y", gamma2 * x - gamma1 * y - y),
+    ):
+        fit[:, FIT_COLUMNS.index(name)] += shift
+        parameters[:, lens.free.index(name)] += shift
+    for name in CENTRE:
+        if name in lens.free:
+            parameters[:, lens.free.index(name)] = 0.0
+    (smooth,) = in_groups(lambda p: (_at_origin(lens).image(p),), lens, parameters)
+    smooth = smooth.float().cpu()
+    return batch | maps | {"counts": smooth + maps["residual"] * smooth.sqrt(), "fit": fit.float()}
+
+
+def _moved(image: Tensor, down: int, across: int) -> Tensor:
+    """An image (N, N) moved by whole pixels, 0 where nothing was."""
+    n = len(image)
+    out = torch.zeros_like(image)
+    if max(abs(down), abs(across)) < n:
+        rows, columns = (slice(max(0, move), n + min(0, move)) for move in (down, across))
+        from_rows, from_columns = (slice(max(0, -move), n - max(0, move)) for move in (down, across))
+        out[rows, columns] = image[from_rows, from_columns]
+    return out

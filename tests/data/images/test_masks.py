@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from d4lens import simulate
+from d4lens.data.images.masks import dead, declared, without
+
+
+def test_what_a_detector_leaves_is_found_and_photons_are_not():
+    """At any sky, in counts, rescaled, sky-subtracted and as 8 bits."""
+    for sky in (2, 10, 40):
+        for k in simulate(n=3, seed=1, overrides={"sky": sky}).images:
+            for image in (k, (k - k.min()) / np.ptp(k), k - np.float32(sky), np.maximum(k - np.float32(sky), 0)):
+                assert not dead(image).any()
+    for value in (0.0, 400.0, 65535.0):
+        spoilt = k.copy()
+        spoilt[60:63, 90:93] = value
+        expected = np.zeros(k.shape, bool)
+        expected[60:63, 90:93] = True
+        assert np.array_equal(dead(spoilt), expected)
+        assert np.array_equal(dead(spoilt * 0.3 - 2), expected)
+
+
+def test_saturated_arcs_dead_columns_and_filled_borders_are_found():
+    k = simulate(n=1, seed=1).images[0]
+    saturated = np.minimum(k, 150)
+    assert (dead(saturated) & (k < 150)).sum() == 0
+    assert dead(saturated).sum() > 0.95 * (k >= 150).sum()
+    column, border = k.copy(), k.copy()
+    column[:, 70] = 0
+    border[:, :40] = 0
+    assert dead(column)[:, 70].all()
+    assert dead(column).sum() == 150
+    assert dead(border)[:, :40].all()
+    assert not dead(border)[:, 40:].any()
+
+
+def test_a_sky_clipped_at_zero_is_no_defect():
+    k = simulate(n=1, seed=2).images[0]
+    for level in (7, 10, 13):
+        assert not dead(np.maximum(k - level, 0)).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "primary", "expected"),
+    [
+        ("DQ", {}, {}, [0, 1, 1, 1]),
+        ("DQ", {}, {"TELESCOP": "JWST"}, [0, 1, 0, 1]),
+        ("MASK", {"MP_SAT": 1, "MP_DETECTED": 0}, {}, [0, 0, 1, 1]),
+        ("BPM", {}, {"TELESCOP": "HST"}, [0, 1, 1, 1]),
+    ],
+)
+def test_bits_that_matter(name, header, primary, expected):
+    values = np.array([[0, 1, 2, 3]], np.int32)
+    assert declared(name, values, header, primary).astype(int).tolist() == [expected]
+
+
+def test_errors_and_weights():
+    values = np.array([[1.0, np.inf, np.nan, 0.0]])
+    assert declared("ERR", values, {}, {}).tolist() == [[False, True, True, False]]
+    assert declared("WHT", values, {}, {}).tolist() == [[False, False, True, True]]
+    assert not declared("WHT", np.zeros((2, 2)), {}, {}).any()
+
+
+def test_masking_leaves_the_given_array_alone():
+    image = np.arange(4, dtype=np.int16).reshape(2, 2)
+    gone = without(image, image == 3)
+    assert np.isnan(gone[1, 1])
+    assert image[1, 1] == 3
+    assert without(image, image > 9) is image
