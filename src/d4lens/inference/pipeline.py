@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ from d4lens.data import images
 from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.errors import D4LensError
 from d4lens.evaluate.classify import batch_of
-from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model
+from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, fit_faintest, preset_model
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
 from d4lens.models.averaging import exported, predict_logits
@@ -36,6 +36,9 @@ PRESET = "deeplense"
 """What is known of a lens by default: the simulator's preset behind the shipped weights."""
 
 _BATCH = 64
+_SCALE_DOUBT = (
+    0.1  # in ln(photons): what the sky's noise leaves open is a fiftieth, a fit with substructure a little more
+)
 _SIGMAS = 6.0  # below what photon noise gives chi2: images that were smoothed, or a gain that is too small
 
 
@@ -104,7 +107,7 @@ def predict_table(
     chi2 is that of the smooth lens per pixel. flag: empty, or joined by "; " `not converged` where the smooth fit did not,
     `at its bound: ` and the parameters that ended where the fit may not pass, `unlike training` where its chi2 lies beyond
     all but a thousandth of the training set's, `too little noise` where chi2 is lower than photons allow, `no photon
-    counts` where the noise had to be guessed; or `failed: ` and why an image could not be used. processing: what was done
+    counts` where the noise had to be guessed, `rough photon scale` where a file format's levels had to give it; or `failed: ` and why an image could not be used. processing: what was done
     to the image.
     Raises D4LensError for paths without images and for unusable weights.
     """
@@ -196,6 +199,7 @@ def fit_images(
     names: Sequence[str], prepared: Sequence[Prepared], grid: Observation, free: Sequence[str]
 ) -> list[Fitted]:
     """Fit images on the pixels of `grid`, those that share a smooth lens together."""
+    prepared = _scaled_by_source(prepared, grid)
     groups: dict[int, tuple[SmoothLensModel, list[int]]] = {}
     for i, image in enumerate(prepared):
         lens = smooth_lens(image, grid, tuple(free))
@@ -206,8 +210,35 @@ def fit_images(
         counts = torch.from_numpy(np.stack([image.pixels for image in taken]))
         if taken[0].units != COUNTS:
             counts = pseudo_counts(counts)
-        fitted.append(Fitted([names[i] for i in members], taken, counts, lens, fit(counts, lens)))
+        lifts, skies = [image.lift for image in taken], [image.sky for image in taken]
+        counts, result, raised = fit_faintest(counts, lens, lifts, skies)
+        taken = [
+            replace(image, notes=(*image.notes, f"the fit raised every pixel by {by:+d} counts")) if by else image
+            for image, by in zip(taken, raised, strict=True)
+        ]
+        fitted.append(Fitted([names[i] for i in members], taken, counts, lens, result))
     return fitted
+
+
+def _scaled_by_source(prepared: Sequence[Prepared], grid: Observation) -> list[Prepared]:
+    """Images whose photon scale is rough brought to where a fit finds the preset's source and sky, where it finds them.
+
+    An image whose source is another than the preset's stays as it is, to be fitted with a source and sky of its own.
+    """
+    out, standard = list(prepared), lens_of(grid)
+    for i, image in enumerate(prepared):
+        if not (image.rough and image.standard):
+            continue
+        out[i] = image = replace(image, standard=False)
+        lens = smooth_lens(image, grid)
+        found = fit(torch.from_numpy(image.pixels)[None], lens).parameters[0]
+        amplitude, sky = (float(found[lens.free.index(name)]) for name in ("amplitude", "sky"))
+        scale = standard.constants["amplitude"] / amplitude
+        if abs(math.log(scale)) < _SCALE_DOUBT:
+            pixels = ((image.pixels - sky * lens.binning**2) * scale + grid.sky).astype(np.float32)
+            notes = (*image.notes, f"counts scaled by {scale:.3f} to the source that a fit finds")
+            out[i] = replace(image, pixels=pixels, standard=True, sky=grid.sky, notes=notes)
+    return out
 
 
 def network_batch(
@@ -324,6 +355,8 @@ def flag_of(part: Fitted, i: int, largest: float | None) -> str:
         flags.append("no photon counts")
     elif chi2 < image.noise - _SIGMAS * math.sqrt(2 / image.pixels.size):
         flags.append("too little noise")
+    if image.rough:
+        flags.append("rough photon scale")
     return "; ".join(flags)
 
 

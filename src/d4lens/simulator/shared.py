@@ -8,14 +8,22 @@ from d4lens.simulator.priors import Preset
 
 
 def write_shared(
-    ranks: Ranks, path: str | Path, preset: Preset, seed: int, n_train: int, n_val: int, workers: int = 1
+    ranks: Ranks,
+    path: str | Path,
+    preset: Preset,
+    seed: int,
+    n_train: int,
+    n_val: int,
+    workers: int = 1,
+    train_preset: Preset | None = None,
 ) -> None:
     """`write_archive` by all of `ranks` at once, each with `workers` processes; shows its progress."""
     path = Path(path)
     if ranks.world == 1:
-        write_archive(path, preset, seed, n_train, n_val, workers, progress=True)
+        write_archive(path, preset, seed, n_train, n_val, workers, progress=True, train_preset=train_preset)
         return
-    write_shard(ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers, progress=ranks.leads)
+    place = ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers
+    write_shard(*place, progress=ranks.leads, train_preset=train_preset)
     ranks.wait()
     if ranks.leads:
         join_shards(ranks.parts(path), path)
