@@ -32,9 +32,10 @@ def main() -> None:
     elif params.source == "path":
         from_path(params.path, archive, limits)
     else:
-        simulated = preset(params.simulate.preset, params.simulate.priors)
+        name, priors = params.simulate.preset, params.simulate.priors
+        simulated, train = preset(name, priors), preset(name, {**priors, **params.simulate.train_priors})
         workers = params.workers or max(1, (os.cpu_count() or 1) // place.local_world)
-        write_shared(place, archive, simulated, params.simulate.seed, params.n_train, params.n_val, workers)
+        write_shared(place, archive, simulated, params.simulate.seed, params.n_train, params.n_val, workers, train)
     if place.leads:
         print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, SHA-256 {sha256(archive)}")
 

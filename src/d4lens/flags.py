@@ -61,6 +61,12 @@ class Flag(Enum):
         False,
     )
     NO_COUNTS = ("no photon counts", "the noise had to be guessed", "give `--gain`, `--exposure`, `--sky`", False)
+    ROUGH_SCALE = (
+        "rough photon scale",
+        "the values are a file format's levels, coarser than photons (an 8-bit picture); the sky's noise gave the scale",
+        "give the image before it became a picture: 5 in 100 labels change",
+        False,
+    )
     SCALE_GUESSED = (
         "pixel scale guessed",
         "neither you nor the header told it, and the image is not on the published lattice: the lens may be any size",

@@ -56,11 +56,12 @@ class GDriveParams(ParameterGroup):
 
 
 class SimulateParams(ParameterGroup):
-    """Preset, seed and overridden priors of the simulation."""
+    """Preset, seed and overridden priors of the simulation; `train_priors` override those of the train part further."""
 
     preset: str
     seed: Seed
     priors: dict[str, bool | Number | list[Number]]
+    train_priors: dict[str, bool | Number | list[Number]] = {}
 
 
 class LimitParams(ParameterGroup):

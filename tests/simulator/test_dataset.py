@@ -1,5 +1,6 @@
 import errno
 import io
+import json
 import multiprocessing
 import os
 import tracemalloc
@@ -204,3 +205,29 @@ def test_refuses_numbers_that_make_no_sense(tiny, tmp_path, arguments, words):
     with pytest.raises(PhysicsError, match=words):
         write_shard(tmp_path / "a.zip", tiny, **values)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_train_part_may_have_priors_of_its_own(tiny, archive, tmp_path):
+    """Shear at every angle in train; val is the archive's without, bit for bit; shards join to the same."""
+    turned = preset("deeplense", {**dict(n_pixels=16, pixel_scale=0.4, psf_sigma=0.4), "gamma_phi": [0.0, np.pi]})
+    path = tmp_path / "a.zip"
+    write_archive(path, tiny, 5, *SIZE, train_preset=turned)
+    train, before = (read_truth(p).images.query("split == 'train'") for p in (path, archive))
+    assert (before["gamma2"] <= 0).all()
+    assert (train["gamma2"] > 0).sum() > 10
+    assert train["theta_E"].tolist() == before["theta_E"].tolist()
+    with zipfile.ZipFile(path) as file, zipfile.ZipFile(archive) as without:
+        for name in file.namelist():
+            if "/val/" in name:
+                assert file.read(name) == without.read(name)
+        told, plain = (json.loads(f.read("dataset/preset.json")) for f in (file, without))
+    assert list(told.pop("train_priors")) == ["gamma_phi"]
+    assert told == plain
+    parts = [tmp_path / f"{i}.zip" for i in range(2)]
+    for i, part in enumerate(parts):
+        write_shard(part, tiny, 5, *SIZE, i, 2, train_preset=turned)
+    join_shards(parts, tmp_path / "joined.zip")
+    assert (tmp_path / "joined.zip").read_bytes() == path.read_bytes()
+    with pytest.raises(D4LensError, match="no other telescope or noise"):
+        write_archive(tmp_path / "b.zip", tiny, 5, *SIZE, train_preset=preset("deeplense"))
+    assert not (tmp_path / "b.zip").exists()

@@ -29,6 +29,18 @@ def test_the_training_s_own_kind_is_the_simulator_s_to_the_byte():
     assert [CLASSES[label] for label in labels] == truth.images["class"].tolist()
 
 
+def test_random_orientation_turns_shear_and_source_only():
+    turned, plain = (
+        simulator.draw(simulator.preset("deeplense", CASES[name].overrides), 31, range(40), split="val")
+        for name in ("random_orientation", "deeplense")
+    )
+    assert (turned.images["gamma2"] > 0.02).any()
+    assert not (plain.images["gamma2"] > 0).any()
+    assert (turned.images["e1"] < 0).any()
+    assert turned.images["theta_E"].tolist() == plain.images["theta_E"].tolist()
+    assert mean_chi2("random_orientation", "default") == pytest.approx(1, abs=0.06)
+
+
 @pytest.mark.parametrize("case", ["lens_q_0.75", "sersic_n_1", "source_R_e_0.35"])
 def test_wrong_constants_do_not_fit_and_right_ones_do(case):
     assert mean_chi2(case, "default") > 1.5

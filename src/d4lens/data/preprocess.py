@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from d4lens.classes import CLASSES
 from d4lens.data.archive import DEFAULT_LIMITS, MAX_TABLE_BYTES, PRESET, TABLES, Archive, Entry, Limits
 from d4lens.data.arrays import FACTS, MANIFEST, MANIFEST_COLUMNS, SPLITS, RowWriter, atomic_folder
-from d4lens.data.images import COUNTS, Observed, as_image, corner_side, observe, parse_npy
+from d4lens.data.images import COUNTS, DARK_SHARE, Observed, as_image, observe, parse_npy
 from d4lens.errors import D4LensError
 from d4lens.files import held, sha256, sweep, write_json
 from d4lens.observation import Observation
@@ -238,10 +238,10 @@ def _check_preset(source: Archive, observation: Observation) -> None:
 
 
 def _check_sky(rows: list[Row], observation: Observation, where: Path) -> None:
-    """For photons the variance of an empty corner is the sky's mean, whatever k_min: a check of the parameter."""
+    """For photons the variance of the sky is its mean, whatever k_min: a check of the parameter."""
     found, sky = float(np.median([row.sky_variance for row in rows])), observation.sky
     # Relative error of a variance out of m pixels: sqrt(2/m).
-    noise = 4 * sky * (2 / (len(rows) * corner_side(observation.n_pixels) ** 2)) ** 0.5
+    noise = 4 * sky * (2 / (len(rows) * DARK_SHARE * observation.n_pixels**2)) ** 0.5
     if abs(found - sky) > max(SKY_TOLERANCE * sky, 1.0) + noise:
         raise D4LensError(
             f"the empty corners of the images in {where} scatter as a sky of {found:.1f} counts per pixel does, not "

@@ -22,7 +22,7 @@ from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.errors import D4LensError
 from d4lens.files import readable
 from d4lens.flags import Flag, Raised, abstains, joined
-from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model
+from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, fit_faintest, preset_model
 from d4lens.macrofit.centre import CENTRE, deviance, freed, places, promise, seen_from_lens
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
@@ -39,6 +39,9 @@ PRESET = "deeplense"
 """What is known of a lens by default: the simulator's preset behind the shipped weights."""
 
 _BATCH = 64
+_SCALE_DOUBT = (
+    0.1  # in ln(photons): what the sky's noise leaves open is a fiftieth, a fit with substructure a little more
+)
 _SIGMAS = 6.0  # below what photon noise gives chi2: images that were smoothed, or a gain that is too small
 _RING = 0.9  # share of the lens's light that must be seen
 # A lens is moved off its image's centre where that gains more deviance than noise would, and either leaves nothing but noise
@@ -211,6 +214,7 @@ def fit_images(
     names: Sequence[str], prepared: Sequence[Prepared], grid: Observation, free: Sequence[str]
 ) -> list[Fitted]:
     """Fit images on the pixels of `grid`, those that share a smooth lens together."""
+    prepared = _scaled_by_source(prepared, grid)
     groups: dict[int, tuple[SmoothLensModel, list[int]]] = {}
     for i, image in enumerate(prepared):
         lens = smooth_lens(image, grid, tuple(free))
@@ -221,7 +225,13 @@ def fit_images(
         counts = torch.from_numpy(np.stack([image.pixels for image in taken]))
         if taken[0].units != COUNTS:
             counts = pseudo_counts(counts)
-        fitted += _centred(Fitted([names[i] for i in members], taken, counts, lens, fit(counts, lens)))
+        lifts, skies = [image.lift for image in taken], [image.sky for image in taken]
+        counts, result, raised = fit_faintest(counts, lens, lifts, skies)
+        taken = [
+            replace(image, notes=(*image.notes, f"the fit raised every pixel by {by:+d} counts")) if by else image
+            for image, by in zip(taken, raised, strict=True)
+        ]
+        fitted += _centred(Fitted([names[i] for i in members], taken, counts, lens, result))
     return fitted
 
 
@@ -291,6 +301,27 @@ def doubtful(part: Fitted, answers: Tensor, classifier: Classifier, tta: bool) -
     if part.rival is None:
         return [False] * len(part.names)
     return (logits_of(part.rival, classifier, tta).argmax(1) != answers.argmax(1)).tolist()
+
+
+def _scaled_by_source(prepared: Sequence[Prepared], grid: Observation) -> list[Prepared]:
+    """Images whose photon scale is rough brought to where a fit finds the preset's source and sky, where it finds them.
+
+    An image whose source is another than the preset's stays as it is, to be fitted with a source and sky of its own.
+    """
+    out, standard = list(prepared), lens_of(grid)
+    for i, image in enumerate(prepared):
+        if not (image.rough and image.standard):
+            continue
+        out[i] = image = replace(image, standard=False)
+        lens = smooth_lens(image, grid)
+        found = fit(torch.from_numpy(image.pixels)[None], lens).parameters[0]
+        amplitude, sky = (float(found[lens.free.index(name)]) for name in ("amplitude", "sky"))
+        scale = standard.constants["amplitude"] / amplitude
+        if abs(math.log(scale)) < _SCALE_DOUBT:
+            pixels = ((image.pixels - sky * lens.binning**2) * scale + grid.sky).astype(np.float32)
+            notes = (*image.notes, f"counts scaled by {scale:.3f} to the source that a fit finds")
+            out[i] = replace(image, pixels=pixels, standard=True, sky=grid.sky, notes=notes)
+    return out
 
 
 def network_batch(
@@ -423,6 +454,8 @@ def flags_of(part: Fitted, i: int, largest: float | None) -> list[Raised]:
         raised.append(Raised(Flag.NO_COUNTS))
     elif chi2 < image.noise - _SIGMAS * math.sqrt(2 / max(int(seen.sum()), 1)):
         raised.append(Raised(Flag.TOO_LITTLE_NOISE))
+    if image.rough:
+        raised.append(Raised(Flag.ROUGH_SCALE))
     return [*raised, *image.flags]
 
 

@@ -1,5 +1,6 @@
 """The smooth lens fitted to each image: where it sits, and what it cannot explain."""
 
+from d4lens.macrofit.faintest import fit_faintest
 from d4lens.macrofit.fit import TABLE_COLUMNS, FitResult, fit
 from d4lens.macrofit.presets import preset_model, pseudo_counts
 from d4lens.macrofit.significance import significance
@@ -15,6 +16,7 @@ __all__ = [
     "SmoothLensModel",
     "bounds",
     "fit",
+    "fit_faintest",
     "fit_split",
     "preset_model",
     "pseudo_counts",

@@ -67,14 +67,22 @@ class _Chunk:
 
 
 def write_archive(
-    path: str | Path, preset: Preset, seed: int, n_train: int, n_val: int, workers: int = 1, progress: bool = False
+    path: str | Path,
+    preset: Preset,
+    seed: int,
+    n_train: int,
+    n_val: int,
+    workers: int = 1,
+    progress: bool = False,
+    train_preset: Preset | None = None,
 ) -> None:
     """Write a data set of `n_train` and `n_val` images, the three classes in turn, atomically.
 
+    `train_preset`: what the train part is drawn from, with the preset's name, telescope and noise; None: from `preset` too.
     `workers`: processes at most; 1, or a small data set, is made in this one. The bytes depend on the other arguments only. Memory stays flat in the
     number of images. Raises PhysicsError for negative numbers, D4LensError if the file cannot be written.
     """
-    write_shard(path, preset, seed, n_train, n_val, 0, 1, workers, progress)
+    write_shard(path, preset, seed, n_train, n_val, 0, 1, workers, progress, train_preset)
 
 
 def write_shard(
@@ -87,6 +95,7 @@ def write_shard(
     n_shards: int,
     workers: int = 1,
     progress: bool = False,
+    train_preset: Preset | None = None,
 ) -> None:
     """Write part `shard` (from 0) of `n_shards` of the data set that `write_archive` would write; see `join_shards`."""
     check_seed(seed)
@@ -102,7 +111,9 @@ def write_shard(
     if total == 0:
         raise PhysicsError("n_train + n_val must be at least 1, not 0")
     start, stop = total * shard // n_shards, total * (shard + 1) // n_shards
-    tasks = [(preset, seed, *task) for task in _tasks(start, stop, n_train)]
+    described = _description(preset, train_preset)
+    of_split = {"train": train_preset or preset, "val": preset}
+    tasks = [(of_split[split], seed, split, rows) for split, rows in _tasks(start, stop, n_train)]
     about = {"seed": int(seed), "n_train": int(n_train), "n_val": int(n_val), "start": start, "stop": stop}
     with _archive(path) as archive, Meter(stop - start, Path(path).name) if progress else nullcontext() as meter:
         for chunk in _map(tasks, min(workers, (stop - start) // _WORTH_A_WORKER)):
@@ -112,7 +123,7 @@ def write_shard(
             archive.subhalos.write(chunk.subhalos)
             if meter is not None:
                 meter.update(len(chunk.members))
-        archive.finish(preset.to_dict(), about)
+        archive.finish(described, about)
 
 
 def join_shards(paths: Iterable[str | Path], out: str | Path) -> None:
@@ -177,6 +188,20 @@ def read_truth(path: str | Path) -> Truth:
     """The truth tables of an archive, exact to the last bit."""
     with zipfile.ZipFile(path) as file, file.open(TRUTH) as images, file.open(SUBHALOS) as subhalos:
         return Truth.from_csv(images, subhalos)
+
+
+def _description(preset: Preset, train_preset: Preset | None) -> dict[str, Any]:
+    """What `preset.json` says: the preset, and as `train_priors` those of the train part's priors that are others."""
+    described = preset.to_dict()
+    if train_preset is None:
+        return described
+    train = train_preset.to_dict()
+    if {**train, "priors": None} != {**described, "priors": None}:
+        raise D4LensError(
+            "the train part of an archive may have other priors than val, but no other telescope or noise"
+        )
+    others = {name: prior for name, prior in train["priors"].items() if prior != described["priors"].get(name)}
+    return {**described, "train_priors": others} if others else described
 
 
 def _tasks(start: int, stop: int, n_train: int) -> Iterator[tuple[str, range]]:
@@ -319,14 +344,22 @@ def _one_thread() -> Iterator[None]:
 
 @together()
 def write_shared(
-    ranks: Ranks, path: str | Path, preset: Preset, seed: int, n_train: int, n_val: int, workers: int = 1
+    ranks: Ranks,
+    path: str | Path,
+    preset: Preset,
+    seed: int,
+    n_train: int,
+    n_val: int,
+    workers: int = 1,
+    train_preset: Preset | None = None,
 ) -> None:
     """`write_archive` by all of `ranks` at once, each with `workers` processes; shows its progress."""
     path = Path(path)
     if ranks.world == 1:
-        write_archive(path, preset, seed, n_train, n_val, workers, progress=True)
+        write_archive(path, preset, seed, n_train, n_val, workers, progress=True, train_preset=train_preset)
         return
-    write_shard(ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers, progress=ranks.leads)
+    place = ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers
+    write_shard(*place, progress=ranks.leads, train_preset=train_preset)
     ranks.wait()
     if ranks.leads:
         join_shards(ranks.parts(path), path)

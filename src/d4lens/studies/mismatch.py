@@ -86,6 +86,8 @@ class Case:
 def cases(psf_sigma: float) -> tuple[Case, ...]:
     """All cases for a telescope whose PSF the training took to be `psf_sigma` (arcsec)."""
     found = [Case("deeplense", "the training's own kind", freed=_LENS + _SOURCE)]
+    turned = {"gamma_phi": [0.0, math.pi], "source_phi": [0.0, math.pi]}
+    found.append(Case("random_orientation", "shear and source at every angle", turned))
     for q in (0.9, 0.75, 0.6):
         e = (1 - q) / (1 + q)
         known = {"lens_e1": e * math.cos(2 * _LENS_ANGLE), "lens_e2": e * math.sin(2 * _LENS_ANGLE)}

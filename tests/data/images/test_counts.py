@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d4lens import simulator
 from d4lens.data.images import COUNTS, NORMALISED, as_image, bin_pixels, find, observe, recover_counts
 from d4lens.data.images import counts as module
 from d4lens.errors import D4LensError
@@ -62,6 +63,84 @@ def test_k_min_comes_from_the_sky(make):
     assert len(faintest) > 1
 
 
+@pytest.fixture(scope="module")
+def lenses() -> np.ndarray:
+    """Photon counts of 48 simulated lenses whose arcs, along a diagonal, light two corners."""
+    diagonal = simulator.preset("deeplense", {"gamma_phi": np.pi / 4, "source_phi": np.pi / 4})
+    return simulator.render(simulator.draw(diagonal, 1, range(48)), diagonal).numpy().astype(int)
+
+
+def scaled(counts: np.ndarray) -> np.ndarray:
+    return (counts - counts.min()) / np.ptp(counts)
+
+
+def test_k_min_survives_lit_corners(lenses):
+    """Where the median of the corners was one too low in half of them."""
+    for counts in lenses:
+        assert np.array_equal(recover_counts(scaled(counts), 10.0).k, counts)
+        assert np.array_equal(recover_counts(counts - counts.min(), 10.0).k, counts) or counts.min() <= 1
+
+
+FINE = {
+    "12 bits": lambda x: np.rint(x * 4095) / 4095,
+    "16 bits": lambda x: np.rint(x * 65535) / 65535,
+    "16 bits, single": lambda x: (np.rint(x * 65535) / 65535).astype(np.float32),
+    "a 16-bit picture": lambda x: np.rint(x * 65535).astype(np.uint16),
+    "a 16-bit picture cut off": lambda x: (x * 65535).astype(np.uint16),
+    "part of 16 bits": lambda x: np.rint(x * 50000 + 3000).astype(np.uint16),
+    "half precision": lambda x: x.astype(np.float16),
+    "four digits": lambda x: np.round(x, 4),
+}
+COARSE = {
+    "8 bits": lambda x: np.rint(x * 255) / 255,
+    "8 bits, single": lambda x: (np.rint(x * 255) / 255).astype(np.float32),
+    "an 8-bit picture": lambda x: np.rint(x * 255).astype(np.uint8),
+    "an 8-bit picture cut off": lambda x: (x * 255).astype(np.uint8),
+    "part of 8 bits": lambda x: np.rint(x * 231 + 12).astype(np.uint8),
+    "part of 8 bits, rescaled": lambda x: np.rint(x * 231) / 231,
+}
+
+
+@pytest.mark.parametrize("kind", FINE)
+def test_levels_finer_than_photons_lose_nothing(lenses, kind):
+    for counts in lenses[:12]:
+        assert np.array_equal(recover_counts(FINE[kind](scaled(counts)), 10.0).k, counts)
+
+
+@pytest.mark.parametrize("kind", COARSE)
+def test_levels_coarser_than_photons_are_no_counts(lenses, kind):
+    for counts in lenses[:12]:
+        found = recover_counts(COARSE[kind](scaled(counts)), 10.0)
+        assert not found.is_counts
+        assert found.n_levels in (231, 254, 255)
+        per_level = np.ptp(counts) / found.n_levels
+        assert found.noise.gain * per_level == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("kind", ["10 bits", "a 10-bit picture"])
+def test_ten_bits_give_the_counts_or_none(lenses, kind):
+    right = 0
+    for counts in lenses:
+        levels = np.rint(scaled(counts) * 1023)
+        found = recover_counts(levels / 1023 if kind == "10 bits" else levels.astype(np.uint16), 10.0)
+        right += found.is_counts
+        assert not found.is_counts or np.array_equal(found.k, counts)
+    assert right > 12
+
+
+@pytest.mark.parametrize("n_levels", [255, 511, 1023])
+def test_photons_with_a_format_s_number_of_levels_are_photons(n_levels):
+    """The noise says so."""
+    x = np.arange(150) - 74.5
+    ring = 0.7 * n_levels * np.exp(-((np.hypot(x[:, None], x) - 30) ** 2) / 50)
+    for seed in range(8):
+        counts = np.random.default_rng(seed).poisson(ring + 10)
+        counts[counts == counts.max()] = counts.min() + n_levels
+        found = recover_counts(scaled(counts), 10.0)
+        assert found.is_counts
+        assert np.array_equal(found.k, counts)
+
+
 def test_k_min_survives_a_bright_corner(make):
     for seed in range(20):
         counts = make.photons(seed, n=100)
@@ -112,7 +191,7 @@ def test_observe_bins_and_names_units(make):
     with pytest.raises(D4LensError, match="no lattice of photon counts"):
         observe(noise, make.sky, units=COUNTS)
     with pytest.raises(D4LensError, match="exceed 65535"):
-        observe(make.photons(0) * 100, make.sky, factor=2)
+        observe(make.photons(0) + 60_000, make.sky, factor=2)
     with pytest.raises(D4LensError, match="leaves 4 of 16 pixels"):
         observe(make.photons(0, n=16), make.sky, factor=4)
     checks = np.indices((16, 16)).sum(0) % 2

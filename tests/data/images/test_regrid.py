@@ -112,13 +112,17 @@ def test_without_photons_the_image_is_normalised_and_the_reason_kept(header, sen
 
 
 def test_a_subtracted_sky_is_put_back():
-    counts = exposed(48, 0.1).astype(float)
-    for known in ({"sky": 40.0}, {}):
-        done = prepare(Raw(counts - 40), GRID, instrument(gain=1, **known))
-        # Told, the level is the corners' mean to a few tenths; measured, it is their variance, to a tenth of it.
-        assert done.pixels.mean() == pytest.approx(counts.mean(), abs=1 if known else 8)
-        assert done.sky_known == bool(known)
-        assert any("raised by" in note for note in done.notes)
+    # Told, the level is the darkest tenth's mean, to half a count; measured, it is its variance, to a tenth of it.
+    for known, within, bias in (({"sky": 40.0}, 0.6, 0.2), ({}, 6, 2)):
+        off = []
+        for seed in range(20):
+            counts = exposed(48, 0.1, seed=seed).astype(float)
+            done = prepare(Raw(counts - 40), GRID, instrument(gain=1, **known))
+            assert done.sky_known == bool(known)
+            assert any("raised by" in note for note in done.notes)
+            off.append(done.pixels.mean() - counts.mean())
+        assert np.std(off) < within
+        assert abs(np.mean(off)) < bias
     # A rescaled image of another sky: its variance tells.
     faint = np.random.default_rng(3).poisson(blob(48, 0.1) + 200)
     done = prepare(Raw((faint - faint.min()) / np.ptp(faint)), GRID)
@@ -186,6 +190,43 @@ def test_without_a_pixel_of_data_it_is_said():
         image[where, where] = np.nan
         with pytest.raises(D4LensError, match="no pixel within the field of view holds data"):
             prepare(Raw(image), GRID, instrument(pixel_scale=0.1))
+
+
+def test_an_8_bit_picture_gets_its_photon_scale_from_the_sky_s_noise():
+    grid = Observation(150, 0.05, 0.08625, 10.0)
+    light = blob(150, 0.05, 1.2e6, 0.8)
+    for seed in range(6):
+        counts = np.random.default_rng(seed).poisson(light + 10)
+        x = (counts - counts.min()) / np.ptp(counts)
+        for picture in (np.rint(x * 255).astype(np.uint8), (np.rint(x * 255) / 255).astype(np.float32)):
+            done = prepare(Raw(picture), grid)
+            assert (done.units, done.rough) == (COUNTS, True)
+            assert (done.pixels - done.sky).sum() / (counts - 10).sum() == pytest.approx(1, abs=0.15)
+            # The rounding's own variance stands in the sky.
+            assert done.sky == pytest.approx(10 + (np.ptp(counts) / 255) ** 2 / 12, rel=0.05)
+            assert any("the values are a file format's levels" in note for note in done.notes)
+        exact = prepare(Raw(np.rint(x * 4095) / 4095), grid)
+        assert not exact.rough
+        assert np.array_equal(exact.pixels, counts)
+
+
+def test_an_8_bit_picture_of_a_smoothed_image_has_no_photon_scale():
+    counts = np.random.default_rng(0).poisson(blob(150, 0.05, 1.2e6, 0.8) + 10).astype(float)
+    smooth = sum(np.roll(counts, (i, j), (0, 1)) for i in range(3) for j in range(3))[3:-3, 3:-3]
+    picture = np.rint((smooth - smooth.min()) / np.ptp(smooth) * 255) / 255
+    done = prepare(Raw(picture), Observation(144, 0.05, 0.08625, 10.0))
+    assert (done.units, done.rough) == (NORMALISED, False)
+    assert any("their noise gives no photon scale" in note for note in done.notes)
+
+
+def test_counts_whose_faintest_is_estimated_say_what_one_more_adds():
+    counts = exposed(96, 0.05)
+    scaled = (counts - counts.min()) / np.ptp(counts)
+    assert (prepare(Raw(scaled), GRID).lift == 4).all()
+    assert prepare(Raw(counts), GRID).lift is None
+    padded = prepare(Raw(scaled[8:-8, 8:-8]), GRID, instrument(pixel_scale=0.05))
+    assert (padded.lift[4:-4, 4:-4] == 4).all()
+    assert (padded.lift[:4] == 0).all()
 
 
 def test_what_does_not_fit_is_said():

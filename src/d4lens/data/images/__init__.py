@@ -2,6 +2,7 @@
 
 from d4lens.data.images.counts import (
     COUNTS,
+    DARK_SHARE,
     MAX_COUNT,
     MIN_LEVELS,
     MIN_SIDE,
@@ -10,7 +11,6 @@ from d4lens.data.images.counts import (
     Observed,
     as_image,
     bin_pixels,
-    corner_side,
     observe,
     recover_counts,
 )
@@ -23,6 +23,7 @@ from d4lens.data.images.sources import ImageSource, find, masked, read
 
 __all__ = [
     "COUNTS",
+    "DARK_SHARE",
     "MAX_COUNT",
     "MIN_LEVELS",
     "MIN_SIDE",
@@ -38,7 +39,6 @@ __all__ = [
     "Raw",
     "as_image",
     "bin_pixels",
-    "corner_side",
     "find",
     "header_of",
     "instrument",

@@ -12,7 +12,7 @@ from math import hypot
 import numpy as np
 from numpy.typing import NDArray
 
-from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, corner_side, recover_counts
+from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, recover_counts
 from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
 from d4lens.data.images.instrument import Instrument
@@ -26,12 +26,16 @@ _COVERED = 0.999  # share of a pixel of the grid below which it holds no data; t
 _OUTER = 0.9  # share of an image's pixels that lie nearer its centre than those taken for sky
 _SAME = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
 _GAIN_ONE = 0.25  # variance over mean less 1 that is taken for a gain of 1: five times its scatter
-_POISSON = (0.6, 1.6)  # variance over mean of a sky that is taken for photons; a corner scatters by a tenth
+_POISSON = (
+    0.6,
+    1.6,
+)  # variance over mean of a sky that is taken for photons; that of 48 x 48 pixels scatters by a tenth
 # Sigma of a pixel. Of simulated smooth lenses whose PSF is Gaussian but for wings, none was called structured below 0.5;
 # from 0.65 on, where a Moffat of beta 8 lies, a quarter were, at 1.2 (beta 4.7) all. The image stands for what the PSF
 # blurs, blurred as it is, so the true residual is larger.
 _PSF_RESIDUAL = 0.4
 _FULL_SCALE = 1000.0  # photons at the brightest where none can be had, as the fit then takes it
+_AGREE = 0.25  # relative difference of two ways to the photon scale; of 150 x 150 pixels it scatters by a twentieth
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Prepared:
     centre: (x, y) arcsec of the image's centre on the grid: half a pixel off where an odd number of pixels was cut.
     noise: variance over mean of the sky on the grid: 1, less where resampling has averaged neighbours.
     pixel_scale: arcsec per pixel of the image as it came.
+    rough: its photon scale is known by the sky's noise alone, to a few per cent.
+    lift: (N, N) by how much each pixel grows if the faintest native pixel holds one count more; None where that is known.
     notes: what was done, in words.
     flags: what to beware of that shows before the fit.
     """
@@ -62,19 +68,24 @@ class Prepared:
     centre: tuple[float, float]
     noise: float
     pixel_scale: float
+    rough: bool
+    lift: Array | None
     notes: tuple[str, ...]
     flags: tuple[Raised, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Photons:
-    """Photons per native pixel with their sky, or the values as they are where `units` is "normalised"."""
+    """Photons per native pixel with their sky, or the values as they are where `units` is "normalised"; `raised` where
+    the count of the faintest pixel is only estimated, `rough` where the photon scale is."""
 
     values: Array
     units: str
     standard: bool
     sky: float
     notes: tuple[str, ...]
+    raised: bool = False
+    rough: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,17 +165,21 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
         if low == high:
             raise D4LensError("it is constant within the field of view; it holds no image")
         pixels = (pixels - low) / (high - low)
+    square = raw.pixels.shape[0] == raw.pixels.shape[1]
     told_nothing = told.pixel_scale is None and raw.header.pixel_scale is None and told.psf is None and told.sky is None
+    published = exact and told_nothing and square
     return Prepared(
         pixels=np.where(seen, pixels, np.nan).astype(np.float32),
         units=photons.units,
-        standard=photons.standard and exact and told_nothing and raw.pixels.shape[0] == raw.pixels.shape[1],
+        standard=photons.standard and published,
         sky=photons.sky * ratio**2 if photons.units == COUNTS else 0.0,
         sky_known=told.sky is not None and photons.units == COUNTS,
         psf_sigma=(psf**2 + broadened) ** 0.5,
         centre=(columns.centre, rows.centre),
         noise=noise,
         pixel_scale=scale,
+        rough=photons.rough,
+        lift=np.where(seen, ratio**2, 0.0).astype(np.float32) if photons.raised else None,
         notes=(*notes, *how),
         flags=(*flags, *_disputes(raw.header, told), *_assumed(image, raw.header, told)),
     )
@@ -264,37 +279,64 @@ def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Pho
         counts = recover_counts(image, told.sky or sky)
         if counts.is_counts:
             return _from_lattice(image, counts, told.sky, sky)
+        if counts.noise is not None:
+            return _from_levels(image, counts, told.sky or sky)
         notes = ("no photon counts: the values lie on no lattice of them",)
-    return _Photons(image.astype(np.float64), NORMALISED, False, float(np.median(_corners(image)[0])), notes)
+    return _Photons(image.astype(np.float64), NORMALISED, False, dark_sky(image)[0], notes)
 
 
 def _from_lattice(image: Array, counts: Counts, told_sky: float | None, expected: float) -> _Photons:
-    means, variances = _corners(counts.k)
-    mean, variance = float(np.median(means)), float(np.median(variances))
+    mean, variance, _ = dark_sky(counts.k)
     whole = counts.k.flat[0] == image.flat[0] and bool((counts.k == image).all())
     if whole:
         if told_sky is not None:
             return _levelled(counts.k, told_sky, ("values taken for photon counts",))
         if not _POISSON[0] * mean < variance < _POISSON[1] * mean:
-            note = (
-                f"no photon counts: whole numbers, but the sky's variance {variance:.3g} is not its mean {mean:.3g}; "
-                "give --gain and --sky if they are a camera's"
-            )
-            return _Photons(image.astype(np.float64), NORMALISED, False, mean, (note,))
+            return _Photons(image.astype(np.float64), NORMALISED, False, mean, (_no_photons(mean, variance),))
         if _POISSON[0] * expected < mean < _POISSON[1] * expected:
             return _Photons(counts.k, COUNTS, True, expected, ("values taken for photon counts",))
         return _Photons(counts.k, COUNTS, False, mean, (f"values taken for photon counts, sky {mean:.4g} measured",))
     if told_sky is not None or _POISSON[0] * expected < variance < _POISSON[1] * expected:
         sky = told_sky or expected
-        return _Photons(counts.k, COUNTS, told_sky is None, sky, ("photon counts recovered",))
+        return _Photons(counts.k, COUNTS, told_sky is None, sky, ("photon counts recovered",), True)
     k = recover_counts(image, variance).k
     return _Photons(k, COUNTS, False, variance, (f"photon counts recovered, sky {variance:.4g} by its variance",))
 
 
+def _from_levels(image: Array, counts: Counts, sky: float) -> _Photons:
+    """Photons of values that were rounded to a file format's levels, more than a photon each.
+
+    The sky's known mean gives the levels that a photon makes by the sky's variance, less that of the rounding. The growth of the
+    variance with the mean gives them without a sky; where the two disagree, there is no photon scale.
+    """
+    noise = counts.noise
+    assert noise is not None
+    per_photon = (max(noise.variance - 1 / 12, 0.0) / sky) ** 0.5
+    tolerance = max(_AGREE * per_photon, 4 * noise.gain_sigma)
+    if abs(noise.gain - per_photon) > tolerance or noise.gain <= 4 * noise.gain_sigma:
+        whole = image.dtype.kind in "iu" or bool((image == np.rint(image)).all())
+        note = _no_photons(noise.mean + float(image.min()), noise.variance) if whole else _NO_SCALE
+        return _Photons(image.astype(np.float64), NORMALISED, False, dark_sky(image)[0], (note,))
+    # The rounding's variance counts as that of so many photons of sky more, so that the noise is Poisson's.
+    sky += 1 / (12 * per_photon**2)
+    photons = (counts.k - counts.k_min - noise.mean) / per_photon + sky
+    note = f"photon counts by the sky's noise: the values are a file format's levels, {per_photon:.3g} a photon"
+    return _Photons(photons, COUNTS, True, sky, (note,), rough=True)
+
+
+_NO_SCALE = "no photon counts: the values are a file format's levels, and their noise gives no photon scale"
+
+
+def _no_photons(mean: float, variance: float) -> str:
+    return (
+        f"no photon counts: whole numbers, but the sky's variance {variance:.3g} is not its mean {mean:.3g}; "
+        "give --gain and --sky if they are a camera's"
+    )
+
+
 def _levelled(values: Array, sky: float | None, notes: tuple[str, ...]) -> _Photons:
     """Photons raised to the sky that their noise is from, where it was subtracted."""
-    means, variances = _corners(values)
-    mean, variance = float(np.median(means)), float(np.median(variances))
+    mean, variance, _ = dark_sky(values)
     if sky is not None:
         lift = sky - mean if abs(sky - mean) > 0.02 * sky else 0.0
     elif _POISSON[0] * mean < variance < _POISSON[1] * mean:
@@ -353,8 +395,8 @@ def _assumed(image: Array, header: Header, told: Instrument) -> tuple[Raised, ..
     factor, _ = _photons_per_unit(header, told)
     if unit is None or unit.base != "count" or factor is None or told.gain is not None or header.gain is not None:
         return ()
-    means, variances = _corners(image * factor)
-    return () if abs(np.median(variances) / np.median(means) - 1) < _GAIN_ONE else (Raised(Flag.GAIN_ASSUMED),)
+    mean, variance, _ = dark_sky(image * factor)
+    return () if abs(variance / mean - 1) < _GAIN_ONE else (Raised(Flag.GAIN_ASSUMED),)
 
 
 def _sum(cut: Array, n: int, factor: int, sky: float) -> Array:
@@ -384,13 +426,6 @@ def _edges(shape: tuple[int, ...], want: tuple[float, ...]) -> tuple[str, ...]:
     if cut and short:
         return (f"cut from {size}, of which not all hold data",)
     return (f"cut from {size}",) if cut else (f"no data beyond {size}",) if short else ()
-
-
-def _corners(image: Array) -> tuple[list[float], list[float]]:
-    """Means and variances of the four corners."""
-    side = corner_side(min(image.shape))
-    parts = [image[y, x] for y in (slice(side), slice(-side, None)) for x in (slice(side), slice(-side, None))]
-    return [float(part.mean()) for part in parts], [float(part.var()) for part in parts]
 
 
 def _size(image: Array) -> str:
