@@ -12,7 +12,7 @@ import pandas as pd
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError, PhysicsError
-from d4lens.lensing import theta_E_luminosity, unchecked
+from d4lens.lensing import theta_E_luminosity
 from d4lens.simulator.priors import PARAMETERS, SUBHALO_PARAMETERS, Preset
 
 SPLITS = ("train", "val")
@@ -142,8 +142,7 @@ def draw_pair(
 
 @lru_cache(maxsize=1024)
 def _theta_E(mass: float, z_lens: float, z_source: float) -> float:
-    with unchecked():
-        return float(theta_E_luminosity(mass, z_lens, z_source))
+    return float(theta_E_luminosity(mass, z_lens, z_source))
 
 
 def _round(value: float) -> float:

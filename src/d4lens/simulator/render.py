@@ -1,8 +1,8 @@
 """From truth tables to images: the noise-free image, and the counts a telescope would record.
 
-On the CPU an image costs half a millisecond, one image at a time, so that its bytes cannot depend on its company.
-The physics is that of `d4lens.lensing` (a test holds the two equal); what is fused here is the arithmetic,
-because the pure functions take ten times as long on one core. On a GPU the pure functions run in batches.
+An image costs half a millisecond of one core. Images are rendered one at a time, so that the bytes of one do not depend on
+the others. The physics is that of `d4lens.lensing`, and a test holds the two equal. Only the arithmetic is fused here,
+because the pure functions take ten times as long.
 """
 
 import math
@@ -29,32 +29,43 @@ _COLUMNS = (
     *("rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y", "exposure", "background_rms"),
 )
 _BLOCK = 3000  # pixels whose distances to 25 point masses fit the second-level cache together
-_GPU_BATCH = 256
 
 
-def render(truth: Truth, preset: Preset, noise: bool = True, device: torch.device | str | None = None) -> Tensor:
-    """Images of a truth table: (B, N, N) float64, counts with noise, mean counts (with the sky) without.
+def render(truth: Truth, preset: Preset, noise: bool = True) -> Tensor:
+    """Render the images of a truth table.
 
-    `poisson` noise gives whole counts. `deeplensesim` noise gives Poisson(signal) + exposure x N(0, background_rms),
-    and, unless the preset is `corrected`, a Poisson draw of that (clipped at 0), as published.
-    Noise-free images come from the pure functions of `d4lens.lensing` where a `device` is named, from the fused CPU
-    renderer where none is; they agree to 1e-8 (the fused PSF ends at 6 sigma). The noise of an image depends on its preset's name, seed, split and
-    index only, never on its company.
+    The noise of an image depends on its preset's name, seed, split and index only, not on the images beside it.
 
-    Raises PhysicsError for a value outside its physical range.
+    Parameters
+    ----------
+    truth : Truth
+        B lenses, as `draw` makes them.
+    preset : Preset
+        The observation and the kind of noise.
+    noise : bool
+        False for the mean counts, with the sky.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float64. `poisson` noise gives whole counts. `deeplensesim` noise gives
+        Poisson(signal) + exposure x N(0, background_rms), and, unless the preset is `corrected`, a Poisson draw of that
+        (clipped at 0), as published. The PSF ends at 6 sigma, which moves a pixel by up to 1e-8 of the brightest.
+
+    Raises
+    ------
+    PhysicsError
+        If a value lies outside its physical range.
     """
     values = _values(truth)
     n = preset.observation.n_pixels
     images = np.empty((len(truth), n, n))
-    if device is not None:
-        images[:] = _render_torch(truth, preset.observation, torch.device(device)).cpu().numpy()
     renderer, exposer = _Renderer(preset.observation), _Exposer(preset)
     keys = zip(*(truth.images[name].tolist() for name in ("preset", "seed", "split", "index")))
     # BLAS rounds the ends of what each thread gets its own way, and on matrices this small threads only wait.
     with _blas().limit(limits=1):
         for image, row, points, key in zip(images, values, truth.subhalo_arrays(), keys):
-            if device is None:
-                renderer.signal(row, points, image)
+            renderer.signal(row, points, image)
             exposer(image, row, noise_stream(*key) if noise else None)
     return torch.from_numpy(images)
 
@@ -259,43 +270,3 @@ class _Renderer:
             np.multiply(s, b, out=along)
             near += along
             target -= near.ravel()
-
-
-def _render_torch(truth: Truth, observation: Observation, device: torch.device) -> Tensor:
-    """The same images by the pure functions of `d4lens.lensing`, in batches: (B, N, N) float64 on `device`."""
-    x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64, device)
-    table = truth.images[list(_COLUMNS)].to_numpy(np.float64)
-    arrays = truth.subhalo_arrays()
-    images = []
-    for start in range(0, len(table), _GPU_BATCH):
-        rows = table[start : start + _GPU_BATCH]
-        points = arrays[start : start + _GPU_BATCH]
-        padded = np.zeros((3, len(rows), max(p.shape[1] for p in points)))
-        for i, p in enumerate(points):
-            padded[:, i, : p.shape[1]] = p
-        column = dict(zip(_COLUMNS, torch.from_numpy(rows.T.copy()).to(device)[:, :, None, None]))
-        images.append(_signal_torch(x, y, column, torch.from_numpy(padded).to(device), observation))
-    return torch.cat(images) if images else torch.empty(0, *x.shape, dtype=torch.float64, device=device)
-
-
-def _signal_torch(x: Tensor, y: Tensor, column: dict[str, Tensor], points: Tensor, observation: Observation) -> Tensor:
-    shape = (len(column["theta_E"]), *x.shape)
-    if (column["lens_q"] == 1).all():
-        ax, ay = lensing.sis(x, y, column["theta_E"])
-    else:
-        ax, ay = lensing.sie(x, y, column["theta_E"], column["lens_q"], column["lens_phi"])
-    for dx, dy in (
-        lensing.shear(x, y, column["gamma1"], column["gamma2"]),
-        *([lensing.point_masses(x, y, *points[:, :, None, None])] if points.shape[-1] else []),
-    ):
-        ax, ay = ax + dx, ay + dy
-    has_rod = ~column["rod_theta_E"].isnan().flatten()
-    if has_rod.any():
-        names = ("rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y")
-        dx, dy = lensing.rod(x, y, *(column[name][has_rod] for name in names))
-        ax, ay = ax.expand(shape).clone(), ay.expand(shape).clone()
-        ax[has_rod] += dx
-        ay[has_rod] += dy
-    source = ("sersic_amplitude", "sersic_R_e", "sersic_n", "source_q", "source_phi", "source_x", "source_y")
-    image = lensing.sersic(x - ax, y - ay, *(column[name] for name in source))
-    return lensing.convolve_psf(image, observation.psf_sigma / observation.pixel_scale)
