@@ -13,7 +13,7 @@ import pandas as pd
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.lensing import theta_E_luminosity
-from d4lens.simulator.priors import PARAMETERS, SUBHALO_PARAMETERS, Preset
+from d4lens.simulator.priors import PARAMETER_RANGES, SUBHALO_RANGES, Preset
 
 SPLITS = ("train", "val")
 # Streams of one image: disjoint stretches of one counter.
@@ -153,7 +153,7 @@ def _draw_image(
     preset: Preset, seed: int, split: str, index: int, substructure: str
 ) -> tuple[dict[str, object], list[tuple[object, ...]]]:
     u = stream(preset.name, seed, split, index, _PARAMETER_STREAM).random(_SLOTS)
-    p = {name: preset.priors[name].quantile(u[i]) for i, name in enumerate(PARAMETERS) if name in preset.priors}
+    p = {name: preset.priors[name].quantile(u[i]) for i, name in enumerate(PARAMETER_RANGES) if name in preset.priors}
     if "theta_E" not in p:
         p["theta_E"] = _theta_E(p["halo_mass"], p["z_lens"], p["z_source"])
     if "source_x" not in p:
@@ -187,7 +187,7 @@ def _draw_image(
         }
     elif label == "sphere":
         u = stream(preset.name, seed, split, index, _SUBHALO_STREAM).random((preset.n_subhalos, 3))
-        mass, radius, azimuth = (preset.priors[name] for name in SUBHALO_PARAMETERS)
+        mass, radius, azimuth = (preset.priors[name] for name in SUBHALO_RANGES)
         for um, ur, ua in u.tolist():
             m, r, a = mass.quantile(um), radius.quantile(ur), azimuth.quantile(ua)
             theta = theta_E * math.sqrt(m / p["halo_mass"])

@@ -65,7 +65,7 @@ def power_law(low: float, high: float, slope: float, unit: str = "", source: str
 
 
 @dataclass(frozen=True)
-class Parameter:
+class Range:
     """Physical range of a parameter: low (exclusive if `open`) to high (inclusive)."""
 
     low: float
@@ -80,21 +80,21 @@ class Parameter:
             raise PhysicsError(f"{name} must lie in {left}{self.low:g}, {self.high:g}], not {value:g}")
 
 
-_ANGLE = Parameter(-math.inf, math.inf)
-_PLACE = Parameter(-1e4, 1e4)
-_POSITIVE = Parameter(0.0, math.inf, open=True)
-_NON_NEGATIVE = Parameter(0.0, math.inf)
-_AXIS_RATIO = Parameter(0.0, 1.0, open=True)
+_ANGLE = Range(-math.inf, math.inf)
+_PLACE = Range(-1e4, 1e4)
+_POSITIVE = Range(0.0, math.inf, open=True)
+_NON_NEGATIVE = Range(0.0, math.inf)
+_AXIS_RATIO = Range(0.0, 1.0, open=True)
 
 # Every parameter an image can have. Its place in this table is its place in the image's random stream: append only.
-PARAMETERS: dict[str, Parameter] = {
+PARAMETER_RANGES: dict[str, Range] = {
     "halo_mass": _POSITIVE,
     "z_lens": _POSITIVE,
     "z_source": _POSITIVE,
     "theta_E": _POSITIVE,
     "lens_q": _AXIS_RATIO,
     "lens_phi": _ANGLE,
-    "gamma": Parameter(0.0, 0.99),
+    "gamma": Range(0.0, 0.99),
     "gamma_phi": _ANGLE,
     "source_x": _PLACE,
     "source_y": _PLACE,
@@ -104,7 +104,7 @@ PARAMETERS: dict[str, Parameter] = {
     "source_phi": _ANGLE,
     "sersic_amplitude": _POSITIVE,
     "sersic_R_e": _POSITIVE,
-    "sersic_n": Parameter(0.5, 10.0),  # the range of b_n = 1.9992 n - 0.3271
+    "sersic_n": Range(0.5, 10.0),  # the range of b_n = 1.9992 n - 0.3271
     "rod_mass": _POSITIVE,
     "rod_half_length": _POSITIVE,
     "rod_phi": _ANGLE,
@@ -114,7 +114,7 @@ PARAMETERS: dict[str, Parameter] = {
     "background_rms": _NON_NEGATIVE,
 }
 # Drawn once a point mass, in this order.
-SUBHALO_PARAMETERS: dict[str, Parameter] = {
+SUBHALO_RANGES: dict[str, Range] = {
     "subhalo_mass": _POSITIVE,
     "subhalo_radius": _NON_NEGATIVE,
     "subhalo_azimuth": _ANGLE,
@@ -246,7 +246,14 @@ MODEL_I = Preset(
     noise="deeplensesim",
 )
 
-PRESETS: dict[str, Preset] = {p.name: p for p in (DEEPLENSE, MODEL_I)}
+# One entry a preset. The command line, params.yaml and the Python interface offer whatever stands here.
+PRESETS: dict[str, Preset] = {
+    entry.name: entry
+    for entry in (
+        DEEPLENSE,
+        MODEL_I,
+    )
+}
 
 
 def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
@@ -262,7 +269,7 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
         raise D4LensError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
     result = PRESETS[name]
     overrides = dict(overrides or {})
-    parameters = {**PARAMETERS, **SUBHALO_PARAMETERS}
+    parameters = {**PARAMETER_RANGES, **SUBHALO_RANGES}
     known = [*parameters, *_OBSERVATION, "n_subhalos", "corrected"]
     unknown = [key for key in overrides if key not in known]
     if unknown:
@@ -289,7 +296,8 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
         if not isinstance(overrides["corrected"], bool):
             raise D4LensError(f"corrected must be true or false, not {overrides['corrected']!r}")
         if result.noise != "deeplensesim":
-            raise D4LensError(f"corrected is a switch of model-i; the noise of {name} has nothing to correct")
+            twice = ", ".join(entry.name for entry in PRESETS.values() if entry.noise == "deeplensesim")
+            raise D4LensError(f"corrected is a switch of {twice}; the noise of {name} has nothing to correct")
         result = replace(result, corrected=overrides["corrected"])
     for key in parameters.keys() & overrides.keys():
         for other in _REPLACES.get(key, ()):

@@ -18,7 +18,7 @@ from d4lens.errors import PhysicsError
 from d4lens.observation import Observation
 from d4lens.simulator.draw import Truth, noise_stream
 from d4lens.simulator.noise import PoissonQuantile
-from d4lens.simulator.priors import PARAMETERS, Preset
+from d4lens.simulator.priors import PARAMETER_RANGES, Preset
 
 _ALWAYS = (
     *("theta_E", "lens_q", "lens_phi", "gamma1", "gamma2", "source_x", "source_y", "source_q", "source_phi"),
@@ -83,9 +83,9 @@ def _values(truth: Truth) -> list[dict[str, float]]:
         for name, low, high, empty in zip(_COLUMNS, np.fmin.reduce(table), np.fmax.reduce(table), missing):
             if name in _ALWAYS and (empty or not math.isfinite(high - low)):
                 raise PhysicsError(f"{name} must be finite in every row, not {table[:, _COLUMNS.index(name)].tolist()}")
-            if name in PARAMETERS and not math.isnan(low):
-                PARAMETERS[name].check(name, float(low))
-                PARAMETERS[name].check(name, float(high))
+            if name in PARAMETER_RANGES and not math.isnan(low):
+                PARAMETER_RANGES[name].check(name, float(low))
+                PARAMETER_RANGES[name].check(name, float(high))
     return [dict(zip(_COLUMNS, row)) for row in table.tolist()]
 
 
