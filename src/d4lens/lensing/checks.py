@@ -22,7 +22,7 @@ _checking: ContextVar[bool] = ContextVar("d4lens_checking", default=True)
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Within this block parameters are trusted: for inner loops whose bounds already hold (no device sync)."""
+    """Trust the parameters within this block: for inner loops whose bounds already hold (no device sync)."""
     token = _checking.set(False)
     try:
         yield
@@ -54,9 +54,26 @@ def parameter(
     low_open: bool = False,
     high_open: bool = False,
 ) -> Number:
-    """`value` as a float or tensor, after checking that it is finite and in [low, high], without an open bound.
+    """Return a parameter after checking that it is finite and within its bounds.
 
-    Raises PhysicsError naming the argument and the offending value.
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : float or Tensor
+        The value. Other numbers and array-likes are converted.
+    low, high : float
+        Bounds, each inclusive unless `low_open` or `high_open` is set.
+
+    Returns
+    -------
+    float or Tensor
+        The value itself. Within `unchecked`, under vmap or torch.compile it is not checked.
+
+    Raises
+    ------
+    PhysicsError
+        If a value is not finite or out of bounds. The message names the argument and the value.
     """
     if not isinstance(value, float | Tensor):
         try:
@@ -79,24 +96,44 @@ def parameter(
 
 
 def positive(name: str, value: Any) -> Number:
-    """A finite value above zero."""
+    """Return a finite value above zero; PhysicsError otherwise."""
     return parameter(name, value, 0.0, low_open=True)
 
 
 def axis_ratio(name: str, value: Any) -> Number:
-    """A value in (0, 1]."""
+    """Return a value in (0, 1]; PhysicsError otherwise."""
     return parameter(name, value, 0.0, 1.0, low_open=True)
 
 
 def size(name: str, value: Any, at_least: int = MIN_PIXELS) -> int:
-    """A whole number of pixels."""
+    """Return a whole number of pixels of at least `at_least`; PhysicsError otherwise."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
         raise PhysicsError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
     return int(value)
 
 
 def field(name: str, value: Any, n_axes: int = 0) -> Tensor:
-    """`value` as a real floating-point tensor of at least `n_axes` axes; integers and complex numbers are refused."""
+    """Return a value as a real floating-point tensor.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : Tensor or array_like
+        A number takes torch's default dtype.
+    n_axes : int
+        Least number of axes.
+
+    Returns
+    -------
+    Tensor
+        The value, of the dtype that it had.
+
+    Raises
+    ------
+    PhysicsError
+        If the value is integer, complex, no tensor or has too few axes.
+    """
     if not isinstance(value, Tensor):
         try:
             is_number = isinstance(value, Real)
@@ -113,7 +150,7 @@ def field(name: str, value: Any, n_axes: int = 0) -> Tensor:
 
 
 def like(value: Number, field: Tensor) -> Tensor:
-    """A parameter as a tensor, so that sqrt and cos apply; a float takes the dtype and device of `field`."""
+    """Return a parameter as a tensor, so that sqrt and cos apply; a float takes the dtype and device of `field`."""
     if isinstance(value, Tensor):
         return value
     return torch.tensor(value, dtype=field.dtype, device=field.device)

@@ -12,10 +12,23 @@ from d4lens.observation import Observation
 
 @dataclass(frozen=True)
 class Prior:
-    """A one-dimensional distribution on [low, high]: `fixed`, `uniform`, `log-uniform` or `power-law` (dN/dx ∝ x^slope).
+    """A one-dimensional distribution on [low, high].
 
-    It is drawn by its quantile function, one uniform number a value, so that changing one prior leaves every other
-    parameter of an image as it was.
+    It is drawn by its quantile function, one uniform number a value, so that changing one prior leaves every other parameter of an
+    image as it was.
+
+    Attributes
+    ----------
+    kind : {"fixed", "uniform", "log-uniform", "power-law"}
+        The distribution's form.
+    low, high : float
+        Its bounds.
+    unit : str
+        Their unit.
+    source : str
+        Where the numbers come from.
+    slope : float
+        Of a power law, dN/dx ∝ x^slope.
     """
 
     kind: str
@@ -26,7 +39,7 @@ class Prior:
     slope: float = 0.0
 
     def quantile(self, u: float) -> float:
-        """The value below which a fraction `u` in [0, 1) of the distribution lies."""
+        """Return the value below which a fraction `u` in [0, 1) of the distribution lies."""
         if self.kind == "fixed":
             return self.low
         if self.kind == "uniform":
@@ -45,35 +58,45 @@ class Prior:
 
 
 def fixed(value: float, unit: str = "", source: str = "") -> Prior:
-    """A parameter that is `value` in every image."""
+    """Return the prior of a parameter that is `value` in every image."""
     return Prior("fixed", value, value, unit, source)
 
 
 def uniform(low: float, high: float, unit: str = "", source: str = "") -> Prior:
-    """Uniform between `low` and `high`."""
+    """Return the uniform prior between `low` and `high`."""
     return Prior("uniform", low, high, unit, source)
 
 
 def log_uniform(low: float, high: float, unit: str = "", source: str = "") -> Prior:
-    """Its logarithm uniform between those of `low` and `high`, both above 0."""
+    """Return the prior whose logarithm is uniform between those of `low` and `high`, both above 0."""
     return Prior("log-uniform", low, high, unit, source)
 
 
 def power_law(low: float, high: float, slope: float, unit: str = "", source: str = "") -> Prior:
-    """dN/dx proportional to x^slope between `low` and `high`, both above 0."""
+    """Return the prior with dN/dx proportional to x^slope between `low` and `high`, both above 0."""
     return Prior("power-law", low, high, unit, source, slope)
 
 
 @dataclass(frozen=True)
 class Range:
-    """Physical range of a parameter: low (exclusive if `open`) to high (inclusive)."""
+    """Physical range of a parameter.
+
+    Attributes
+    ----------
+    low : float
+        Lower bound, exclusive if `open`.
+    high : float
+        Upper bound, inclusive.
+    open : bool
+        Whether `low` is left out.
+    """
 
     low: float
     high: float
     open: bool = False
 
     def check(self, name: str, value: float) -> None:
-        """Raises PhysicsError, naming the parameter, unless `value` lies in the range."""
+        """Raise PhysicsError, naming the parameter, unless `value` lies in the range."""
         inside = (value > self.low if self.open else value >= self.low) and value <= self.high
         if not (math.isfinite(value) and inside):
             left = "(" if self.open else "["
@@ -136,13 +159,19 @@ class Preset:
 
     Attributes
     ----------
-    name: also the key of the random stream, so an overridden preset shares its draws with the original.
-    observation: grid, PSF and sky.
-    priors: parameter name -> Prior. Angles in radians from +x towards +y, lengths in arcsec, masses in solar masses.
-    noise: "poisson": counts ~ Poisson(signal + sky); "deeplensesim": Poisson(signal) + Gaussian background, which
-        DeepLenseSim then passes through Poisson once more.
-    n_subhalos: point masses in a `sphere` image.
-    corrected: with "deeplensesim" noise, leave the second Poisson draw out.
+    name : str
+        Also the key of the random stream, so an overridden preset shares its draws with the original.
+    observation : Observation
+        Grid, PSF and sky.
+    priors : mapping of str to Prior
+        By the name of the parameter. Angles in radians from +x towards +y, lengths in arcsec, masses in solar masses.
+    noise : {"poisson", "deeplensesim"}
+        "poisson": counts ~ Poisson(signal + sky). "deeplensesim": Poisson(signal) + Gaussian background, which DeepLenseSim then
+        passes through Poisson once more.
+    n_subhalos : int
+        Point masses in a `sphere` image.
+    corrected : bool
+        With "deeplensesim" noise, leave the second Poisson draw out.
     """
 
     name: str
@@ -153,7 +182,7 @@ class Preset:
     corrected: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that decides the images, for the archive's `preset.json`."""
+        """Return everything that decides the images, for the archive's `preset.json`."""
         return {
             "name": self.name,
             "observation": self.observation.to_dict(),
@@ -167,7 +196,7 @@ class Preset:
         }
 
     def __str__(self) -> str:
-        """The table of priors, one parameter a line, with its source."""
+        """Return the table of priors, one parameter a line, with its source."""
         width = max(map(len, self.priors))
         return "\n".join(
             f"{name:{width}s}  {prior!s:45s}  {prior.source}".rstrip() for name, prior in self.priors.items()
@@ -257,13 +286,28 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
-    """The named preset with some of its priors replaced.
+    """Return a preset by its name, some of its priors replaced.
 
-    `overrides` maps a name to a number (fixes it), a pair [low, high] (uniform) or a mapping with `kind`, `low`, `high`
-    and, for a power law, `slope`. Besides the priors: `n_pixels`, `pixel_scale` (arcsec), `psf_sigma` (arcsec), `sky`
-    (counts per pixel), `n_subhalos` and `corrected` (true or false), one value each.
+    Parameters
+    ----------
+    name : str
+        A key of PRESETS.
+    overrides : mapping, optional
+        A parameter's name to a number (fixes it), a pair [low, high] (uniform) or a mapping with `kind`, `low`, `high` and, for a
+        power law, `slope`. Besides the priors: `n_pixels`, `pixel_scale` (arcsec), `psf_sigma` (arcsec), `sky` (counts per pixel),
+        `n_subhalos` and `corrected` (true or false), one value each.
 
-    Raises D4LensError for an unknown preset, name or form, PhysicsError for a value outside its physical range.
+    Returns
+    -------
+    Preset
+        The preset, of the same name.
+
+    Raises
+    ------
+    D4LensError
+        If the preset, a name or a form is unknown.
+    PhysicsError
+        If a value lies outside its physical range.
     """
     if name not in PRESETS:
         raise D4LensError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
@@ -323,7 +367,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _prior(name: str, value: Any, old: Prior | None) -> Prior:
-    """The prior an override asks for; unit as before."""
+    """Return the prior an override asks for, with the unit of the prior before it."""
     unit = old.unit if old else ""
     if isinstance(value, Mapping):
         kind = value.get("kind")

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
@@ -76,7 +77,7 @@ def _blas() -> ThreadpoolController:
 
 
 def _values(truth: Truth) -> list[dict[str, float]]:
-    """The numbers of each row, checked."""
+    """Return the numbers of each row, checked."""
     table = truth.images[list(_COLUMNS)].to_numpy(np.float64)
     if len(table):
         missing = np.isnan(table).any(axis=0)
@@ -98,7 +99,7 @@ class _Exposer:
         self.quantile = PoissonQuantile(n * n)
         self.numbers = np.empty((n, n))
 
-    def __call__(self, image: np.ndarray, row: dict[str, float], stream: np.random.Generator | None) -> None:
+    def __call__(self, image: NDArray[np.float64], row: dict[str, float], stream: np.random.Generator | None) -> None:
         preset = self.preset
         image += preset.observation.sky
         if preset.noise == "deeplensesim":
@@ -119,8 +120,8 @@ class _Exposer:
 
 
 @lru_cache(maxsize=8)
-def _unit_lens(n_pixels: int, pixel_scale: float, q: float, phi: float) -> np.ndarray:
-    """(5, N²): x, y, the deflection of a lens of theta_E = 1 (it is linear in theta_E), and ones."""
+def _unit_lens(n_pixels: int, pixel_scale: float, q: float, phi: float) -> NDArray[np.float64]:
+    """Return (5, N²): x, y, the deflection of a lens of theta_E = 1 (it is linear in theta_E), and ones."""
     x, y = lensing.grid(n_pixels, pixel_scale, torch.float64)
     ax, ay = lensing.sis(x, y, 1.0) if q == 1.0 else lensing.sie(x, y, 1.0, q, phi)
     basis = torch.stack([t.flatten() for t in (x, y, ax, ay, torch.ones_like(x))]).numpy()
@@ -129,8 +130,8 @@ def _unit_lens(n_pixels: int, pixel_scale: float, q: float, phi: float) -> np.nd
 
 
 @lru_cache(maxsize=8)
-def _distance_basis(n_pixels: int, pixel_scale: float) -> np.ndarray:
-    """(4, N²): x² + y², x, y, 1, of which r_k² = (x² + y²) - 2 x_k x - 2 y_k y + (x_k² + y_k²) is a product."""
+def _distance_basis(n_pixels: int, pixel_scale: float) -> NDArray[np.float64]:
+    """Return (4, N²): x² + y², x, y, 1, of which r_k² = (x² + y²) - 2 x_k x - 2 y_k y + (x_k² + y_k²) is a product."""
     x, y = (t.flatten().numpy() for t in lensing.grid(n_pixels, pixel_scale, torch.float64))
     basis = np.stack([x * x + y * y, x, y, np.ones_like(x)])
     basis.flags.writeable = False
@@ -138,8 +139,8 @@ def _distance_basis(n_pixels: int, pixel_scale: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _psf_blocks(n: int, sigma: float) -> list[tuple[slice, slice, np.ndarray]]:
-    """The PSF along one axis as blocks of a band matrix: (rows out, rows in, (out, in)), sigma in pixels."""
+def _psf_blocks(n: int, sigma: float) -> list[tuple[slice, slice, NDArray[np.float64]]]:
+    """Return the PSF along one axis as blocks of a band matrix: (rows out, rows in, (out, in)), sigma in pixels."""
     taps = lensing.gaussian_psf(sigma, torch.float64).sum(-1).numpy()
     radius = len(taps) // 2
     band = np.zeros((n, n))
@@ -154,7 +155,7 @@ def _psf_blocks(n: int, sigma: float) -> list[tuple[slice, slice, np.ndarray]]:
 
 
 class _Renderer:
-    """Scratch arrays for one image at a time; every array has the shape it will have for every other image."""
+    """Scratch arrays for one image at a time; every array has the same shape for every image."""
 
     def __init__(self, observation: Observation) -> None:
         self.observation = observation
@@ -166,7 +167,7 @@ class _Renderer:
         self.u, self.v, self.t, *self.scratch = (np.empty(n * n) for _ in range(6))
         self.inverse = np.empty(25 * _BLOCK)
 
-    def signal(self, row: dict[str, float], points: np.ndarray, out: np.ndarray) -> None:
+    def signal(self, row: dict[str, float], points: NDArray[np.float64], out: NDArray[np.float64]) -> None:
         """Write the lensed and blurred source to `out` (N, N), in the unit of the Sérsic amplitude; no sky."""
         # The source's own axes, in units of its elliptical radius, are linear in (x, y, alpha).
         cos, sin = math.cos(row["source_phi"]), math.sin(row["source_phi"])
@@ -205,7 +206,7 @@ class _Renderer:
         for columns, into, band in self.blocks:
             np.matmul(half[:, into], band.T, out=out[:, columns])
 
-    def _point_masses(self, points: np.ndarray, axes: np.ndarray, guarded: bool = False) -> None:
+    def _point_masses(self, points: NDArray[np.float64], axes: NDArray[np.float64], guarded: bool = False) -> None:
         """Take the deflection of point masses (3, K), axes @ sum_k m_k (x - x_k, y - y_k)/r_k², from (u, v).
 
         That is (axes @ (x, y)) W - (U, V) with W = sum_k m_k/r_k² and (U, V) = sum_k m_k/r_k² axes @ (x_k, y_k).
@@ -238,7 +239,7 @@ class _Renderer:
             target -= self.t
             target += total
 
-    def _rod(self, row: dict[str, float], axes: np.ndarray) -> None:
+    def _rod(self, row: dict[str, float], axes: NDArray[np.float64]) -> None:
         """Take the deflection of a uniform rod from (u, v): `lensing.rod`, ln[(z + L)/(z - L)] by its two parts."""
         cos, sin, length = math.cos(row["rod_phi"]), math.sin(row["rod_phi"]), row["rod_half_length"]
         x, y = self.x - row["rod_x"], self.y - row["rod_y"]
