@@ -75,16 +75,18 @@ def parameter(
     PhysicsError
         If a value is not finite or out of bounds. The message names the argument and the value.
     """
-    if not isinstance(value, float | Tensor):
+    if isinstance(value, float | Tensor):
+        number: Number = value
+    else:
         try:
-            value = float(value) if isinstance(value, Real) else torch.as_tensor(value)
+            number = float(value) if isinstance(value, Real) else torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
             raise PhysicsError(f"{name} must be a number or a tensor, not {value!r}") from None
     if torch.compiler.is_compiling() or not _checking.get():
-        return value
-    extremes = _extremes(name, value)
+        return number
+    extremes = _extremes(name, number)
     if extremes is None:
-        return value
+        return number
     smallest, largest = extremes
     if not (math.isfinite(smallest) and math.isfinite(largest)):
         raise PhysicsError(f"{name} must be finite, not {smallest if not math.isfinite(smallest) else largest}")
@@ -92,7 +94,7 @@ def parameter(
         raise PhysicsError(f"{name} must be {'above' if low_open else 'at least'} {low:g}, not {smallest:g}")
     if largest > high or (high_open and largest >= high):
         raise PhysicsError(f"{name} must be {'below' if high_open else 'at most'} {high:g}, not {largest:g}")
-    return value
+    return number
 
 
 def positive(name: str, value: Any) -> Number:
@@ -134,19 +136,21 @@ def field(name: str, value: Any, n_axes: int = 0) -> Tensor:
     PhysicsError
         If the value is integer, complex, no tensor or has too few axes.
     """
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
         try:
             is_number = isinstance(value, Real)
-            value = torch.as_tensor(value, dtype=torch.get_default_dtype() if is_number else None)
+            tensor = torch.as_tensor(value, dtype=torch.get_default_dtype() if is_number else None)
         except (TypeError, ValueError, RuntimeError):
             raise PhysicsError(f"{name} must be a floating-point tensor, not {value!r}") from None
-    if not value.is_floating_point():
-        raise PhysicsError(f"{name} must be a floating-point tensor, not one of {value.dtype}: cast it with .float()")
-    if value.ndim < n_axes:
+    if not tensor.is_floating_point():
+        raise PhysicsError(f"{name} must be a floating-point tensor, not one of {tensor.dtype}: cast it with .float()")
+    if tensor.ndim < n_axes:
         raise PhysicsError(
-            f"{name} must have at least {n_axes} axes (…, rows, columns), not shape {tuple(value.shape)}"
+            f"{name} must have at least {n_axes} axes (…, rows, columns), not shape {tuple(tensor.shape)}"
         )
-    return value
+    return tensor
 
 
 def like(value: Number, field: Tensor) -> Tensor:

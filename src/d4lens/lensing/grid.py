@@ -76,7 +76,8 @@ def bin_mean(image: Tensor, factor: int) -> Tensor:
     rows, columns = image.shape[-2:]
     if rows % f or columns % f:
         raise PhysicsError(f"image must have sides that are multiples of factor {f}, not {rows} x {columns}")
-    return image.unflatten(-1, (columns // f, f)).unflatten(-3, (rows // f, f)).mean(dim=(-1, -3))
+    blocks: Tensor = image.unflatten(-1, (columns // f, f)).unflatten(-3, (rows // f, f))
+    return blocks.mean(dim=(-1, -3))
 
 
 def supersample(

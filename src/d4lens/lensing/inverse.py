@@ -62,7 +62,8 @@ def _scatter(values: Tensor | None, corners: list[tuple[Tensor, Tensor]], n: int
     for index, weight in corners:
         part = weight if values is None else weight * values
         total = total.scatter_add(-1, index.expand(shape), part.to(dtype).expand(shape))
-    return total.unflatten(-1, (n + 2, n + 2))[..., 1:-1, 1:-1]
+    padded: Tensor = total.unflatten(-1, (n + 2, n + 2))
+    return padded[..., 1:-1, 1:-1]
 
 
 def _rays(beta_x: Tensor, beta_y: Tensor, half_width: Number) -> tuple[Tensor, Tensor, Number]:
@@ -111,7 +112,8 @@ def to_image_plane(source: Tensor, beta_x: Tensor, beta_y: Tensor, half_width: N
     source = checks.field("source", source, 2)
     beta_x, beta_y, half_width = _rays(beta_x, beta_y, half_width)
     corners = _bilinear(beta_x, beta_y, _side(source), half_width)
-    return _gather(source, corners).unflatten(-1, beta_x.shape[-2:])
+    image: Tensor = _gather(source, corners).unflatten(-1, beta_x.shape[-2:])
+    return image
 
 
 def to_source_plane(

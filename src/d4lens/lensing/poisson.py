@@ -14,7 +14,7 @@ from d4lens.lensing import checks
 
 
 @lru_cache(maxsize=8)
-def _spectra(n: int, h: float, m: int) -> NDArray[np.float64]:
+def _spectra(n: int, h: float, m: int) -> NDArray[np.complex128]:
     """Spectra (3, m, m//2+1), complex128, of the kernels that take kappa to psi, alpha_x, alpha_y.
 
     The Green function cut at R = 1.5 n h, beyond the grid's diagonal, has the smooth transform (Vico, Greengard &
@@ -37,7 +37,8 @@ def _spectra(n: int, h: float, m: int) -> NDArray[np.float64]:
     offsets = np.arange(1 - n, n)
     periodic = np.zeros((3, m, m))
     periodic[:, (offsets % m)[:, None], offsets % m] = kernels[:, (offsets % fine)[:, None], offsets % fine]
-    return scipy.fft.rfft2(periodic)
+    spectra: NDArray[np.complex128] = scipy.fft.rfft2(periodic)
+    return spectra
 
 
 class PoissonSolver(nn.Module):
@@ -95,12 +96,14 @@ class PoissonSolver(nn.Module):
             raise PhysicsError(f"kappa must have shape (…, {n}, {n}), not {tuple(kappa.shape)}")
         kappa = kappa if kappa.dtype == torch.float64 else kappa.float()
         # Axis by axis: the padding's empty rows are never transformed.
-        return torch.fft.fft(torch.fft.rfft(kappa, n=self._period), n=self._period, dim=-2)
+        spectrum: Tensor = torch.fft.fft(torch.fft.rfft(kappa, n=self._period), n=self._period, dim=-2)
+        return spectrum
 
     def _field(self, spectrum: Tensor, kernel: int) -> Tensor:
         spectra = self.spectra if spectrum.dtype == torch.complex128 else self.spectra32
         rows = torch.fft.ifft(spectrum * spectra[kernel], dim=-2)[..., : self.n_pixels, :]
-        return torch.fft.irfft(rows, n=self._period)[..., : self.n_pixels]
+        field: Tensor = torch.fft.irfft(rows, n=self._period)[..., : self.n_pixels]
+        return field
 
     def potential(self, kappa: Tensor) -> Tensor:
         """Return the potential of a convergence.

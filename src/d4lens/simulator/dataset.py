@@ -282,7 +282,8 @@ def _npy(image: NDArray[np.float64]) -> bytes:
 
 
 def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, header=False, lineterminator="\n").encode()
+    text: str = table.to_csv(index=False, header=False, lineterminator="\n")
+    return text.encode()
 
 
 def _member(name: str, content: bytes) -> _Member:

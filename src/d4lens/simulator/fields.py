@@ -1,6 +1,7 @@
 """Maps of the truth: what a network is taught, and what an image would be without noise or without substructure."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from d4lens.simulator.draw import Truth
 
 _ROD = ("rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y")
 _BATCH = 32
+_T = TypeVar("_T", bound=np.generic)
 
 
 def substructure_convergence(truth: Truth, observation: Observation, smoothing_px: float = 2.0) -> Tensor:
@@ -89,7 +91,7 @@ def substructure_deflection(truth: Truth, observation: Observation) -> tuple[Ten
     return alpha_x, alpha_y
 
 
-def _batches(rows: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+def _batches(rows: NDArray[_T]) -> Iterator[NDArray[_T]]:
     """Yield pieces that fit into the cache."""
     for start in range(0, len(rows), _BATCH):
         yield rows[start : start + _BATCH]
@@ -103,7 +105,7 @@ def _padded(points: list[NDArray[np.float64]]) -> Tensor:
     return torch.from_numpy(padded)
 
 
-def _rods(truth: Truth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _rods(truth: Truth) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Return the rows that have a rod, and its parameters (R, 5) in the order of `lensing.rod`."""
     table = truth.images[list(_ROD)].to_numpy(np.float64)
     where = np.flatnonzero(~np.isnan(table[:, 0]))

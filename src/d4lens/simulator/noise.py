@@ -91,7 +91,7 @@ class PoissonQuantile:
         rate[where] = settled
 
     def _normal(
-        self, u: NDArray[np.float64], w: NDArray[np.float64], a: NDArray[np.float64], p: NDArray[np.float64]
+        self, u: NDArray[np.float64], w: NDArray[np.float32], a: NDArray[np.float32], p: NDArray[np.float32]
     ) -> None:
         """Write the normal deviate of u to `w`, to 1e-6; `a` and `p` are scratch."""
         f64, tail = self._f64, self._bool[0]
@@ -150,7 +150,7 @@ def _too_few(k: NDArray[np.float64], rate: NDArray[np.float64], u: NDArray[np.fl
     return result
 
 
-def _settle(rate: NDArray[np.float64], u: NDArray[np.float64], nearest: NDArray[np.float64]) -> NDArray[np.float64]:
+def _settle(rate: NDArray[np.float64], u: NDArray[np.float64], nearest: NDArray[np.float32]) -> NDArray[np.float64]:
     """Find the quantile by the distribution function: `nearest` or one less where the expansion holds."""
     k = nearest.astype(np.float64)
     low = rate < _LOW_RATE
@@ -176,7 +176,8 @@ def _sum(rate: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float6
         more = (below < u) & ((p > 1e-18) | (n < rate))
         if not more.any():
             return k
-        i, rate, u, p, below = (a[more] for a in (i, rate, u, p, below))
+        i = i[more]
+        rate, u, p, below = (a[more] for a in (rate, u, p, below))
         n += 1
         k[i] = n
         p = p * (rate / n)
@@ -185,7 +186,7 @@ def _sum(rate: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float6
 
 def _walk(rate: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
     """Find the quantile by single steps from the normal approximation."""
-    k = np.maximum(np.floor(rate + np.sqrt(rate) * np.clip(ndtri(u), -9, 9)), 0.0)
+    k: NDArray[np.float64] = np.maximum(np.floor(rate + np.sqrt(rate) * np.clip(ndtri(u), -9, 9)), 0.0)
     moving = np.arange(k.size)
     while moving.size:  # down while one less would do
         moving = moving[k[moving] > 0]

@@ -45,7 +45,7 @@ class Prior:
         if self.kind == "uniform":
             return self.low + (self.high - self.low) * u
         if self.kind == "log-uniform" or self.slope == -1.0:
-            return self.low * (self.high / self.low) ** u
+            return float(self.low * (self.high / self.low) ** u)
         p = self.slope + 1.0
         low, high = self.low**p, self.high**p
         return float((low + (high - low) * u) ** (1.0 / p))

@@ -133,7 +133,7 @@ def _unit_lens(n_pixels: int, pixel_scale: float, q: float, phi: float) -> NDArr
 def _distance_basis(n_pixels: int, pixel_scale: float) -> NDArray[np.float64]:
     """Return (4, N²): x² + y², x, y, 1, of which r_k² = (x² + y²) - 2 x_k x - 2 y_k y + (x_k² + y_k²) is a product."""
     x, y = (t.flatten().numpy() for t in lensing.grid(n_pixels, pixel_scale, torch.float64))
-    basis = np.stack([x * x + y * y, x, y, np.ones_like(x)])
+    basis: NDArray[np.float64] = np.stack([x * x + y * y, x, y, np.ones_like(x)])
     basis.flags.writeable = False
     return basis
 
