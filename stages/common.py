@@ -33,7 +33,7 @@ GROUPS = (
     "evaluate",
     "report",
 )
-OF_PROFILE = ("root", "overlay", "models", "seeds", "grids", "studied", "studies", "profile")
+OF_PROFILE = ("root", "overlay", "models", "seeds", "epochs", "grids", "studied", "studies", "profile")
 Group = TypeVar("Group", bound=BaseModel)
 
 
@@ -52,7 +52,7 @@ def arguments(
         parser.add_argument("--model", required=True, help="an arm named in params.yaml")
         parser.add_argument("--seed", type=int, required=True, help="seed of weights, batches and augmentation")
         parser.add_argument("--limit", type=int, help="train on so many images; of a grid, with --epochs")
-        parser.add_argument("--epochs", type=int, help="of a grid: for so many epochs")
+        parser.add_argument("--epochs", type=int, help="for so many epochs, where the profile says so")
     for name, text in (values or {}).items():
         parser.add_argument(f"--{name}", required=True, help=text)
     return parser.parse_args()
@@ -133,12 +133,12 @@ def grids(profile: str) -> dict[str, GridParams]:
     further = own.get("grids") or {}
     if not isinstance(further, dict):
         raise D4LensError(f"'grids' of {overlay(profile)} must be a group of named grids, not {further!r}")
-    declared = {"": {key: own[key] for key in ("models", "seeds") if key in own}} | further
+    declared = {"": {key: own[key] for key in ("models", "seeds", "epochs") if key in own}} | further
     found = {}
     for name, values in declared.items():
         where = f"{f'grid {name!r}' if name else 'models and seeds'} of {overlay(profile)}"
         found[name] = check(GridParams, values, where)
-        for model in found[name].models:
+        for model in (*found[name].models, *found[name].epochs):
             if model not in arms:
                 raise D4LensError(f"no arm {model!r}, named in {where}; the arms of params.yaml are {', '.join(arms)}")
     return found

@@ -82,3 +82,8 @@ def test_whom_a_value_for_all_does_not_reach_is_named():
     assert unreached(all_of[:1], arms, SHARED | {"epochs": 2}) == []
     (rate,) = unreached(all_of, arms, SHARED | {"learning_rate": 0.01})
     assert rate.endswith("set their own: long (0.001)")
+
+
+def test_an_arm_trains_for_the_epochs_that_its_profile_names():
+    grid = GridParams(models=["a", "b"], seeds=[0], epochs={"b": 18})
+    assert [training.epochs for training in trainings([grid]).values()] == [None, 18]

@@ -149,11 +149,15 @@ class ArmParams(ParameterGroup):
 
 
 class GridParams(ParameterGroup):
-    """A grid of trainings: every arm of `models` with every seed, at each of `limits` (training images: epochs) if any."""
+    """A grid of trainings: every arm of `models` with every seed, at each of `limits` (training images: epochs) if any.
+
+    `epochs`: of the arms that train for others than the profile's.
+    """
 
     models: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     limits: dict[Count, Count] = {}
+    epochs: dict[str, Count] = {}
 
 
 class Training(NamedTuple):
@@ -202,7 +206,7 @@ def trainings(grids: Iterable[GridParams]) -> dict[str, Training]:
     for grid in grids:
         limits: Sequence[tuple[int | None, int | None]] = list(grid.limits.items()) or [(None, None)]
         for model, (limit, epochs), seed in product(grid.models, limits, grid.seeds):
-            training = Training(model, seed, limit, epochs)
+            training = Training(model, seed, limit, epochs or grid.epochs.get(model))
             if training.name in found:
                 raise D4LensError(f"two grids of the profile hold {training.name}; take it out of one")
             found[training.name] = training
