@@ -8,7 +8,7 @@ from astropy.cosmology import FlatLambdaCDM
 from scipy.integrate import quad
 
 from d4lens.errors import PhysicsError
-from d4lens.lensing import theta_E_luminosity, theta_E_point
+from d4lens.lensing.cosmology import theta_E_luminosity, theta_E_point
 
 PEER = FlatLambdaCDM(H0=70, Om0=0.3, Tcmb0=0)
 
@@ -22,7 +22,8 @@ def test_the_true_radius_agrees_with_its_definition() -> None:
     d_l, d_s = (PEER.angular_diameter_distance(z) for z in (0.5, 1.0))
     d_ls = PEER.angular_diameter_distance_z1z2(0.5, 1.0)
     radius = np.sqrt(4 * constants.G * 1e12 * u.Msun / constants.c**2 * d_ls / (d_l * d_s)).decompose().value
-    np.testing.assert_allclose(theta_E_point(1e12, 0.5, 1.0), np.degrees(radius) * 3600, rtol=2e-5)  # G is known to 2e-5
+    # G is known to 2e-5
+    np.testing.assert_allclose(theta_E_point(1e12, 0.5, 1.0), np.degrees(radius) * 3600, rtol=2e-5)
 
 
 @pytest.mark.parametrize(("z_lens", "z_source"), [(0.4, 0.8), (0.5, 1.0), (0.6, 1.2), (0.01, 3.0)])

@@ -2,7 +2,6 @@
 
 from d4lens.lensing import d4
 from d4lens.lensing.checks import unchecked
-from d4lens.lensing.cosmology import theta_E_luminosity, theta_E_point
 from d4lens.lensing.deflection import (
     point_mass,
     point_mass_convergence,
@@ -67,8 +66,6 @@ __all__ = [
     "sis_convergence",
     "sis_potential",
     "supersample",
-    "theta_E_luminosity",
-    "theta_E_point",
     "to_image_plane",
     "to_source_plane",
     "unchecked",

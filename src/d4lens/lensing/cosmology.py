@@ -1,6 +1,7 @@
 """Einstein radii in a flat LCDM universe with H0 = 70 km/s/Mpc and Omega_m = 0.3, without radiation.
 
-Redshifts and masses are numbers or arrays that broadcast. Everything is computed in float64; nothing here is differentiable.
+Redshifts and masses are numbers or arrays that broadcast. Unlike the rest of the room these are no functions on tensors: everything is
+computed in float64 by numpy and astropy.
 """
 
 from functools import cache

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError, PhysicsError
-from d4lens.lensing import theta_E_luminosity
+from d4lens.lensing.cosmology import theta_E_luminosity
 from d4lens.simulator.priors import PARAMETER_RANGES, SUBHALO_RANGES, Preset
 
 SPLITS = ("train", "val")
