@@ -182,11 +182,11 @@ class EvaluateParams(ParameterGroup):
     seed: Seed
 
 
-class ReportParams(ParameterGroup):
-    """Group `report`: the page and its galleries."""
+class PageParams(ParameterGroup):
+    """Group `page`: its file, its galleries, and the caption of the results table, which it repeats."""
 
     caption: str
-    page: Annotated[str, Field(pattern=r"\.html$")]
+    file: Annotated[str, Field(pattern=r"\.html$")]
     examples: Count
 
 

@@ -155,7 +155,7 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
     run(*dvc, "init", "--no-scm", "-q")
     assert "study@brightness" in run(*dvc, "stage", "list", "dvc.yaml")
     assert "Median photon counts of an image" in run(*dvc, "repro", "--single-item", "study@brightness")
-    run(sys.executable, "stages/report.py", "--profile", "quick")
+    run(sys.executable, "stages/page.py", "--profile", "quick")
     text = (copy / "reports" / "report.html").read_text()
     for word in (
         "Brightness: photon counts by class",

@@ -179,7 +179,7 @@ def _calibration(tables: Mapping[Arm, pd.DataFrame], profile: str) -> Plot:
         f"Reliability on the test split, averaged over eight views: images in {scores.ECE_BINS} bins of the probability "
         "of their answer; their mean gap from the diagonal is the ECE of the table. A point may stand for few images."
     )
-    return Plot("Calibration", charts, text, f"python stages/report.py --profile {profile}")
+    return Plot("Calibration", charts, text, f"python stages/page.py --profile {profile}")
 
 
 def _confusions(tables: Mapping[Arm, pd.DataFrame]) -> dict[str, list[list[tuple[int, float]]]]:
