@@ -326,9 +326,11 @@ def write_shared(
     if ranks.world == 1:
         write_archive(path, preset, seed, n_train, n_val, workers, progress=True)
         return
-    write_shard(ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers, progress=ranks.leads)
+    write_shard(
+        ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers, progress=ranks.is_main
+    )
     ranks.wait()
-    if ranks.leads:
+    if ranks.is_main:
         join_shards(ranks.parts(path), path)
         for part in ranks.parts(path):
             part.unlink()
