@@ -12,12 +12,19 @@ class Observation:
 
     Attributes
     ----------
-    n_pixels: pixels a side, at least 8.
-    pixel_scale: arcsec per pixel, > 0.
-    psf_sigma: standard deviation of the Gaussian PSF in arcsec, > 0.
-    sky: mean sky counts per pixel, >= 0.
+    n_pixels : int
+        Pixels a side, at least 8.
+    pixel_scale : float
+        arcsec a pixel, above 0.
+    psf_sigma : float
+        Standard deviation of the Gaussian PSF in arcsec, above 0.
+    sky : float
+        Mean sky counts a pixel, at least 0.
 
-    Raises PhysicsError naming the value that is out of range.
+    Raises
+    ------
+    PhysicsError
+        Naming the value that is out of range.
     """
 
     n_pixels: int
@@ -40,14 +47,33 @@ class Observation:
         return self.n_pixels * self.pixel_scale / 2
 
     def binned(self, factor: int) -> "Observation":
-        """The same sky after summing `factor` x `factor` pixels; a remainder at the far edges is cropped."""
+        """Describe the image after summing blocks of pixels.
+
+        Parameters
+        ----------
+        factor : int
+            Pixels a side of a block; a remainder at the far edges is cropped.
+
+        Returns
+        -------
+        Observation
+            Of `n_pixels // factor` pixels; the PSF keeps its width in arcsec.
+        """
         return Observation(self.n_pixels // factor, self.pixel_scale * factor, self.psf_sigma, self.sky * factor**2)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON takes them."""
+        """Return the fields by name, as JSON takes them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Observation":
-        """The inverse of `to_dict`. Raises TypeError for unknown or missing fields, PhysicsError for values out of range."""
+        """Make an observation from the fields that `to_dict` gave.
+
+        Raises
+        ------
+        TypeError
+            For unknown or missing fields.
+        PhysicsError
+            For values out of range.
+        """
         return cls(**values)

@@ -87,7 +87,7 @@ def _device() -> str:
 def _agree(prints: checkpoint.Fingerprint, place: Ranks) -> None:
     """Raises D4LensError in a process that would train otherwise than the first."""
     mine = [float(int(digest[:12], 16)) for digest in prints.values()]  # 48 bits: exact
-    first = place.total(value if place.leads else 0.0 for value in mine)
+    first = place.total(value if place.is_main else 0.0 for value in mine)
     other = [name for name, a, b in zip(prints, mine, first) if a != b]
     if other:
         raise D4LensError(
