@@ -13,11 +13,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from image_statistics import LEVELS, RADII, Statistics, compare, statistics
 
 from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.data.images import read, recover_counts
-from d4lens.simulator.statistics import LEVELS, RADII, Statistics, compare, statistics
 
 GENUINE, SIMULATED = "#d1495b", "#30638e"
 

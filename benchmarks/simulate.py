@@ -1,4 +1,4 @@
-"""Speed of the simulator: against lenstronomy on one core, to an archive, against the core's arithmetic, on a GPU.
+"""Speed of the simulator: against lenstronomy on one core, to an archive, against the core's arithmetic.
 
     python benchmarks/simulate.py [--images 30] [--out FILE.json]
 
@@ -167,24 +167,6 @@ def peak_memory(n_images: int) -> float:
     return int(done.stdout) / 1024
 
 
-def gpu(n_images: int = 3072) -> dict[str, object] | None:
-    """Noise-free images a second by the pure functions of the engine on a GPU, copied back to the host."""
-    if not torch.cuda.is_available():
-        return None
-    preset = simulator.preset("deeplense")
-    truth = simulator.draw(preset, 2026, range(n_images))
-    cpu = simulator.render(simulator.Truth(truth.images[:30], truth.subhalos), preset, noise=False)
-    there = simulator.render(truth, preset, noise=False, device="cuda")
-    start = time.perf_counter()
-    simulator.render(truth, preset, noise=False, device="cuda")
-    ms = (time.perf_counter() - start) * 1e3
-    return {
-        "device": torch.cuda.get_device_name(),
-        "images_per_second": n_images / ms * 1e3,
-        "largest_relative_difference_from_cpu": ((there[:30] - cpu).abs() / cpu).max().item(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=30, help="images of each class in the comparison")
@@ -199,7 +181,6 @@ def main() -> None:
         "against_lenstronomy": against_lenstronomy(arguments.images),
         "archive": [archive(1), archive(os.cpu_count() or 1, 2400)],
         "peak_memory_MiB": {str(n): peak_memory(n) for n in (300, 3000)},
-        "gpu": gpu(),
     }
     show(result)
     if arguments.out:

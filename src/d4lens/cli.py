@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     returns 1 (141 where the reader of a pipe has gone)."""
     _open_streams()
     name = "d4lens"
+    given = sys.argv[1:] if argv is None else argv
     try:
         try:
-            arguments = _parser().parse_args(argv)
+            arguments = _parser(given).parse_args(given)
         except SystemExit as end:
             if not end.code:
                 _print("")  # help and version, which argparse does not miss
@@ -84,7 +86,7 @@ def _report(sentence: str) -> None:
         _print(f"{sentence}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="d4lens", description="Tells from one image of a strong gravitational lens which dark matter is in it."
     )
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "simulate lens images, with their truth, into one archive",
         "d4lens simulate --preset deeplense --n 30 --seed 1 -o thirty.zip",
     )
-    simulate.add_argument("--preset", default="deeplense", metavar="{deeplense,model-i}",
+    simulate.add_argument("--preset", default="deeplense", metavar=_preset_names(argv),
                           help="what is simulated (default: deeplense)")  # fmt: skip
     simulate.add_argument("--n", type=int, required=True, help="number of images, in equal classes")
     simulate.add_argument("--n-val", type=int, default=0, help="images of the val split beside them (default: 0)")
@@ -156,6 +158,15 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("-o", "--out", type=Path, default=Path("explained.png"), help="picture to write")
     explain.set_defaults(run=_explain)
     return parser
+
+
+def _preset_names(argv: Sequence[str]) -> str:
+    """Return the presets as usage and help of `simulate` show them."""
+    if "simulate" not in argv:
+        return "NAME"  # no other command shows it, and the import takes seconds
+    from d4lens.simulator import PRESETS
+
+    return f"{{{','.join(PRESETS)}}}"
 
 
 def _command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:

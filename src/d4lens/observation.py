@@ -24,7 +24,7 @@ class Observation:
     Raises
     ------
     PhysicsError
-        Naming the value that is out of range.
+        If a value is out of range; the message names it.
     """
 
     n_pixels: int
@@ -67,7 +67,7 @@ class Observation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Observation":
-        """Make an observation from the fields that `to_dict` gave.
+        """Invert `to_dict`.
 
         Raises
         ------

@@ -1,4 +1,10 @@
 import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,3 +124,31 @@ def test_a_preset_prints_as_a_table():
     assert any(line.split()[:4] == ["gamma", "uniform(0,", "0.3)", "fitted"] for line in lines)
     assert any(line.split() == ["sersic_n", "2", "override"] for line in lines)
     assert any("power-law^-0.9(1e+06, 1e+10) Msun" in line for line in lines)
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_recipe_of_a_preset_is_one_file_that_the_command_line_follows(tmp_path):
+    """CONTRIBUTING.md's diff in a copy of the package: the new name is offered, refused when mistyped, and simulated."""
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    (diff,) = (text for text in diffs if "PRESETS" in text or "MODEL_I" in text)
+    assert re.findall(r"^\+\+\+ b/(.*)", diff, re.M) == ["src/d4lens/simulator/priors.py"]
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, check=True)
+
+    def d4lens(*arguments):
+        command = [sys.executable, "-m", "d4lens.cli", "simulate", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "200"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert "--preset {deeplense,model-i,elliptical}" in d4lens("--help").stdout
+    assert (
+        "there are deeplense, model-i, elliptical" in d4lens("--preset", "elptical", "--n", "3", "-o", "a.zip").stderr
+    )
+    made = d4lens("--preset", "elliptical", "--n", "3", "-o", "a.zip")
+    assert made.returncode == 0, made.stderr
+    truth = simulator.read_truth(tmp_path / "a.zip").images
+    assert set(truth["preset"]) == {"elliptical"}
+    assert truth["lens_q"].between(0.6, 1.0).all()
+    assert truth["lens_q"].nunique() == 3

@@ -2,15 +2,7 @@
 
 from d4lens.lensing import d4
 from d4lens.lensing.checks import unchecked
-from d4lens.lensing.cosmology import (
-    angular_diameter_distance,
-    angular_diameter_distance_between,
-    comoving_distance,
-    luminosity_distance,
-    theta_E_luminosity,
-    theta_E_point,
-    theta_E_sis,
-)
+from d4lens.lensing.cosmology import theta_E_luminosity, theta_E_point
 from d4lens.lensing.deflection import (
     point_mass,
     point_mass_convergence,
@@ -43,11 +35,8 @@ from d4lens.lensing.psf import convolve_psf, gaussian_psf
 
 __all__ = [
     "PoissonSolver",
-    "angular_diameter_distance",
-    "angular_diameter_distance_between",
     "axis_ratio_and_angle",
     "bin_mean",
-    "comoving_distance",
     "convolve_psf",
     "d4",
     "determinant",
@@ -57,7 +46,6 @@ __all__ = [
     "invert",
     "jacobian",
     "jacobian_from_field",
-    "luminosity_distance",
     "magnification",
     "magnification_from_field",
     "point_mass",
@@ -81,7 +69,6 @@ __all__ = [
     "supersample",
     "theta_E_luminosity",
     "theta_E_point",
-    "theta_E_sis",
     "to_image_plane",
     "to_source_plane",
     "unchecked",

@@ -22,7 +22,7 @@ _checking: ContextVar[bool] = ContextVar("d4lens_checking", default=True)
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Within this block parameters are trusted: for inner loops whose bounds already hold (no device sync)."""
+    """Trust the parameters within this block: for inner loops whose bounds already hold (no device sync)."""
     token = _checking.set(False)
     try:
         yield
@@ -54,20 +54,39 @@ def parameter(
     low_open: bool = False,
     high_open: bool = False,
 ) -> Number:
-    """`value` as a float or tensor, after checking that it is finite and in [low, high], without an open bound.
+    """Return a parameter after checking that it is finite and within its bounds.
 
-    Raises PhysicsError naming the argument and the offending value.
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : float or Tensor
+        The value. Other numbers and array-likes are converted.
+    low, high : float
+        Bounds, each inclusive unless `low_open` or `high_open` is set.
+
+    Returns
+    -------
+    float or Tensor
+        The value itself. Within `unchecked`, under vmap or torch.compile it is not checked.
+
+    Raises
+    ------
+    PhysicsError
+        If a value is not finite or out of bounds. The message names the argument and the value.
     """
-    if not isinstance(value, float | Tensor):
+    if isinstance(value, float | Tensor):
+        number: Number = value
+    else:
         try:
-            value = float(value) if isinstance(value, Real) else torch.as_tensor(value)
+            number = float(value) if isinstance(value, Real) else torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
             raise PhysicsError(f"{name} must be a number or a tensor, not {value!r}") from None
     if torch.compiler.is_compiling() or not _checking.get():
-        return value
-    extremes = _extremes(name, value)
+        return number
+    extremes = _extremes(name, number)
     if extremes is None:
-        return value
+        return number
     smallest, largest = extremes
     if not (math.isfinite(smallest) and math.isfinite(largest)):
         raise PhysicsError(f"{name} must be finite, not {smallest if not math.isfinite(smallest) else largest}")
@@ -75,45 +94,67 @@ def parameter(
         raise PhysicsError(f"{name} must be {'above' if low_open else 'at least'} {low:g}, not {smallest:g}")
     if largest > high or (high_open and largest >= high):
         raise PhysicsError(f"{name} must be {'below' if high_open else 'at most'} {high:g}, not {largest:g}")
-    return value
+    return number
 
 
 def positive(name: str, value: Any) -> Number:
-    """A finite value above zero."""
+    """Return a finite value above zero; PhysicsError otherwise."""
     return parameter(name, value, 0.0, low_open=True)
 
 
 def axis_ratio(name: str, value: Any) -> Number:
-    """A value in (0, 1]."""
+    """Return a value in (0, 1]; PhysicsError otherwise."""
     return parameter(name, value, 0.0, 1.0, low_open=True)
 
 
 def size(name: str, value: Any, at_least: int = MIN_PIXELS) -> int:
-    """A whole number of pixels."""
+    """Return a whole number of pixels of at least `at_least`; PhysicsError otherwise."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
         raise PhysicsError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
     return int(value)
 
 
 def field(name: str, value: Any, n_axes: int = 0) -> Tensor:
-    """`value` as a real floating-point tensor of at least `n_axes` axes; integers and complex numbers are refused."""
-    if not isinstance(value, Tensor):
+    """Return a value as a real floating-point tensor.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : Tensor or array_like
+        A number takes torch's default dtype.
+    n_axes : int
+        Least number of axes.
+
+    Returns
+    -------
+    Tensor
+        The value, of the dtype that it had.
+
+    Raises
+    ------
+    PhysicsError
+        If the value is integer, complex, no tensor or has too few axes.
+    """
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
         try:
             is_number = isinstance(value, Real)
-            value = torch.as_tensor(value, dtype=torch.get_default_dtype() if is_number else None)
+            tensor = torch.as_tensor(value, dtype=torch.get_default_dtype() if is_number else None)
         except (TypeError, ValueError, RuntimeError):
             raise PhysicsError(f"{name} must be a floating-point tensor, not {value!r}") from None
-    if not value.is_floating_point():
-        raise PhysicsError(f"{name} must be a floating-point tensor, not one of {value.dtype}: cast it with .float()")
-    if value.ndim < n_axes:
+    if not tensor.is_floating_point():
+        raise PhysicsError(f"{name} must be a floating-point tensor, not one of {tensor.dtype}: cast it with .float()")
+    if tensor.ndim < n_axes:
         raise PhysicsError(
-            f"{name} must have at least {n_axes} axes (…, rows, columns), not shape {tuple(value.shape)}"
+            f"{name} must have at least {n_axes} axes (…, rows, columns), not shape {tuple(tensor.shape)}"
         )
-    return value
+    return tensor
 
 
 def like(value: Number, field: Tensor) -> Tensor:
-    """A parameter as a tensor, so that sqrt and cos apply; a float takes the dtype and device of `field`."""
+    """Return a parameter as a tensor, so that sqrt and cos apply; a float takes the dtype and device of `field`."""
     if isinstance(value, Tensor):
         return value
     return torch.tensor(value, dtype=field.dtype, device=field.device)

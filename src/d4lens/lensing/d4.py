@@ -24,22 +24,37 @@ def _split(g: int) -> tuple[int, int]:
 
 
 def compose(g: int, h: int) -> int:
-    """The element that acts as h first, then g."""
+    """Return the element that acts as h first, then g."""
     (f, r), (e, s) = _split(g), _split(h)
     # A flip turns the sense of the quarter turns that it passes: f rot(s) = rot(-s) f.
     return 4 * ((f + e) % 2) + (r + (-s if f else s)) % 4
 
 
 def inverse(g: int) -> int:
-    """The element that undoes g; a flip followed by any turn undoes itself."""
+    """Return the element that undoes g."""
     flip, turns = _split(g)
     return g if flip else (-turns) % 4
 
 
 def transform(image: Tensor, g: int) -> Tensor:
-    """A scalar image (..., N, N) under g, exactly: no pixel is interpolated.
+    """Transform a scalar image by g, exactly: no pixel is interpolated.
 
-    Raises PhysicsError unless the last two axes are equal and g is 0..7.
+    Parameters
+    ----------
+    image : Tensor
+        (..., N, N), rows along y.
+    g : int
+        Element 0..7.
+
+    Returns
+    -------
+    Tensor
+        (..., N, N).
+
+    Raises
+    ------
+    PhysicsError
+        If the last two axes differ or g is no element.
     """
     flip, turns = _split(g)
     if image.ndim < 2 or image.shape[-1] != image.shape[-2]:
@@ -50,7 +65,20 @@ def transform(image: Tensor, g: int) -> Tensor:
 
 
 def transform_points(x: Number, y: Number, g: int) -> tuple[Number, Number]:
-    """Coordinates, or the two components of any vector, under g. Shapes are kept."""
+    """Transform coordinates, or the two components of any vector, by g.
+
+    Parameters
+    ----------
+    x, y : float or Tensor
+        Components of one shape and unit, which are kept.
+    g : int
+        Element 0..7. PhysicsError otherwise.
+
+    Returns
+    -------
+    x, y : float or Tensor
+        The transformed components.
+    """
     flip, turns = _split(g)
     if flip:
         y = -y
@@ -60,7 +88,20 @@ def transform_points(x: Number, y: Number, g: int) -> tuple[Number, Number]:
 
 
 def transform_spin2_values(a1: Number, a2: Number, g: int) -> tuple[Number, Number]:
-    """The components of a spin-2 quantity (shear, ellipticity) under g, as parameters: no array is moved."""
+    """Transform the components of a spin-2 quantity (shear, ellipticity) by g, as parameters.
+
+    Parameters
+    ----------
+    a1, a2 : float or Tensor
+        Components. No array is moved: for fields see `transform_spin2`.
+    g : int
+        Element 0..7. PhysicsError otherwise.
+
+    Returns
+    -------
+    a1, a2 : float or Tensor
+        The transformed components.
+    """
     flip, turns = _split(g)
     if flip:
         a2 = -a2
@@ -68,16 +109,52 @@ def transform_spin2_values(a1: Number, a2: Number, g: int) -> tuple[Number, Numb
 
 
 def transform_angle(phi: Number, g: int) -> Number:
-    """A position angle in radians, counted from x to y, under g."""
+    """Transform a position angle in radians, counted from x to y, by g."""
     flip, turns = _split(g)
     return (-phi if flip else phi) + turns * (math.pi / 2)
 
 
 def transform_vector(ax: Tensor, ay: Tensor, g: int) -> tuple[Tensor, Tensor]:
-    """A vector field (deflection) under g: the arrays (..., N, N) move and the components mix."""
+    """Transform a vector field (deflection) by g: the arrays move and the components mix.
+
+    Parameters
+    ----------
+    ax, ay : Tensor
+        Components, each (..., N, N).
+    g : int
+        Element 0..7.
+
+    Returns
+    -------
+    ax, ay : Tensor
+        The transformed components, each (..., N, N).
+
+    Raises
+    ------
+    PhysicsError
+        If the fields are not square or g is no element.
+    """
     return transform_points(transform(ax, g), transform(ay, g), g)  # type: ignore[return-value]
 
 
 def transform_spin2(a1: Tensor, a2: Tensor, g: int) -> tuple[Tensor, Tensor]:
-    """A spin-2 field (shear map) under g: the arrays (..., N, N) move and the components change sign."""
+    """Transform a spin-2 field (shear map) by g: the arrays move and the components change sign.
+
+    Parameters
+    ----------
+    a1, a2 : Tensor
+        Components, each (..., N, N).
+    g : int
+        Element 0..7.
+
+    Returns
+    -------
+    a1, a2 : Tensor
+        The transformed components, each (..., N, N).
+
+    Raises
+    ------
+    PhysicsError
+        If the fields are not square or g is no element.
+    """
     return transform_spin2_values(transform(a1, g), transform(a2, g), g)  # type: ignore[return-value]

@@ -29,7 +29,7 @@ def _axes(dx: Tensor, dy: Tensor, phi: Number) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def core_squared(dtype: torch.dtype) -> float:
-    """Squared radius in arcsec^2 below which a point counts as the centre."""
+    """Return the squared radius in arcsec^2 below which a point counts as the centre."""
     return max(1e-24, torch.finfo(dtype).tiny)
 
 
@@ -39,20 +39,65 @@ def _off_centre(r2: Tensor) -> Tensor:
 
 
 def sis(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> tuple[Tensor, Tensor]:
-    """Singular isothermal sphere: |alpha| = theta_E everywhere."""
+    """Deflect by a singular isothermal sphere: |alpha| = theta_E everywhere.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    theta_E : float or Tensor
+        Einstein radius in arcsec, above 0.
+    x0, y0 : float or Tensor
+        Centre in arcsec.
+
+    Returns
+    -------
+    alpha_x, alpha_y : Tensor
+        Deflection in arcsec, of the broadcast shape.
+    """
     dx, dy = _relative(x, y, x0, y0)
     scale = positive("theta_E", theta_E) * torch.rsqrt(_off_centre(dx * dx + dy * dy))
     return scale * dx, scale * dy
 
 
 def sis_convergence(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> Tensor:
-    """kappa = theta_E / 2r; zero at the very centre, where it diverges."""
+    """Compute the convergence of a singular isothermal sphere, kappa = theta_E / 2r.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    theta_E : float or Tensor
+        Einstein radius in arcsec, above 0.
+    x0, y0 : float or Tensor
+        Centre in arcsec.
+
+    Returns
+    -------
+    Tensor
+        Convergence, of the broadcast shape; zero at the very centre, where it diverges.
+    """
     dx, dy = _relative(x, y, x0, y0)
     return positive("theta_E", theta_E) / 2 * torch.rsqrt(_off_centre(dx * dx + dy * dy))
 
 
 def sis_potential(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> Tensor:
-    """psi = theta_E r, in arcsec^2."""
+    """Compute the potential of a singular isothermal sphere, psi = theta_E r.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    theta_E : float or Tensor
+        Einstein radius in arcsec, above 0.
+    x0, y0 : float or Tensor
+        Centre in arcsec.
+
+    Returns
+    -------
+    Tensor
+        Potential in arcsec^2, of the broadcast shape.
+    """
     dx, dy = _relative(x, y, x0, y0)
     r2 = dx * dx + dy * dy
     return positive("theta_E", theta_E) * r2 * torch.rsqrt(_off_centre(r2))
@@ -97,9 +142,26 @@ def _sie_on_axes(u: Tensor, v: Tensor, theta_E: Number, q: Tensor) -> tuple[Tens
 def sie(
     x: Tensor, y: Tensor, theta_E: Number, q: Number, phi: Number, x0: Number = 0.0, y0: Number = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Singular isothermal ellipsoid, major axis along phi, axis ratio q in (0, 1].
+    """Deflect by a singular isothermal ellipsoid (Kormann et al. 1994; Keeton 2001, eq. 33-34).
 
-    theta_E is that of lenstronomy's EPL at gamma = 2: the ellipse of mean convergence 1 has area pi theta_E^2.
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    theta_E : float or Tensor
+        Einstein radius in arcsec, above 0, as lenstronomy's EPL has it at gamma = 2: the ellipse of mean convergence 1 has the
+        area pi theta_E^2.
+    q : float or Tensor
+        Axis ratio in (0, 1].
+    phi : float or Tensor
+        Direction of the major axis in radians from x to y.
+    x0, y0 : float or Tensor
+        Centre in arcsec.
+
+    Returns
+    -------
+    alpha_x, alpha_y : Tensor
+        Deflection in arcsec, of the broadcast shape.
     """
     dx, dy = _relative(x, y, x0, y0)
     u, v, cos, sin = _axes(dx, dy, phi)
@@ -110,7 +172,18 @@ def sie(
 def sie_convergence(
     x: Tensor, y: Tensor, theta_E: Number, q: Number, phi: Number, x0: Number = 0.0, y0: Number = 0.0
 ) -> Tensor:
-    """kappa = theta_E sqrt(q) / (2 sqrt(q^2 u^2 + v^2)); zero at the very centre, where it diverges."""
+    """Compute the convergence of a singular isothermal ellipsoid, kappa = theta_E sqrt(q) / (2 sqrt(q^2 u^2 + v^2)).
+
+    Parameters
+    ----------
+    x, y, theta_E, q, phi, x0, y0
+        As for `sie`; u and v are the coordinates along the major and the minor axis.
+
+    Returns
+    -------
+    Tensor
+        Convergence, of the broadcast shape; zero at the very centre, where it diverges.
+    """
     dx, dy = _relative(x, y, x0, y0)
     u, v, _, _ = _axes(dx, dy, phi)
     q = like(axis_ratio("q", q), u)
@@ -120,7 +193,20 @@ def sie_convergence(
 def sie_potential(
     x: Tensor, y: Tensor, theta_E: Number, q: Number, phi: Number, x0: Number = 0.0, y0: Number = 0.0
 ) -> Tensor:
-    """psi = u alpha_u + v alpha_v (the profile is homogeneous of degree 1), in arcsec^2."""
+    """Compute the potential of a singular isothermal ellipsoid, psi = u alpha_u + v alpha_v.
+
+    The profile is homogeneous of degree 1.
+
+    Parameters
+    ----------
+    x, y, theta_E, q, phi, x0, y0
+        As for `sie`; u and v are the coordinates along the major and the minor axis.
+
+    Returns
+    -------
+    Tensor
+        Potential in arcsec^2, of the broadcast shape.
+    """
     dx, dy = _relative(x, y, x0, y0)
     u, v, _, _ = _axes(dx, dy, phi)
     au, av = _sie_on_axes(u, v, positive("theta_E", theta_E), like(axis_ratio("q", q), u))
@@ -128,20 +214,61 @@ def sie_potential(
 
 
 def shear(x: Tensor, y: Tensor, gamma1: Number, gamma2: Number) -> tuple[Tensor, Tensor]:
-    """External shear about the origin: alpha = (gamma1 x + gamma2 y, gamma2 x - gamma1 y). It has no convergence."""
+    """Deflect by an external shear about the origin. It has no convergence.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    gamma1, gamma2 : float or Tensor
+        Components of the shear.
+
+    Returns
+    -------
+    alpha_x, alpha_y : Tensor
+        gamma1 x + gamma2 y and gamma2 x - gamma1 y in arcsec, of the broadcast shape.
+    """
     x, y = checks.field("x", x), checks.field("y", y)
     gamma1, gamma2 = parameter("gamma1", gamma1), parameter("gamma2", gamma2)
     return gamma1 * x + gamma2 * y, gamma2 * x - gamma1 * y
 
 
 def shear_potential(x: Tensor, y: Tensor, gamma1: Number, gamma2: Number) -> Tensor:
-    """psi = gamma1 (x^2 - y^2)/2 + gamma2 x y, in arcsec^2."""
+    """Compute the potential of an external shear, psi = gamma1 (x^2 - y^2)/2 + gamma2 x y.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    gamma1, gamma2 : float or Tensor
+        Components of the shear.
+
+    Returns
+    -------
+    Tensor
+        Potential in arcsec^2, of the broadcast shape.
+    """
     x, y = checks.field("x", x), checks.field("y", y)
     return parameter("gamma1", gamma1) / 2 * (x * x - y * y) + parameter("gamma2", gamma2) * x * y
 
 
 def point_mass(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> tuple[Tensor, Tensor]:
-    """Point mass: alpha = theta_E^2 (x, y) / r^2."""
+    """Deflect by a point mass: alpha = theta_E^2 (x, y) / r^2.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    theta_E : float or Tensor
+        Einstein radius in arcsec, above 0.
+    x0, y0 : float or Tensor
+        Place of the mass in arcsec.
+
+    Returns
+    -------
+    alpha_x, alpha_y : Tensor
+        Deflection in arcsec, of the broadcast shape.
+    """
     dx, dy = _relative(x, y, x0, y0)
     theta_E = positive("theta_E", theta_E)
     scale = theta_E * theta_E / _off_centre(dx * dx + dy * dy)
@@ -149,7 +276,22 @@ def point_mass(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Numb
 
 
 def point_mass_potential(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> Tensor:
-    """psi = theta_E^2 ln r (r in arcsec); held constant within the central 1e-12 arcsec, where it diverges."""
+    """Compute the potential of a point mass, psi = theta_E^2 ln r with r in arcsec.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    theta_E : float or Tensor
+        Einstein radius in arcsec, above 0.
+    x0, y0 : float or Tensor
+        Place of the mass in arcsec.
+
+    Returns
+    -------
+    Tensor
+        Potential in arcsec^2, of the broadcast shape; constant within the central 1e-12 arcsec, where it diverges.
+    """
     dx, dy = _relative(x, y, x0, y0)
     theta_E = positive("theta_E", theta_E)
     r2 = dx * dx + dy * dy
@@ -157,9 +299,23 @@ def point_mass_potential(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0
 
 
 def point_mass_convergence(x: Tensor, y: Tensor, theta_E: Number, x0: Number, y0: Number, smoothing: Number) -> Tensor:
-    """kappa of a point mass smoothed by a Gaussian of standard deviation `smoothing` arcsec (unsmoothed: a delta).
+    """Compute the convergence of a point mass smoothed by a Gaussian; unsmoothed it is a delta function.
 
-    Its integral is pi theta_E^2; on a grid use a smoothing of at least two pixels.
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    theta_E : float or Tensor
+        Einstein radius in arcsec, above 0.
+    x0, y0 : float or Tensor
+        Place of the mass in arcsec.
+    smoothing : float or Tensor
+        Standard deviation of the Gaussian in arcsec, above 0; on a grid at least two pixels.
+
+    Returns
+    -------
+    Tensor
+        Convergence, of the broadcast shape. Its integral is pi theta_E^2.
     """
     dx, dy = _relative(x, y, x0, y0)
     amplitude = positive("theta_E", theta_E) / positive("smoothing", smoothing)
@@ -167,11 +323,25 @@ def point_mass_convergence(x: Tensor, y: Tensor, theta_E: Number, x0: Number, y0
 
 
 def point_masses(x: Tensor, y: Tensor, theta_E: Tensor, x0: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed deflection of K point masses, given along the last axis of theta_E, x0 and y0.
+    """Sum the deflections of K point masses.
 
-    theta_E[..., k] broadcasts against x, so B images of K masses on (N, N) coordinates are (B, 1, 1, K).
-    theta_E = 0 is allowed, as padding of a shorter list. Memory does not grow with K (under autograd it does);
-    coordinates given as a row (1, N) and a column (N, 1) spare a third of the work.
+    Memory does not grow with K (under autograd it does). Coordinates given as a row (1, N) and a column (N, 1) spare a third of
+    the work.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec.
+    theta_E : Tensor
+        Einstein radii in arcsec, the masses along the last axis: theta_E[..., k] broadcasts against x, so that B images of K
+        masses on (N, N) coordinates are (B, 1, 1, K). Zero is allowed, as padding of a shorter list.
+    x0, y0 : Tensor
+        Places of the masses in arcsec, as theta_E.
+
+    Returns
+    -------
+    alpha_x, alpha_y : Tensor
+        Deflection in arcsec, of the broadcast shape without the last axis.
     """
     x, y = checks.field("x", x), checks.field("y", y)
     theta_E, x0, y0 = (
@@ -210,10 +380,27 @@ def _rod_angle(u: Tensor, v: Tensor, length: Number) -> Tensor:
 def rod(
     x: Tensor, y: Tensor, theta_E: Number, half_length: Number, phi: Number, x0: Number = 0.0, y0: Number = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Straight rod of uniform line mass from -L to L along phi; theta_E is the Einstein radius of its whole mass.
+    """Deflect by a straight rod of uniform line mass, alpha_u - i alpha_v = theta_E^2 / 2L ln[(z + L) / (z - L)], z = u + i v.
 
-    alpha_u - i alpha_v = theta_E^2 / 2L ln[(z + L) / (z - L)], z = u + i v. The component across the rod jumps by
-    pi theta_E^2 / L; on the rod itself the mean of both sides, zero, is returned.
+    The component across the rod jumps by pi theta_E^2 / L. On the rod itself it is the mean of both sides, zero.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec; u and v are those along and across the rod.
+    theta_E : float or Tensor
+        Einstein radius of the whole mass in arcsec, above 0.
+    half_length : float or Tensor
+        L in arcsec, above 0.
+    phi : float or Tensor
+        Direction of the rod in radians from x to y.
+    x0, y0 : float or Tensor
+        Centre in arcsec.
+
+    Returns
+    -------
+    alpha_x, alpha_y : Tensor
+        Deflection in arcsec, of the broadcast shape.
     """
     u, v, cos, sin, length, scale = _rod_axes(x, y, theta_E, half_length, phi, x0, y0)
     # ln|z+L|/|z-L| is odd in u: taking |u| keeps log1p free of cancellation far away. The sign carries no gradient.
@@ -228,7 +415,18 @@ def rod(
 def rod_potential(
     x: Tensor, y: Tensor, theta_E: Number, half_length: Number, phi: Number, x0: Number = 0.0, y0: Number = 0.0
 ) -> Tensor:
-    """psi = theta_E^2 / 2L Re[(z+L) ln(z+L) - (z-L) ln(z-L) - 2L], the rod's integral of ln r, in arcsec^2."""
+    """Compute the potential of a rod, psi = theta_E^2 / 2L Re[(z+L) ln(z+L) - (z-L) ln(z-L) - 2L], the integral of ln r along it.
+
+    Parameters
+    ----------
+    x, y, theta_E, half_length, phi, x0, y0
+        As for `rod`.
+
+    Returns
+    -------
+    Tensor
+        Potential in arcsec^2, of the broadcast shape.
+    """
     u, v, _, _, length, scale = _rod_axes(x, y, theta_E, half_length, phi, x0, y0)
     v2 = v * v
 
@@ -248,7 +446,20 @@ def rod_convergence(
     y0: Number,
     smoothing: Number,
 ) -> Tensor:
-    """kappa of the rod smoothed by a Gaussian of standard deviation `smoothing` arcsec (unsmoothed: a line delta)."""
+    """Compute the convergence of a rod smoothed by a Gaussian; unsmoothed it is a line of infinite density.
+
+    Parameters
+    ----------
+    x, y, theta_E, half_length, phi, x0, y0
+        As for `rod`.
+    smoothing : float or Tensor
+        Standard deviation of the Gaussian in arcsec, above 0; on a grid at least two pixels.
+
+    Returns
+    -------
+    Tensor
+        Convergence, of the broadcast shape. Its integral is pi theta_E^2.
+    """
     u, v, _, _, length, scale = _rod_axes(x, y, theta_E, half_length, phi, x0, y0)
     sigma = positive("smoothing", smoothing)
     across = torch.exp(v * v / (-2 * sigma * sigma)) * (math.sqrt(math.pi / 8) / sigma)

@@ -15,13 +15,31 @@ def grid(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Coordinates of the pixel centres of a square image, in arcsec.
+    """Return the coordinates of the pixel centres of a square image.
 
-    Rows run along y, columns along x, the array's centre is (0, 0):
-    x = (j - (N - 1) / 2) h and y = (i - (N - 1) / 2) h for row i, column j and h = `pixel_scale`.
+    Rows run along y, columns along x, and the array's centre is (0, 0): x = (j - (N - 1) / 2) h and y = (i - (N - 1) / 2) h for
+    row i, column j and h = `pixel_scale`.
 
-    Returns (x, y), each (N, N), in `dtype` (torch's default if None).
-    Raises PhysicsError if N < 8, h <= 0 or the dtype is not floating-point.
+    Parameters
+    ----------
+    n_pixels : int
+        Pixels a side N, at least 8.
+    pixel_scale : float
+        h in arcsec, above 0.
+    dtype : torch.dtype, optional
+        A floating-point type; torch's default if None.
+    device : torch.device or str, optional
+        Where the coordinates lie.
+
+    Returns
+    -------
+    x, y : Tensor
+        Coordinates in arcsec, each (N, N).
+
+    Raises
+    ------
+    PhysicsError
+        If the size, the scale or the dtype is out of range.
     """
     n = checks.size("n_pixels", n_pixels)
     h = checks.positive("pixel_scale", pixel_scale)
@@ -34,16 +52,32 @@ def grid(
 
 
 def bin_mean(image: Tensor, factor: int) -> Tensor:
-    """Mean over blocks of `factor` x `factor` pixels: (..., N f, M f) to (..., N, M).
+    """Average an image over blocks of pixels.
 
-    Raises PhysicsError where the sides are not multiples of `factor`.
+    Parameters
+    ----------
+    image : Tensor
+        (..., N f, M f).
+    factor : int
+        Side f of a block in pixels.
+
+    Returns
+    -------
+    Tensor
+        (..., N, M).
+
+    Raises
+    ------
+    PhysicsError
+        If the sides are not multiples of `factor`.
     """
     f = checks.size("factor", factor, at_least=1)
     image = checks.field("image", image, 2)
     rows, columns = image.shape[-2:]
     if rows % f or columns % f:
         raise PhysicsError(f"image must have sides that are multiples of factor {f}, not {rows} x {columns}")
-    return image.unflatten(-1, (columns // f, f)).unflatten(-3, (rows // f, f)).mean(dim=(-1, -3))
+    blocks: Tensor = image.unflatten(-1, (columns // f, f)).unflatten(-3, (rows // f, f))
+    return blocks.mean(dim=(-1, -3))
 
 
 def supersample(
@@ -54,10 +88,26 @@ def supersample(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Pixel averages of `function(x, y)` (arcsec), by the midpoint rule on `factor` x `factor` points a pixel.
+    """Average a function over every pixel, by the midpoint rule on `factor` x `factor` points a pixel.
 
-    `function` is called once, with coordinates (N f, N f), and may return leading axes: (..., N f, N f).
-    Returns (..., N, N). Raises PhysicsError as `grid` does, or if factor < 1.
+    Parameters
+    ----------
+    function : callable
+        Called once with coordinates x, y in arcsec, each (N f, N f). It may return leading axes: (..., N f, N f).
+    n_pixels, pixel_scale, dtype, device
+        As for `grid`.
+    factor : int
+        Points a side of a pixel f, at least 1.
+
+    Returns
+    -------
+    Tensor
+        (..., N, N).
+
+    Raises
+    ------
+    PhysicsError
+        If a value is out of range.
     """
     n = checks.size("n_pixels", n_pixels)
     f = checks.size("factor", factor, at_least=1)

@@ -32,7 +32,7 @@ def _corners(beta: Tensor, n: int, half_width: Number) -> tuple[Tensor, Tensor, 
 
 
 def _bilinear(beta_x: Tensor, beta_y: Tensor, n: int, half_width: Number) -> list[tuple[Tensor, Tensor]]:
-    """The four (flat index on the padded grid, weight) of every ray, each of the rays' shape (..., P)."""
+    """Return the four (flat index on the padded grid, weight) of every ray, each of the rays' shape (..., P)."""
     j, left, right = _corners(beta_x.flatten(-2), n, half_width)
     i, down, up = _corners(beta_y.flatten(-2), n, half_width)
     width = n + 2
@@ -46,7 +46,7 @@ def _bilinear(beta_x: Tensor, beta_y: Tensor, n: int, half_width: Number) -> lis
 
 
 def _gather(source: Tensor, corners: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """(..., n, n) seen along the rays (..., P)."""
+    """See a source (..., n, n) along the rays (..., P)."""
     flat = pad(source, (1, 1, 1, 1)).flatten(-2)
     lead = torch.broadcast_shapes(flat.shape[:-1], corners[0][0].shape[:-1])
     flat = flat.expand(*lead, -1)
@@ -54,7 +54,7 @@ def _gather(source: Tensor, corners: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _scatter(values: Tensor | None, corners: list[tuple[Tensor, Tensor]], n: int) -> Tensor:
-    """The adjoint of `_gather`: values (..., P), or ones, to (..., n, n)."""
+    """Apply the adjoint of `_gather`: values (..., P), or ones, to (..., n, n)."""
     weights = corners[0][1]
     shape = weights.shape if values is None else torch.broadcast_shapes(values.shape, weights.shape)
     dtype = weights.dtype if values is None else torch.promote_types(values.dtype, weights.dtype)
@@ -62,7 +62,8 @@ def _scatter(values: Tensor | None, corners: list[tuple[Tensor, Tensor]], n: int
     for index, weight in corners:
         part = weight if values is None else weight * values
         total = total.scatter_add(-1, index.expand(shape), part.to(dtype).expand(shape))
-    return total.unflatten(-1, (n + 2, n + 2))[..., 1:-1, 1:-1]
+    padded: Tensor = total.unflatten(-1, (n + 2, n + 2))
+    return padded[..., 1:-1, 1:-1]
 
 
 def _rays(beta_x: Tensor, beta_y: Tensor, half_width: Number) -> tuple[Tensor, Tensor, Number]:
@@ -71,7 +72,7 @@ def _rays(beta_x: Tensor, beta_y: Tensor, half_width: Number) -> tuple[Tensor, T
 
 
 def _plane(name: str, plane: Tensor, beta: Tensor) -> Tensor:
-    """An image (..., H, W) on the same pixels as the rays."""
+    """Check that an image (..., H, W) has the pixels of the rays."""
     plane = checks.field(name, plane, 2)
     if plane.shape[-2:] != beta.shape[-2:]:
         raise PhysicsError(f"{name} must have the rays' {tuple(beta.shape[-2:])} pixels, not {tuple(plane.shape[-2:])}")
@@ -85,15 +86,34 @@ def _side(source: Tensor) -> int:
 
 
 def to_image_plane(source: Tensor, beta_x: Tensor, beta_y: Tensor, half_width: Number) -> Tensor:
-    """The forward lens L: the source (..., n, n) seen along rays beta (..., H, W), in arcsec; returns (..., H, W).
+    """Lens a source: see it along the rays of an image's pixels.
 
-    Leading axes broadcast. Gradients reach the source and, through the interpolation weights, beta.
-    Raises PhysicsError for half_width <= 0, a source that is not square or smaller than 8, or integer input.
+    Leading axes broadcast. Gradients reach the source and, through the interpolation weights, the rays.
+
+    Parameters
+    ----------
+    source : Tensor
+        Surface brightness (..., n, n), n at least 8.
+    beta_x, beta_y : Tensor
+        Where the rays meet the source plane in arcsec, each (..., H, W).
+    half_width : float or Tensor
+        Half the side of the source grid in arcsec, above 0.
+
+    Returns
+    -------
+    Tensor
+        Surface brightness (..., H, W).
+
+    Raises
+    ------
+    PhysicsError
+        If the half width is not positive, or the source is not square, too small or integer.
     """
     source = checks.field("source", source, 2)
     beta_x, beta_y, half_width = _rays(beta_x, beta_y, half_width)
     corners = _bilinear(beta_x, beta_y, _side(source), half_width)
-    return _gather(source, corners).unflatten(-1, beta_x.shape[-2:])
+    image: Tensor = _gather(source, corners).unflatten(-1, beta_x.shape[-2:])
+    return image
 
 
 def to_source_plane(
@@ -106,19 +126,42 @@ def to_source_plane(
     normalise: bool = True,
     min_coverage: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The source (..., n, n) that the rays beta (..., H, W) of an image (..., H, W) paint, by a bilinear splat.
+    """Trace an image back to its source, by a bilinear splat.
 
-    S_j = sum_i w_ij m_i I_i / sum_i w_ij m_i with bilinear weights w and, if given, `weights` m (..., H, W) >= 0:
-    |det A| weighs each ray by the source area of its pixel, an inverse variance by its precision.
-    With `normalise=False` the sum alone, sum_i w_ij m_i I_i: exactly the adjoint of `to_image_plane` for m = 1, and the
-    flux landing on each source pixel for m = |det A|.
+    S_j = sum_i w_ij m_i I_i / sum_i w_ij m_i with bilinear weights w. Gradients reach image, weights and rays. A CPU gives the same
+    bytes at every run. On a GPU, sums of atomics differ in the last bits unless torch is set to be deterministic.
 
-    Returns (source, coverage); coverage (..., n, n) is sum_i w_ij m_i, zero where no ray lands (the source is zero
-    there, too). Source pixels whose coverage is not above `min_coverage` are set to zero: a small one, such as 1e-2,
-    bounds the gradient of the quotient at the rim of the coverage when the rays are being learnt.
-    Gradients reach image, weights and beta. The same bytes on a CPU at every run; on a GPU sums of atomics differ in
-    the last bits unless torch is told to be deterministic.
-    Raises PhysicsError for n < 8, half_width <= 0, negative weights or integer input.
+    Parameters
+    ----------
+    image : Tensor
+        Surface brightness I (..., H, W).
+    beta_x, beta_y : Tensor
+        Where the rays meet the source plane in arcsec, each (..., H, W).
+    n_pixels : int
+        Side n of the source grid, at least 8.
+    half_width : float or Tensor
+        Half the side of the source grid in arcsec, above 0.
+    weights : Tensor, optional
+        m (..., H, W), at least 0; 1 if None. |det A| weighs each ray by the source area of its pixel, an inverse variance by its
+        precision.
+    normalise : bool
+        False for the sum alone, sum_i w_ij m_i I_i: exactly the adjoint of `to_image_plane` for m = 1, and the flux that lands on
+        each source pixel for m = |det A|.
+    min_coverage : float
+        Source pixels whose coverage is not above this are set to zero. A small one, such as 1e-2, bounds the gradient of the
+        quotient at the rim of the coverage while the rays are learnt.
+
+    Returns
+    -------
+    source : Tensor
+        (..., n, n), zero where no ray lands.
+    coverage : Tensor
+        sum_i w_ij m_i, (..., n, n).
+
+    Raises
+    ------
+    PhysicsError
+        If a size is out of range, a weight negative or an input integer.
     """
     n = checks.size("n_pixels", n_pixels)
     beta_x, beta_y, half_width = _rays(beta_x, beta_y, half_width)
@@ -138,7 +181,7 @@ def to_source_plane(
 
 
 def roughness(source: Tensor) -> Tensor:
-    """H s of the gradient penalty s^T H s = sum (s_i - s_j)^2 over neighbours, with nothing outside: (..., n, n)."""
+    """Return H s of the gradient penalty s^T H s = sum (s_i - s_j)^2 over neighbours, with nothing outside: (..., n, n)."""
     padded = pad(source, (1, 1, 1, 1))
     neighbours = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
     return 4 * source - neighbours
@@ -155,14 +198,35 @@ def invert(
     psf_sigma_pixels: Number | None = None,
     n_steps: int = 10,
 ) -> Tensor:
-    """The most probable source of an image given its lens: regularised linear inversion (Warren & Dye 2003).
+    """Find the most probable source of an image, its lens given, by regularised linear inversion (Warren & Dye 2003).
 
-    Minimises sum_i m_i (I_i - [P L s]_i)^2 + regularisation s^T H s over sources s (..., n, n), where L is
-    `to_image_plane`, P the PSF, m the `weights` (1/variance of every pixel; 1 if None) and H the gradient penalty
-    (Suyu et al. 2006): the normal equations (F + lambda H) s = D by `n_steps` of conjugate gradients, preconditioned by
-    their diagonal without the PSF and started at the splat. Without weights lambda grows with the noise variance.
-    Differentiable throughout. Arguments as for `to_source_plane`, leading axes broadcast; `regularisation` >= 0 is a
-    number or broadcasts against (..., 1, 1). Raises PhysicsError for values out of range.
+    Minimises sum_i m_i (I_i - [P L s]_i)^2 + regularisation s^T H s over sources s (..., n, n), where L is `to_image_plane`, P the
+    PSF, m the `weights` and H the gradient penalty (Suyu et al. 2006). The normal equations (F + lambda H) s = D are solved by
+    conjugate gradients, preconditioned by their diagonal without the PSF and started at the splat. Differentiable throughout.
+    Leading axes broadcast.
+
+    Parameters
+    ----------
+    image, beta_x, beta_y, n_pixels, half_width
+        As for `to_source_plane`.
+    regularisation : float or Tensor
+        lambda, at least 0, a number or one that broadcasts against (..., 1, 1). Without weights it grows with the noise variance.
+    weights : Tensor, optional
+        1/variance of every pixel (..., H, W); 1 if None.
+    psf_sigma_pixels : float or Tensor, optional
+        Standard deviation of the Gaussian PSF in pixels; no PSF if None.
+    n_steps : int
+        Steps of conjugate gradients.
+
+    Returns
+    -------
+    Tensor
+        The source (..., n, n).
+
+    Raises
+    ------
+    PhysicsError
+        If a value is out of range.
     """
     n = checks.size("n_pixels", n_pixels)
     beta_x, beta_y, half_width = _rays(beta_x, beta_y, half_width)

@@ -8,7 +8,7 @@ from d4lens.lensing.deflection import _axes, _relative, core_squared
 
 
 def b_n(n: Number) -> Number:
-    """Sérsic's b_n = 1.9992 n - 0.3271, good for 0.5 <= n <= 10 (Capaccioli 1989; lenstronomy's choice)."""
+    """Return Sérsic's b_n = 1.9992 n - 0.3271, good for 0.5 <= n <= 10 (Capaccioli 1989; lenstronomy's choice)."""
     return 1.9992 * n - 0.3271
 
 
@@ -34,11 +34,37 @@ def sersic(
     x0: Number = 0.0,
     y0: Number = 0.0,
 ) -> Tensor:
-    """Elliptical Sérsic surface brightness, as lenstronomy's SERSIC_ELLIPSE.
+    """Compute an elliptical Sérsic surface brightness, as lenstronomy's SERSIC_ELLIPSE.
 
-    I = amplitude exp(-b_n [(R/R_e)^(1/n) - 1]) with R^2 = q u^2 + v^2/q, u along phi (radians from x to y), so that
-    an ellipse keeps the area of the circle of R. `amplitude` is the brightness at R_e. Lengths in arcsec; all
-    arguments broadcast. Raises PhysicsError for amplitude < 0, R_e <= 0, n outside [0.5, 10] or q outside (0, 1].
+    I = amplitude exp(-b_n [(R/R_e)^(1/n) - 1]) with R^2 = q u^2 + v^2/q, so that an ellipse keeps the area of the circle of R. All
+    arguments broadcast.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Coordinates in arcsec; u and v are those along the major and the minor axis.
+    amplitude : float or Tensor
+        Brightness at R_e, at least 0.
+    R_e : float or Tensor
+        Half-light radius in arcsec, above 0.
+    n : float or Tensor
+        Sérsic index in [0.5, 10].
+    q : float or Tensor
+        Axis ratio in (0, 1].
+    phi : float or Tensor
+        Direction of the major axis in radians from x to y.
+    x0, y0 : float or Tensor
+        Centre in arcsec.
+
+    Returns
+    -------
+    Tensor
+        Brightness in the unit of `amplitude`.
+
+    Raises
+    ------
+    PhysicsError
+        If a value is out of range.
     """
     dx, dy = _relative(x, y, x0, y0)
     u, v, _, _ = _axes(dx, dy, phi)
@@ -57,9 +83,26 @@ def sersic_ellipticity(
     x0: Number = 0.0,
     y0: Number = 0.0,
 ) -> Tensor:
-    """`sersic` in ellipticity components e = (1 - q)/(1 + q) (cos 2phi, sin 2phi): smooth at e = 0, so fit this one.
+    """Compute `sersic` from ellipticity components, smooth at e = 0, as a fit needs.
 
-    R^2 = [(1 + e^2) r^2 - 2 e1 (x^2 - y^2) - 4 e2 x y] / (1 - e^2). Raises PhysicsError unless e1^2 + e2^2 < 1.
+    R^2 = [(1 + e^2) r^2 - 2 e1 (x^2 - y^2) - 4 e2 x y] / (1 - e^2).
+
+    Parameters
+    ----------
+    x, y, amplitude, R_e, n, x0, y0
+        As for `sersic`.
+    e1, e2 : float or Tensor
+        (1 - q)/(1 + q) (cos 2phi, sin 2phi), e1^2 + e2^2 below 1.
+
+    Returns
+    -------
+    Tensor
+        Brightness in the unit of `amplitude`.
+
+    Raises
+    ------
+    PhysicsError
+        If a value is out of range.
     """
     dx, dy = _relative(x, y, x0, y0)
     e1, e2 = parameter("e1", e1), parameter("e2", e2)
@@ -70,7 +113,20 @@ def sersic_ellipticity(
 
 
 def ellipticity(q: Number, phi: Number) -> tuple[Tensor, Tensor]:
-    """(q, phi) to (e1, e2) = (1 - q)/(1 + q) (cos 2phi, sin 2phi). Raises PhysicsError for q outside (0, 1]."""
+    """Convert axis ratio and angle to ellipticity components.
+
+    Parameters
+    ----------
+    q : float or Tensor
+        Axis ratio in (0, 1]. PhysicsError otherwise.
+    phi : float or Tensor
+        Direction of the major axis in radians from x to y.
+
+    Returns
+    -------
+    e1, e2 : Tensor
+        (1 - q)/(1 + q) (cos 2phi, sin 2phi).
+    """
     q = like(axis_ratio("q", q), phi if isinstance(phi, Tensor) else torch.zeros(()))
     phi = like(parameter("phi", phi), q)
     e = (1 - q) / (1 + q)
@@ -78,9 +134,19 @@ def ellipticity(q: Number, phi: Number) -> tuple[Tensor, Tensor]:
 
 
 def axis_ratio_and_angle(e1: Number, e2: Number) -> tuple[Tensor, Tensor]:
-    """(e1, e2) to (q, phi), phi in (-pi/2, pi/2]. Raises PhysicsError unless |e| < 1.
+    """Convert ellipticity components to axis ratio and angle.
 
-    At e = 0 the angle is undefined: phi = 0 is returned, with finite (zero) gradients.
+    Parameters
+    ----------
+    e1, e2 : float or Tensor
+        Components, |e| below 1. PhysicsError otherwise.
+
+    Returns
+    -------
+    q : Tensor
+        Axis ratio in (0, 1].
+    phi : Tensor
+        Angle in (-pi/2, pi/2]. At e = 0 it is undefined: 0 is returned, with zero gradients.
     """
     e1 = like(parameter("e1", e1), e2 if isinstance(e2, Tensor) else torch.zeros(()))
     e2 = like(parameter("e2", e2), e1)

@@ -21,10 +21,20 @@ def _assemble(xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
 
 
 def jacobian(deflection: Deflection, x: Tensor, y: Tensor) -> Tensor:
-    """A (..., 2, 2) at points x, y (...) by forward-mode differentiation: A[..., i, j] = d beta_i / d theta_j.
+    """Compute A[..., i, j] = d beta_i / d theta_j at points, by forward-mode differentiation.
 
-    `deflection(x, y) -> (alpha_x, alpha_y)` must act point by point, as `lambda x, y: sie(x, y, ...)` does; a gridded
-    field goes to `jacobian_from_field`. Raises PhysicsError for integer coordinates.
+    Parameters
+    ----------
+    deflection : callable
+        (x, y) -> (alpha_x, alpha_y), point by point, as `lambda x, y: sie(x, y, ...)`. A gridded field goes to
+        `jacobian_from_field`.
+    x, y : Tensor
+        Points (...) in arcsec, floating-point. PhysicsError otherwise.
+
+    Returns
+    -------
+    Tensor
+        (..., 2, 2).
     """
     x, y = torch.broadcast_tensors(checks.field("x", x), checks.field("y", y))
     one, zero = torch.ones_like(x), torch.zeros_like(x)
@@ -34,7 +44,7 @@ def jacobian(deflection: Deflection, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _derivative(field: Tensor, dim: int, h: Number) -> Tensor:
-    """d field / d coordinate along `dim`: central differences, of fourth order two pixels away from the edge."""
+    """Differentiate along `dim`: central differences, of fourth order two pixels away from the edge."""
     n = field.shape[dim]
 
     def part(start: int, length: int) -> Tensor:
@@ -48,9 +58,24 @@ def _derivative(field: Tensor, dim: int, h: Number) -> Tensor:
 
 
 def jacobian_from_field(alpha_x: Tensor, alpha_y: Tensor, pixel_scale: Number) -> Tensor:
-    """A (..., N, M, 2, 2) of a deflection field (..., N, M) in arcsec, rows along y, by finite differences.
+    """Compute A of a gridded deflection, by finite differences of fourth order (of second on the two outermost pixels).
 
-    Fourth order, second order on the two outermost pixels. Raises PhysicsError for pixel_scale <= 0 or sides < 8.
+    Parameters
+    ----------
+    alpha_x, alpha_y : Tensor
+        Deflection in arcsec, each (..., N, M), rows along y, sides of at least 8.
+    pixel_scale : float or Tensor
+        Arcsec per pixel, above 0.
+
+    Returns
+    -------
+    Tensor
+        (..., N, M, 2, 2).
+
+    Raises
+    ------
+    PhysicsError
+        If the fields differ in size or are too small, or the scale is not positive.
     """
     alpha_x, alpha_y = checks.field("alpha_x", alpha_x, 2), checks.field("alpha_y", alpha_y, 2)
     if alpha_x.shape[-2:] != alpha_y.shape[-2:]:
@@ -67,7 +92,7 @@ def jacobian_from_field(alpha_x: Tensor, alpha_y: Tensor, pixel_scale: Number) -
 
 
 def determinant(matrix: Tensor) -> Tensor:
-    """det of (..., 2, 2): (...)."""
+    """Return the determinant (...) of matrices (..., 2, 2)."""
     return matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0]
 
 
@@ -79,13 +104,32 @@ def _magnification(matrix: Tensor) -> Tensor:
 
 
 def magnification(deflection: Deflection, x: Tensor, y: Tensor) -> Tensor:
-    """Signed magnification 1 / det A at points x, y (...), negative inside a tangential critical curve.
+    """Compute the signed magnification 1 / det A at points, negative inside a tangential critical curve.
 
-    Held at +-1e6, with zero gradient, on a critical curve, where it diverges. Arguments as for `jacobian`.
+    Parameters
+    ----------
+    deflection, x, y
+        As for `jacobian`.
+
+    Returns
+    -------
+    Tensor
+        (...). On a critical curve, where it diverges, it is held at +-1e6, with zero gradient.
     """
     return _magnification(jacobian(deflection, x, y))
 
 
 def magnification_from_field(alpha_x: Tensor, alpha_y: Tensor, pixel_scale: Number) -> Tensor:
-    """Signed magnification (..., N, M) of a gridded deflection; arguments as for `jacobian_from_field`."""
+    """Compute the signed magnification of a gridded deflection.
+
+    Parameters
+    ----------
+    alpha_x, alpha_y, pixel_scale
+        As for `jacobian_from_field`.
+
+    Returns
+    -------
+    Tensor
+        (..., N, M), held at +-1e6 as `magnification` is.
+    """
     return _magnification(jacobian_from_field(alpha_x, alpha_y, pixel_scale))

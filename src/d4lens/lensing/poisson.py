@@ -6,6 +6,7 @@ import numpy as np
 import scipy.fft
 import scipy.special
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from d4lens.errors import PhysicsError
@@ -13,7 +14,7 @@ from d4lens.lensing import checks
 
 
 @lru_cache(maxsize=8)
-def _spectra(n: int, h: float, m: int) -> np.ndarray:
+def _spectra(n: int, h: float, m: int) -> NDArray[np.complex128]:
     """Spectra (3, m, m//2+1), complex128, of the kernels that take kappa to psi, alpha_x, alpha_y.
 
     The Green function cut at R = 1.5 n h, beyond the grid's diagonal, has the smooth transform (Vico, Greengard &
@@ -36,25 +37,37 @@ def _spectra(n: int, h: float, m: int) -> np.ndarray:
     offsets = np.arange(1 - n, n)
     periodic = np.zeros((3, m, m))
     periodic[:, (offsets % m)[:, None], offsets % m] = kernels[:, (offsets % fine)[:, None], offsets % fine]
-    return scipy.fft.rfft2(periodic)
+    spectra: NDArray[np.complex128] = scipy.fft.rfft2(periodic)
+    return spectra
 
 
 class PoissonSolver(nn.Module):
     """Solves lap(psi) = 2 kappa in free space on an N x N grid, and alpha = grad(psi), by one padded FFT.
 
-    Spectrally accurate where kappa is smooth on the grid and has fallen to nothing at its edge: on a Gaussian the
-    errors are rounding (below 1e-12 arcsec in float64, 5e-7 in float32).
+    Spectrally accurate where kappa is smooth on the grid and has fallen to nothing at its edge: on a Gaussian the errors are
+    rounding (below 1e-12 arcsec in float64, 5e-7 in float32).
 
-    What it cannot do. Mass outside the grid is not seen: for a lens whose convergence reaches the edge, keep the
-    profile analytic (`sie`, ...) and give the solver the rest, or cut kappa at the inscribed disc and fit an external
-    shear: on 150 pixels of 0.05 arcsec an SIE of q = 0.8 is then right to 2e-3 arcsec beyond 12 pixels and 8e-4 beyond
-    24, one of q = 0.5 to 6e-3, the hexadecapole of the mass left out. Average kappa over the pixels. Within 3 pixels of a singular centre no grid is right; point masses and rods must be
-    smoothed to at least 2 pixels. psi and alpha of this solver satisfy the Poisson equation by construction, so a
-    residual of it teaches nothing.
+    The solver does not see mass outside the grid. For a lens whose convergence reaches the edge, keep the profile analytic (`sie`,
+    ...) and give the solver the rest. Or cut kappa at the inscribed disc and fit an external shear: on 150 pixels of 0.05 arcsec an
+    SIE of q = 0.8 is then right to 2e-3 arcsec beyond 12 pixels and 8e-4 beyond 24, one of q = 0.5 to 6e-3; what remains is the
+    hexadecapole of the mass left out. Average kappa over the pixels. Within 3 pixels of a singular centre no grid is right. Point
+    masses and rods must be smoothed to at least 2 pixels. psi and alpha of this solver satisfy the Poisson equation by construction,
+    so a residual of it teaches nothing.
 
-    Parameters: `n_pixels` N >= 8, `pixel_scale` in arcsec > 0 (PhysicsError otherwise). The kernels are buffers
-    outside the state_dict; they follow `.to(device)` and keep their two precisions whatever dtype the module is cast
-    to: float64 kappa is solved in float64, all else in float32, also under autocast.
+    The kernels are buffers outside the state_dict. They follow `.to(device)` and keep their two precisions whatever dtype the module
+    is cast to: float64 kappa is solved in float64, all else in float32, also under autocast.
+
+    Parameters
+    ----------
+    n_pixels : int
+        Pixels a side N, at least 8.
+    pixel_scale : float
+        Arcsec per pixel, above 0.
+
+    Raises
+    ------
+    PhysicsError
+        If a value is out of range.
     """
 
     spectra: Tensor
@@ -83,26 +96,50 @@ class PoissonSolver(nn.Module):
             raise PhysicsError(f"kappa must have shape (…, {n}, {n}), not {tuple(kappa.shape)}")
         kappa = kappa if kappa.dtype == torch.float64 else kappa.float()
         # Axis by axis: the padding's empty rows are never transformed.
-        return torch.fft.fft(torch.fft.rfft(kappa, n=self._period), n=self._period, dim=-2)
+        spectrum: Tensor = torch.fft.fft(torch.fft.rfft(kappa, n=self._period), n=self._period, dim=-2)
+        return spectrum
 
     def _field(self, spectrum: Tensor, kernel: int) -> Tensor:
         spectra = self.spectra if spectrum.dtype == torch.complex128 else self.spectra32
         rows = torch.fft.ifft(spectrum * spectra[kernel], dim=-2)[..., : self.n_pixels, :]
-        return torch.fft.irfft(rows, n=self._period)[..., : self.n_pixels]
+        field: Tensor = torch.fft.irfft(rows, n=self._period)[..., : self.n_pixels]
+        return field
 
     def potential(self, kappa: Tensor) -> Tensor:
-        """psi (..., N, N) in arcsec^2 of kappa (..., N, N), rows along y; psi of a far point mass is theta_E^2 ln r."""
+        """Return the potential of a convergence.
+
+        Parameters
+        ----------
+        kappa : Tensor
+            (..., N, N), rows along y.
+
+        Returns
+        -------
+        Tensor
+            psi (..., N, N) in arcsec^2; that of a far point mass is theta_E^2 ln r.
+        """
         return self._field(self._spectrum(kappa), 0)
 
     def deflection(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha_x, alpha_y), each (..., N, N) in arcsec, of kappa (..., N, N), rows along y."""
+        """Return the deflection of a convergence.
+
+        Parameters
+        ----------
+        kappa : Tensor
+            (..., N, N), rows along y.
+
+        Returns
+        -------
+        alpha_x, alpha_y : Tensor
+            Each (..., N, N) in arcsec.
+        """
         spectrum = self._spectrum(kappa)
         return self._field(spectrum, 1), self._field(spectrum, 2)
 
     def forward(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
-        """`deflection`."""
+        """Return `deflection`."""
         return self.deflection(kappa)
 
     def extra_repr(self) -> str:
-        """What `print` shows of the solver beside its name."""
+        """Return what `print` shows of the solver beside its name."""
         return f"n_pixels={self.n_pixels}, pixel_scale={self.pixel_scale}"

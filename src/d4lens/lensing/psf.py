@@ -25,9 +25,19 @@ def _taps(sigma: Tensor, radius: int) -> Tensor:
 
 
 def gaussian_psf(sigma_pixels: float, dtype: torch.dtype | None = None) -> Tensor:
-    """Normalised Gaussian kernel sampled at pixel centres, out to 6 sigma: (K, K), K odd, for display and peers.
+    """Return the normalised Gaussian kernel, sampled at pixel centres out to 6 sigma.
 
-    Raises PhysicsError for sigma <= 0 pixels.
+    Parameters
+    ----------
+    sigma_pixels : float
+        Standard deviation in pixels, above 0. PhysicsError otherwise.
+    dtype : torch.dtype, optional
+        torch's default if None.
+
+    Returns
+    -------
+    Tensor
+        (K, K), K odd.
     """
     sigma = torch.as_tensor(positive("sigma_pixels", sigma_pixels), dtype=torch.float64)
     taps = _taps(sigma, math.ceil(6 * sigma.item()))
@@ -35,7 +45,7 @@ def gaussian_psf(sigma_pixels: float, dtype: torch.dtype | None = None) -> Tenso
 
 
 def _matrix(sigma: Tensor, n: int, boundary: Boundary) -> Tensor:
-    """The 1-D convolution of n pixels as a matrix (..., n, n) for sigma (...)."""
+    """Return the 1-D convolution of n pixels as a matrix (..., n, n) for sigma (...)."""
     radius = n + _BEYOND
     taps = _taps(sigma, radius)
     pixel = torch.arange(n, device=sigma.device)
@@ -49,12 +59,29 @@ def _matrix(sigma: Tensor, n: int, boundary: Boundary) -> Tensor:
 
 
 def convolve_psf(image: Tensor, sigma_pixels: Number, boundary: Boundary = "nearest") -> Tensor:
-    """`image` (..., N, M) seen through a Gaussian PSF of `sigma_pixels` pixels, sampled at pixel centres.
+    """Convolve an image with a Gaussian PSF, sampled at pixel centres.
 
-    `sigma_pixels` is a number or a tensor that broadcasts against the leading axes (...); gradients reach both.
-    Beyond the edge the image goes on as its edge pixels ("nearest": a flat sky stays flat; scipy's and lenstronomy's
-    choice) or as nothing ("zero": the operator is then its own adjoint). Computed in float32 at least, also under
-    autocast. Raises PhysicsError for sigma <= 0 or an integer image.
+    Computed in float32 at least, also under autocast. Gradients reach both arguments.
+
+    Parameters
+    ----------
+    image : Tensor
+        (..., N, M), floating-point.
+    sigma_pixels : float or Tensor
+        Standard deviation in pixels, above 0; broadcasts against the leading axes (...).
+    boundary : {"nearest", "zero"}
+        Beyond the edge the image goes on as its edge pixels, so that a flat sky stays flat (scipy's and lenstronomy's choice), or as
+        nothing: the operator is then its own adjoint.
+
+    Returns
+    -------
+    Tensor
+        (..., N, M), of the image's dtype.
+
+    Raises
+    ------
+    PhysicsError
+        If a value is out of range or the image integer.
     """
     image = checks.field("image", image, 2)
     sigma = positive("sigma_pixels", sigma_pixels)

@@ -3,15 +3,15 @@
 from d4lens.simulator.dataset import join_shards, read_truth, write_archive, write_shard
 from d4lens.simulator.draw import COLUMNS, SUBHALO_COLUMNS, Truth, draw, draw_pair
 from d4lens.simulator.fields import substructure_convergence, substructure_deflection
-from d4lens.simulator.priors import PARAMETERS, PRESETS, SUBHALO_PARAMETERS, Preset, Prior, preset
+from d4lens.simulator.priors import PARAMETER_RANGES, PRESETS, SUBHALO_RANGES, Preset, Prior, preset
 from d4lens.simulator.render import render
 
 __all__ = [
     "COLUMNS",
-    "PARAMETERS",
+    "PARAMETER_RANGES",
     "PRESETS",
     "SUBHALO_COLUMNS",
-    "SUBHALO_PARAMETERS",
+    "SUBHALO_RANGES",
     "Preset",
     "Prior",
     "Truth",

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from d4lens.data.archive import Limits, SafeZip
 from d4lens.errors import D4LensError, PhysicsError
@@ -76,11 +77,33 @@ def write_archive(
     progress: bool = False,
     train_preset: Preset | None = None,
 ) -> None:
-    """Write a data set of `n_train` and `n_val` images, the three classes in turn, atomically.
+    """Write a data set, the three classes in turn, atomically.
 
-    `train_preset`: what the train part is drawn from, with the preset's name, telescope and noise; None: from `preset` too.
-    `workers`: processes at most; 1, or a small data set, is made in this one. The bytes depend on the other arguments only. Memory stays flat in the
-    number of images. Raises PhysicsError for negative numbers, D4LensError if the file cannot be written.
+    Memory stays flat in the number of images. The bytes do not depend on `workers` and `progress`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The zip file to write.
+    preset : Preset
+        What the images are drawn from.
+    seed : int
+        At least 0.
+    n_train, n_val : int
+        Images of each split.
+    workers : int
+        Processes at most; 1, or a small data set, is made in this one.
+    progress : bool
+        Show a progress bar.
+    train_preset : Preset, optional
+        What the train part is drawn from, with the preset's name, telescope and noise; None: from `preset` too.
+
+    Raises
+    ------
+    PhysicsError
+        If a number is out of range.
+    D4LensError
+        If the file cannot be written, or `train_preset` has another telescope or noise.
     """
     write_shard(path, preset, seed, n_train, n_val, 0, 1, workers, progress, train_preset)
 
@@ -97,7 +120,22 @@ def write_shard(
     progress: bool = False,
     train_preset: Preset | None = None,
 ) -> None:
-    """Write part `shard` (from 0) of `n_shards` of the data set that `write_archive` would write; see `join_shards`."""
+    """Write one part of the data set that `write_archive` would write; see `join_shards`.
+
+    Parameters
+    ----------
+    path, preset, seed, n_train, n_val, workers, progress, train_preset
+        As for `write_archive`; the numbers are those of the whole data set.
+    shard, n_shards : int
+        Which part, from 0, of how many.
+
+    Raises
+    ------
+    PhysicsError
+        If a number is out of range.
+    D4LensError
+        If the file cannot be written, or `train_preset` has another telescope or noise.
+    """
     check_seed(seed)
     for name, value, low in (
         *(("n_train", n_train, 0), ("n_val", n_val, 0), ("n_shards", n_shards, 1), ("workers", workers, 1)),
@@ -127,10 +165,21 @@ def write_shard(
 
 
 def join_shards(paths: Iterable[str | Path], out: str | Path) -> None:
-    """Join the shards of one data set, in any order, into the file that one process would have written.
+    """Join the shards of one data set into the file that one process would have written.
 
-    Compressed members are copied as they are. Raises D4LensError if shards differ in anything but their place, or if
-    any is missing, double or not an archive of `simulate`.
+    Compressed members are copied as they are.
+
+    Parameters
+    ----------
+    paths : iterable of str or Path
+        The shards, in any order.
+    out : str or Path
+        The zip file to write.
+
+    Raises
+    ------
+    D4LensError
+        If the shards are of several data sets, or if one is missing, double or not an archive of `simulate`.
     """
     opened: list[tuple[dict[str, Any], dict[str, Any], Path]] = []
     for path in map(Path, paths):
@@ -185,13 +234,13 @@ def join_shards(paths: Iterable[str | Path], out: str | Path) -> None:
 
 
 def read_truth(path: str | Path) -> Truth:
-    """The truth tables of an archive, exact to the last bit."""
+    """Read the truth tables of an archive, exact to the last bit."""
     with zipfile.ZipFile(path) as file, file.open(TRUTH) as images, file.open(SUBHALOS) as subhalos:
         return Truth.from_csv(images, subhalos)
 
 
 def _description(preset: Preset, train_preset: Preset | None) -> dict[str, Any]:
-    """What `preset.json` says: the preset, and as `train_priors` those of the train part's priors that are others."""
+    """Return what `preset.json` says: the preset, and as `train_priors` those of the train part's priors that are others."""
     described = preset.to_dict()
     if train_preset is None:
         return described
@@ -205,7 +254,7 @@ def _description(preset: Preset, train_preset: Preset | None) -> dict[str, Any]:
 
 
 def _tasks(start: int, stop: int, n_train: int) -> Iterator[tuple[str, range]]:
-    """(split, indices) for the images start..stop of train followed by val, in pieces."""
+    """Yield (split, indices) for the images start..stop of train followed by val, in pieces."""
     for split, low, high in zip(SPLITS, (0, n_train), (n_train, stop)):
         for a in range(max(start, low), min(stop, high), _CHUNK):
             yield split, range(a - low, min(a + _CHUNK, stop, high) - low)
@@ -222,8 +271,8 @@ def _make(task: _Task) -> _Chunk:
     return _Chunk(members, _csv(truth.images), _csv(truth.subhalos))
 
 
-def _npy(image: np.ndarray) -> bytes:
-    """An image as published: float64 (1, n, n), (k - min)/(max - min)."""
+def _npy(image: NDArray[np.float64]) -> bytes:
+    """Return an image as published: float64 (1, n, n), (k - min)/(max - min)."""
     low, high = image.min(), image.max()
     if not high > low:
         raise D4LensError("an image is constant and cannot be normalised: raise the source's brightness")
@@ -233,7 +282,8 @@ def _npy(image: np.ndarray) -> bytes:
 
 
 def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, header=False, lineterminator="\n").encode()
+    text: str = table.to_csv(index=False, header=False, lineterminator="\n")
+    return text.encode()
 
 
 def _member(name: str, content: bytes) -> _Member:
@@ -242,7 +292,7 @@ def _member(name: str, content: bytes) -> _Member:
 
 
 def _raw_member(raw: IO[bytes], info: zipfile.ZipInfo) -> _Member:
-    """A member's compressed bytes from the archive `raw`, its header skipped."""
+    """Return a member's compressed bytes from the archive `raw`, its header skipped."""
     raw.seek(info.header_offset)
     header = raw.read(30)
     name_length, extra_length = struct.unpack("<HH", header[26:30])
@@ -272,7 +322,7 @@ class _Archive:
         file._didModify = True  # type: ignore[attr-defined]  # so that close() writes the directory
 
     def finish(self, preset: dict[str, Any], about: dict[str, Any]) -> None:
-        """The tables and descriptions, after the images."""
+        """Write the tables and descriptions after the images."""
         for name, columns, rows in ((TRUTH, COLUMNS, self.truth), (SUBHALOS, SUBHALO_COLUMNS, self.subhalos)):
             rows.seek(0)
             with self._file.open(_info(name), "w", force_zip64=True) as member:
@@ -306,7 +356,7 @@ def _archive(path: str | Path) -> Iterator[_Archive]:
 
 
 def _map(tasks: list[_Task], workers: int) -> Iterator[_Chunk]:
-    """`_make` over the tasks, in order, in this process or in `workers` others, few chunks ahead of the writer."""
+    """Run `_make` over the tasks, in order, in this process or in `workers` others, few chunks ahead of the writer."""
     if workers <= 1:
         yield from map(_make, tasks)
         return
@@ -328,7 +378,7 @@ def _map(tasks: list[_Task], workers: int) -> Iterator[_Chunk]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Worker processes started within use one thread each: they are the parallelism."""
+    """Give each worker process that starts within one thread: the processes are the parallelism."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -353,7 +403,24 @@ def write_shared(
     workers: int = 1,
     train_preset: Preset | None = None,
 ) -> None:
-    """`write_archive` by all of `ranks` at once, each with `workers` processes; shows its progress."""
+    """Write the data set of `write_archive` by all processes of torchrun at once, with a progress bar.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        The processes.
+    path, preset, seed, n_train, n_val, train_preset
+        As for `write_archive`.
+    workers : int
+        Worker processes of each rank.
+
+    Raises
+    ------
+    PhysicsError
+        If a number is out of range.
+    D4LensError
+        If the file cannot be written, or `train_preset` has another telescope or noise.
+    """
     path = Path(path)
     if ranks.world == 1:
         write_archive(path, preset, seed, n_train, n_val, workers, progress=True, train_preset=train_preset)

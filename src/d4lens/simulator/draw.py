@@ -1,4 +1,4 @@
-"""Every parameter of every image, drawn from (preset, seed, split, index) alone."""
+"""Every parameter of every image, drawn from preset, seed, split and index alone."""
 
 import hashlib
 import math
@@ -9,11 +9,12 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError, PhysicsError
-from d4lens.lensing import theta_E_luminosity, unchecked
-from d4lens.simulator.priors import PARAMETERS, SUBHALO_PARAMETERS, Preset
+from d4lens.lensing import theta_E_luminosity
+from d4lens.simulator.priors import PARAMETER_RANGES, SUBHALO_RANGES, Preset
 
 SPLITS = ("train", "val")
 # Streams of one image: disjoint stretches of one counter.
@@ -32,11 +33,18 @@ SUBHALO_COLUMNS = ("path", "mass", "theta_E", "x", "y")
 
 @dataclass(frozen=True)
 class Truth:
-    """What is in each image: one row of `images` (COLUMNS) an image, one of `subhalos` (SUBHALO_COLUMNS) a point mass.
+    """What is in each image.
 
-    Lengths in arcsec, angles in radians from +x towards +y, subhalo masses in solar masses, `rod_mass` in halo masses.
-    What an image does not have is empty (NaN). Values carry 12 significant digits, so that the tables written as CSV
-    hold them exactly and an image rendered from the file is the image in the archive.
+    Values carry 12 significant digits, so that the tables written as CSV hold them exactly and an image rendered from the file is the
+    image in the archive.
+
+    Attributes
+    ----------
+    images : DataFrame
+        One row an image, columns COLUMNS. Lengths in arcsec, angles in radians from +x towards +y, `rod_mass` in halo masses. What an
+        image does not have is NaN.
+    subhalos : DataFrame
+        One row a point mass, columns SUBHALO_COLUMNS: mass in solar masses, theta_E, x and y in arcsec.
     """
 
     images: pd.DataFrame
@@ -46,14 +54,14 @@ class Truth:
         return len(self.images)
 
     def without_substructure(self) -> "Truth":
-        """The same lenses with the same noise, point masses and rods taken out."""
+        """Return the same lenses with the same noise, point masses and rods taken out."""
         images = self.images.copy()
         images[list(_ROD)] = math.nan
         images["n_subhalos"] = 0
         return Truth(images, self.subhalos.iloc[:0])
 
-    def subhalo_arrays(self) -> list[np.ndarray]:
-        """Per image an array (3, n) of theta_E, x, y in arcsec, in the order of the table."""
+    def subhalo_arrays(self) -> list[NDArray[np.float64]]:
+        """Return for each image an array (3, n) of theta_E, x, y in arcsec, in the order of the table."""
         values = np.stack([self.subhalos[name].to_numpy(np.float64) for name in ("theta_E", "x", "y")])
         where = pd.Index(self.images["path"]).get_indexer(self.subhalos["path"])
         if (np.diff(where) < 0).any():  # a table somebody has sorted
@@ -64,7 +72,18 @@ class Truth:
 
     @classmethod
     def from_csv(cls, images: object, subhalos: object) -> "Truth":
-        """Read `truth.csv` and `subhalos.csv` (paths or open files) to the last bit."""
+        """Read `truth.csv` and `subhalos.csv` to the last bit.
+
+        Parameters
+        ----------
+        images, subhalos : path or open file
+            The two tables.
+
+        Raises
+        ------
+        D4LensError
+            If a column is missing.
+        """
         read = {"float_precision": "round_trip", "keep_default_na": False, "na_values": [""]}
         tables = [pd.read_csv(file, **read) for file in (images, subhalos)]
         for table, columns in zip(tables, (COLUMNS, SUBHALO_COLUMNS)):
@@ -75,9 +94,27 @@ class Truth:
 
 
 def stream(preset: str, seed: int, split: str, index: int, which: int) -> np.random.Generator:
-    """The random stream `which` of one image: Philox 4x64 keyed by (preset, seed, split), its counter by the image.
+    """Return a random stream of one image: Philox 4x64 keyed by (preset, seed, split), its counter by the image.
 
     Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+
+    Parameters
+    ----------
+    preset : str
+        The preset's name.
+    seed : int
+        At least 0.
+    split : str
+        One of SPLITS.
+    index : int
+        The image's number.
+    which : int
+        The stream's number.
+
+    Returns
+    -------
+    numpy.random.Generator
+        The stream.
     """
     digest = hashlib.blake2b(f"{preset}/{seed}/{split}".encode(), digest_size=16).digest()
     key = np.frombuffer(digest, dtype="<u8")
@@ -85,33 +122,55 @@ def stream(preset: str, seed: int, split: str, index: int, which: int) -> np.ran
 
 
 def noise_stream(preset: str, seed: int, split: str, index: int) -> np.random.Generator:
-    """The stream of an image's noise; the same with and without its substructure."""
+    """Return the stream of an image's noise; it is the same with and without its substructure."""
     return stream(preset, seed, split, index, _NOISE_STREAM)
 
 
 def check_seed(seed: int) -> None:
-    """Raises PhysicsError unless `seed` is a whole number of at least 0."""
+    """Raise PhysicsError unless `seed` is a whole number of at least 0."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise PhysicsError(f"seed must be a whole number of at least 0, not {seed}")
 
 
 def own_class(index: int) -> str:
-    """The class an index has unless told otherwise: the three take turns."""
+    """Return the class of an index where none is asked for: the three take turns."""
     return CLASSES[index % len(CLASSES)]
 
 
 def image_path(split: str, index: int) -> str:
-    """Place in the data set of the image `index` of a split; numbers start at 1 in each class."""
+    """Return the path in the data set of the image `index` of a split; numbers start at 1 in each class."""
     return f"{split}/{own_class(index)}/{index // len(CLASSES) + 1}.npy"
 
 
 def draw(preset: Preset, seed: int, indices: Iterable[int], substructure: str = "own", split: str = "train") -> Truth:
-    """Draw the images `indices` (each >= 0) of a split.
+    """Draw the parameters of images.
 
-    `substructure`: "own" (the class of the index: no, sphere, vort in turn), "none", or a class name for all of them.
     Everything but the substructure, and the noise, is the same for the same index whatever is asked here.
 
-    Raises PhysicsError for a negative seed or index, D4LensError for an unknown substructure or split.
+    Parameters
+    ----------
+    preset : Preset
+        What the images are drawn from.
+    seed : int
+        At least 0.
+    indices : iterable of int
+        The images, each at least 0.
+    substructure : str
+        "own" (the class of the index: no, sphere, vort in turn), "none", or a class for all of them.
+    split : {"train", "val"}
+        The split.
+
+    Returns
+    -------
+    Truth
+        One row an index.
+
+    Raises
+    ------
+    PhysicsError
+        If the seed or an index is out of range.
+    D4LensError
+        If the substructure or split is unknown.
     """
     if isinstance(preset, str):
         raise D4LensError(f"draw takes a Preset: pass simulate.preset({preset!r})")
@@ -135,15 +194,27 @@ def draw(preset: Preset, seed: int, indices: Iterable[int], substructure: str = 
 def draw_pair(
     preset: Preset, seed: int, indices: Iterable[int], with_class: str = "own", split: str = "train"
 ) -> tuple[Truth, Truth]:
-    """The same lenses, sources and noise with their substructure and without it."""
+    """Draw the same lenses, sources and noise with their substructure and without it.
+
+    Parameters
+    ----------
+    preset, seed, indices, split
+        As for `draw`.
+    with_class : str
+        The substructure, as for `draw`.
+
+    Returns
+    -------
+    with_substructure, without : Truth
+        Two tables with the same rows but for the substructure.
+    """
     indices = list(indices)
     return draw(preset, seed, indices, with_class, split), draw(preset, seed, indices, "none", split)
 
 
 @lru_cache(maxsize=1024)
 def _theta_E(mass: float, z_lens: float, z_source: float) -> float:
-    with unchecked():
-        return float(theta_E_luminosity(mass, z_lens, z_source))
+    return float(theta_E_luminosity(mass, z_lens, z_source))
 
 
 def _round(value: float) -> float:
@@ -154,7 +225,7 @@ def _draw_image(
     preset: Preset, seed: int, split: str, index: int, substructure: str
 ) -> tuple[dict[str, object], list[tuple[object, ...]]]:
     u = stream(preset.name, seed, split, index, _PARAMETER_STREAM).random(_SLOTS)
-    p = {name: preset.priors[name].quantile(u[i]) for i, name in enumerate(PARAMETERS) if name in preset.priors}
+    p = {name: preset.priors[name].quantile(u[i]) for i, name in enumerate(PARAMETER_RANGES) if name in preset.priors}
     if "theta_E" not in p:
         p["theta_E"] = _theta_E(p["halo_mass"], p["z_lens"], p["z_source"])
     if "source_x" not in p:
@@ -188,7 +259,7 @@ def _draw_image(
         }
     elif label == "sphere":
         u = stream(preset.name, seed, split, index, _SUBHALO_STREAM).random((preset.n_subhalos, 3))
-        mass, radius, azimuth = (preset.priors[name] for name in SUBHALO_PARAMETERS)
+        mass, radius, azimuth = (preset.priors[name] for name in SUBHALO_RANGES)
         for um, ur, ua in u.tolist():
             m, r, a = mass.quantile(um), radius.quantile(ur), azimuth.quantile(ua)
             theta = theta_E * math.sqrt(m / p["halo_mass"])

@@ -1,9 +1,11 @@
 """Maps of the truth: what a network is taught, and what an image would be without noise or without substructure."""
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from d4lens import lensing
@@ -13,15 +15,32 @@ from d4lens.simulator.draw import Truth
 
 _ROD = ("rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y")
 _BATCH = 32
+_T = TypeVar("_T", bound=np.generic)
 
 
 def substructure_convergence(truth: Truth, observation: Observation, smoothing_px: float = 2.0) -> Tensor:
-    """Convergence of the point masses and rods, smoothed by a Gaussian: (B, N, N) float32, exact, no grid involved.
+    """Compute the convergence of the point masses and rods, smoothed by a Gaussian. It is exact: no grid is involved.
 
-    `smoothing_px`: its standard deviation in pixels of `observation`, which may be a binned one (dataset.md and
-    physics.md: at least 2, since the masses are far smaller than a pixel). The convergence of a point mass integrates
-    to pi theta_E² arcsec². The centre of the array is the centre of the lens, so a binned observation must divide the
-    image evenly. Raises PhysicsError for smoothing_px <= 0.
+    The centre of the array is the centre of the lens, so a binned observation must divide the image evenly.
+
+    Parameters
+    ----------
+    truth : Truth
+        B lenses.
+    observation : Observation
+        The grid, which may be a binned one.
+    smoothing_px : float
+        Standard deviation in pixels of `observation`, above 0. At least 2 are advised: the masses are far smaller than a pixel.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float32. The convergence of a point mass integrates to pi theta_E² arcsec².
+
+    Raises
+    ------
+    PhysicsError
+        If the smoothing is not positive.
     """
     if not smoothing_px > 0:
         raise PhysicsError(f"smoothing_px must be above 0 pixels, not {smoothing_px}")
@@ -45,7 +64,20 @@ def substructure_convergence(truth: Truth, observation: Observation, smoothing_p
 
 
 def substructure_deflection(truth: Truth, observation: Observation) -> tuple[Tensor, Tensor]:
-    """Deflection of the point masses and rods at the pixel centres, unsmoothed: two (B, N, N) float64, arcsec."""
+    """Compute the deflection of the point masses and rods at the pixel centres, unsmoothed.
+
+    Parameters
+    ----------
+    truth : Truth
+        B lenses.
+    observation : Observation
+        The grid.
+
+    Returns
+    -------
+    alpha_x, alpha_y : Tensor
+        Each (B, N, N) float64, in arcsec.
+    """
     x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
     alpha_x = torch.zeros(len(truth), *x.shape, dtype=torch.float64)
     alpha_y = torch.zeros_like(alpha_x)
@@ -59,22 +91,22 @@ def substructure_deflection(truth: Truth, observation: Observation) -> tuple[Ten
     return alpha_x, alpha_y
 
 
-def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Pieces that fit a cache or two."""
+def _batches(rows: NDArray[_T]) -> Iterator[NDArray[_T]]:
+    """Yield pieces that fit into the cache."""
     for start in range(0, len(rows), _BATCH):
         yield rows[start : start + _BATCH]
 
 
-def _padded(points: list[np.ndarray]) -> Tensor:
-    """Point masses of several images as (3, B, K), shorter lists filled up with masses of zero."""
+def _padded(points: list[NDArray[np.float64]]) -> Tensor:
+    """Stack the point masses of several images as (3, B, K), shorter lists filled up with masses of zero."""
     padded = np.zeros((3, len(points), max(p.shape[1] for p in points)))
     for i, p in enumerate(points):
         padded[:, i, : p.shape[1]] = p
     return torch.from_numpy(padded)
 
 
-def _rods(truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that have a rod, and its parameters (R, 5) in the order of `lensing.rod`."""
+def _rods(truth: Truth) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the rows that have a rod, and its parameters (R, 5) in the order of `lensing.rod`."""
     table = truth.images[list(_ROD)].to_numpy(np.float64)
     where = np.flatnonzero(~np.isnan(table[:, 0]))
     return where, table[where]

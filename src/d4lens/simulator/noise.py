@@ -5,6 +5,7 @@ counts rise with the rate. A rejection method would lose step at the first pixel
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri, pdtr, pdtrc
 
 # |expansion - quantile| <= _ERROR (1 + w⁴) / rate² for rate >= _LOW_RATE and |w| <= _FAR, w the normal deviate of the
@@ -30,7 +31,7 @@ class PoissonQuantile:
         self._f32 = [np.empty(size, np.float32) for _ in range(7)]
         self._bool = [np.empty(size, bool) for _ in range(2)]
 
-    def __call__(self, rate: np.ndarray, u: np.ndarray) -> None:
+    def __call__(self, rate: NDArray[np.float64], u: NDArray[np.float64]) -> None:
         """Replace `rate` by the counts; both float64, flat and contiguous."""
         w, w2, root, inverse, x, term, even = self._f32
         unsure, other = self._bool
@@ -89,7 +90,9 @@ class PoissonQuantile:
         rate[:] = x
         rate[where] = settled
 
-    def _normal(self, u: np.ndarray, w: np.ndarray, a: np.ndarray, p: np.ndarray) -> None:
+    def _normal(
+        self, u: NDArray[np.float64], w: NDArray[np.float32], a: NDArray[np.float32], p: NDArray[np.float32]
+    ) -> None:
         """Write the normal deviate of u to `w`, to 1e-6; `a` and `p` are scratch."""
         f64, tail = self._f64, self._bool[0]
         np.multiply(u, u, out=f64)
@@ -112,22 +115,33 @@ class PoissonQuantile:
         w[i] = ndtri(u[i])
 
 
-def poisson_quantile(rate: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The smallest k with P(X <= k) >= u for X ~ Poisson(rate), 0 <= u < 1, as float64 of the same shape.
+def poisson_quantile(rate: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the smallest k with P(X <= k) >= u for X ~ Poisson(rate).
 
-    Exact up to the rounding of the distribution functions (1e-15 in probability). The quantile of the continuous
-    distribution Q(x, rate) (Giles 2016, ACM Trans. Math. Softw. 42, 7) is expanded in powers of rate^(-1/2), here to
-    the third beyond the constant; k = floor(x) wherever x lies farther from an integer than the expansion, in single
-    precision, can err. The rest, some three pixels in a thousand, is settled by the incomplete gamma function.
-    `rate` must be finite and >= 0.
+    Exact up to the rounding of the distribution functions (1e-15 in probability). The quantile of the continuous distribution
+    Q(x, rate) (Giles 2016, ACM Trans. Math. Softw. 42, 7) is expanded in powers of rate^(-1/2), here to the third beyond the constant.
+    k is floor(x) wherever x lies farther from an integer than the expansion, in single precision, can err. The rest, some three pixels
+    in a thousand, is settled by the incomplete gamma function.
+
+    Parameters
+    ----------
+    rate : ndarray
+        Finite, at least 0.
+    u : ndarray
+        In [0, 1), of the same shape.
+
+    Returns
+    -------
+    ndarray
+        k as float64, of the same shape.
     """
     counts = np.array(rate, np.float64).ravel()
     PoissonQuantile(counts.size)(counts, np.ascontiguousarray(u, np.float64).ravel())
     return counts.reshape(np.shape(rate))
 
 
-def _too_few(k: np.ndarray, rate: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """P(X <= k) < u, the quantile lies above k; taken in the smaller of the two tails."""
+def _too_few(k: NDArray[np.float64], rate: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Tell where P(X <= k) < u, so that the quantile lies above k; taken in the smaller of the two tails."""
     result = np.empty(k.shape, bool)
     low = u <= 0.5
     result[low] = pdtr(k[low], rate[low]) < u[low]
@@ -136,8 +150,8 @@ def _too_few(k: np.ndarray, rate: np.ndarray, u: np.ndarray) -> np.ndarray:
     return result
 
 
-def _settle(rate: np.ndarray, u: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """The quantile by the distribution function: `nearest` or one less where the expansion holds."""
+def _settle(rate: NDArray[np.float64], u: NDArray[np.float64], nearest: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Find the quantile by the distribution function: `nearest` or one less where the expansion holds."""
     k = nearest.astype(np.float64)
     low = rate < _LOW_RATE
     far = ~low & ((rate > _HIGH_RATE) | (np.abs(ndtri(u)) > 0.999 * _FAR))
@@ -150,8 +164,8 @@ def _settle(rate: np.ndarray, u: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     return k
 
 
-def _sum(rate: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The quantile at a low rate, by adding up probabilities."""
+def _sum(rate: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find the quantile at a low rate, by adding up probabilities."""
     k = np.zeros(rate.shape)
     i = np.arange(k.size)
     p = np.exp(-rate)
@@ -162,16 +176,17 @@ def _sum(rate: np.ndarray, u: np.ndarray) -> np.ndarray:
         more = (below < u) & ((p > 1e-18) | (n < rate))
         if not more.any():
             return k
-        i, rate, u, p, below = (a[more] for a in (i, rate, u, p, below))
+        i = i[more]
+        rate, u, p, below = (a[more] for a in (rate, u, p, below))
         n += 1
         k[i] = n
         p = p * (rate / n)
         below = below + p
 
 
-def _walk(rate: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The quantile, from the normal approximation on foot."""
-    k = np.maximum(np.floor(rate + np.sqrt(rate) * np.clip(ndtri(u), -9, 9)), 0.0)
+def _walk(rate: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find the quantile by single steps from the normal approximation."""
+    k: NDArray[np.float64] = np.maximum(np.floor(rate + np.sqrt(rate) * np.clip(ndtri(u), -9, 9)), 0.0)
     moving = np.arange(k.size)
     while moving.size:  # down while one less would do
         moving = moving[k[moving] > 0]

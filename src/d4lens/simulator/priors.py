@@ -12,10 +12,23 @@ from d4lens.observation import Observation
 
 @dataclass(frozen=True)
 class Prior:
-    """A one-dimensional distribution on [low, high]: `fixed`, `uniform`, `log-uniform` or `power-law` (dN/dx ∝ x^slope).
+    """A one-dimensional distribution on [low, high].
 
-    It is drawn by its quantile function, one uniform number a value, so that changing one prior leaves every other
-    parameter of an image as it was.
+    It is drawn by its quantile function, one uniform number a value, so that changing one prior leaves every other parameter of an
+    image as it was.
+
+    Attributes
+    ----------
+    kind : {"fixed", "uniform", "log-uniform", "power-law"}
+        The distribution's form.
+    low, high : float
+        Its bounds.
+    unit : str
+        Their unit.
+    source : str
+        Where the numbers come from.
+    slope : float
+        Of a power law, dN/dx ∝ x^slope.
     """
 
     kind: str
@@ -26,13 +39,13 @@ class Prior:
     slope: float = 0.0
 
     def quantile(self, u: float) -> float:
-        """The value below which a fraction `u` in [0, 1) of the distribution lies."""
+        """Return the value below which a fraction `u` in [0, 1) of the distribution lies."""
         if self.kind == "fixed":
             return self.low
         if self.kind == "uniform":
             return self.low + (self.high - self.low) * u
         if self.kind == "log-uniform" or self.slope == -1.0:
-            return self.low * (self.high / self.low) ** u
+            return float(self.low * (self.high / self.low) ** u)
         p = self.slope + 1.0
         low, high = self.low**p, self.high**p
         return float((low + (high - low) * u) ** (1.0 / p))
@@ -45,56 +58,66 @@ class Prior:
 
 
 def fixed(value: float, unit: str = "", source: str = "") -> Prior:
-    """A parameter that is `value` in every image."""
+    """Return the prior of a parameter that is `value` in every image."""
     return Prior("fixed", value, value, unit, source)
 
 
 def uniform(low: float, high: float, unit: str = "", source: str = "") -> Prior:
-    """Uniform between `low` and `high`."""
+    """Return the uniform prior between `low` and `high`."""
     return Prior("uniform", low, high, unit, source)
 
 
 def log_uniform(low: float, high: float, unit: str = "", source: str = "") -> Prior:
-    """Its logarithm uniform between those of `low` and `high`, both above 0."""
+    """Return the prior whose logarithm is uniform between those of `low` and `high`, both above 0."""
     return Prior("log-uniform", low, high, unit, source)
 
 
 def power_law(low: float, high: float, slope: float, unit: str = "", source: str = "") -> Prior:
-    """dN/dx proportional to x^slope between `low` and `high`, both above 0."""
+    """Return the prior with dN/dx proportional to x^slope between `low` and `high`, both above 0."""
     return Prior("power-law", low, high, unit, source, slope)
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """Physical range of a parameter: low (exclusive if `open`) to high (inclusive)."""
+class Range:
+    """Physical range of a parameter.
+
+    Attributes
+    ----------
+    low : float
+        Lower bound, exclusive if `open`.
+    high : float
+        Upper bound, inclusive.
+    open : bool
+        Whether `low` is left out.
+    """
 
     low: float
     high: float
     open: bool = False
 
     def check(self, name: str, value: float) -> None:
-        """Raises PhysicsError, naming the parameter, unless `value` lies in the range."""
+        """Raise PhysicsError, naming the parameter, unless `value` lies in the range."""
         inside = (value > self.low if self.open else value >= self.low) and value <= self.high
         if not (math.isfinite(value) and inside):
             left = "(" if self.open else "["
             raise PhysicsError(f"{name} must lie in {left}{self.low:g}, {self.high:g}], not {value:g}")
 
 
-_ANGLE = Parameter(-math.inf, math.inf)
-_PLACE = Parameter(-1e4, 1e4)
-_POSITIVE = Parameter(0.0, math.inf, open=True)
-_NON_NEGATIVE = Parameter(0.0, math.inf)
-_AXIS_RATIO = Parameter(0.0, 1.0, open=True)
+_ANGLE = Range(-math.inf, math.inf)
+_PLACE = Range(-1e4, 1e4)
+_POSITIVE = Range(0.0, math.inf, open=True)
+_NON_NEGATIVE = Range(0.0, math.inf)
+_AXIS_RATIO = Range(0.0, 1.0, open=True)
 
 # Every parameter an image can have. Its place in this table is its place in the image's random stream: append only.
-PARAMETERS: dict[str, Parameter] = {
+PARAMETER_RANGES: dict[str, Range] = {
     "halo_mass": _POSITIVE,
     "z_lens": _POSITIVE,
     "z_source": _POSITIVE,
     "theta_E": _POSITIVE,
     "lens_q": _AXIS_RATIO,
     "lens_phi": _ANGLE,
-    "gamma": Parameter(0.0, 0.99),
+    "gamma": Range(0.0, 0.99),
     "gamma_phi": _ANGLE,
     "source_x": _PLACE,
     "source_y": _PLACE,
@@ -104,7 +127,7 @@ PARAMETERS: dict[str, Parameter] = {
     "source_phi": _ANGLE,
     "sersic_amplitude": _POSITIVE,
     "sersic_R_e": _POSITIVE,
-    "sersic_n": Parameter(0.5, 10.0),  # the range of b_n = 1.9992 n - 0.3271
+    "sersic_n": Range(0.5, 10.0),  # the range of b_n = 1.9992 n - 0.3271
     "rod_mass": _POSITIVE,
     "rod_half_length": _POSITIVE,
     "rod_phi": _ANGLE,
@@ -114,7 +137,7 @@ PARAMETERS: dict[str, Parameter] = {
     "background_rms": _NON_NEGATIVE,
 }
 # Drawn once a point mass, in this order.
-SUBHALO_PARAMETERS: dict[str, Parameter] = {
+SUBHALO_RANGES: dict[str, Range] = {
     "subhalo_mass": _POSITIVE,
     "subhalo_radius": _NON_NEGATIVE,
     "subhalo_azimuth": _ANGLE,
@@ -136,13 +159,19 @@ class Preset:
 
     Attributes
     ----------
-    name: also the key of the random stream, so an overridden preset shares its draws with the original.
-    observation: grid, PSF and sky.
-    priors: parameter name -> Prior. Angles in radians from +x towards +y, lengths in arcsec, masses in solar masses.
-    noise: "poisson": counts ~ Poisson(signal + sky); "deeplensesim": Poisson(signal) + Gaussian background, which
-        DeepLenseSim then passes through Poisson once more.
-    n_subhalos: point masses in a `sphere` image.
-    corrected: with "deeplensesim" noise, leave the second Poisson draw out.
+    name : str
+        Also the key of the random stream, so an overridden preset shares its draws with the original.
+    observation : Observation
+        Grid, PSF and sky.
+    priors : mapping of str to Prior
+        By the name of the parameter. Angles in radians from +x towards +y, lengths in arcsec, masses in solar masses.
+    noise : {"poisson", "deeplensesim"}
+        "poisson": counts ~ Poisson(signal + sky). "deeplensesim": Poisson(signal) + Gaussian background, which DeepLenseSim then
+        passes through Poisson once more.
+    n_subhalos : int
+        Point masses in a `sphere` image.
+    corrected : bool
+        With "deeplensesim" noise, leave the second Poisson draw out.
     """
 
     name: str
@@ -153,7 +182,7 @@ class Preset:
     corrected: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that decides the images, for the archive's `preset.json`."""
+        """Return everything that decides the images, for the archive's `preset.json`."""
         return {
             "name": self.name,
             "observation": self.observation.to_dict(),
@@ -167,7 +196,7 @@ class Preset:
         }
 
     def __str__(self) -> str:
-        """The table of priors, one parameter a line, with its source."""
+        """Return the table of priors, one parameter a line, with its source."""
         width = max(map(len, self.priors))
         return "\n".join(
             f"{name:{width}s}  {prior!s:45s}  {prior.source}".rstrip() for name, prior in self.priors.items()
@@ -246,23 +275,45 @@ MODEL_I = Preset(
     noise="deeplensesim",
 )
 
-PRESETS: dict[str, Preset] = {p.name: p for p in (DEEPLENSE, MODEL_I)}
+# One entry a preset. The command line, params.yaml and the Python interface offer whatever stands here.
+PRESETS: dict[str, Preset] = {
+    entry.name: entry
+    for entry in (
+        DEEPLENSE,
+        MODEL_I,
+    )
+}
 
 
 def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
-    """The named preset with some of its priors replaced.
+    """Return a preset by its name, some of its priors replaced.
 
-    `overrides` maps a name to a number (fixes it), a pair [low, high] (uniform) or a mapping with `kind`, `low`, `high`
-    and, for a power law, `slope`. Besides the priors: `n_pixels`, `pixel_scale` (arcsec), `psf_sigma` (arcsec), `sky`
-    (counts per pixel), `n_subhalos` and `corrected` (true or false), one value each.
+    Parameters
+    ----------
+    name : str
+        A key of PRESETS.
+    overrides : mapping, optional
+        A parameter's name to a number (fixes it), a pair [low, high] (uniform) or a mapping with `kind`, `low`, `high` and, for a
+        power law, `slope`. Besides the priors: `n_pixels`, `pixel_scale` (arcsec), `psf_sigma` (arcsec), `sky` (counts per pixel),
+        `n_subhalos` and `corrected` (true or false), one value each.
 
-    Raises D4LensError for an unknown preset, name or form, PhysicsError for a value outside its physical range.
+    Returns
+    -------
+    Preset
+        The preset, of the same name.
+
+    Raises
+    ------
+    D4LensError
+        If the preset, a name or a form is unknown.
+    PhysicsError
+        If a value lies outside its physical range.
     """
     if name not in PRESETS:
         raise D4LensError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
     result = PRESETS[name]
     overrides = dict(overrides or {})
-    parameters = {**PARAMETERS, **SUBHALO_PARAMETERS}
+    parameters = {**PARAMETER_RANGES, **SUBHALO_RANGES}
     known = [*parameters, *_OBSERVATION, "n_subhalos", "corrected"]
     unknown = [key for key in overrides if key not in known]
     if unknown:
@@ -289,7 +340,8 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
         if not isinstance(overrides["corrected"], bool):
             raise D4LensError(f"corrected must be true or false, not {overrides['corrected']!r}")
         if result.noise != "deeplensesim":
-            raise D4LensError(f"corrected is a switch of model-i; the noise of {name} has nothing to correct")
+            twice = ", ".join(entry.name for entry in PRESETS.values() if entry.noise == "deeplensesim")
+            raise D4LensError(f"corrected is a switch of {twice}; the noise of {name} has nothing to correct")
         result = replace(result, corrected=overrides["corrected"])
     for key in parameters.keys() & overrides.keys():
         for other in _REPLACES.get(key, ()):
@@ -315,7 +367,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _prior(name: str, value: Any, old: Prior | None) -> Prior:
-    """The prior an override asks for; unit as before."""
+    """Return the prior an override asks for, with the unit of the prior before it."""
     unit = old.unit if old else ""
     if isinstance(value, Mapping):
         kind = value.get("kind")

@@ -1,8 +1,8 @@
 """From truth tables to images: the noise-free image, and the counts a telescope would record.
 
-On the CPU an image costs half a millisecond, one image at a time, so that its bytes cannot depend on its company.
-The physics is that of `d4lens.lensing` (a test holds the two equal); what is fused here is the arithmetic,
-because the pure functions take ten times as long on one core. On a GPU the pure functions run in batches.
+An image costs half a millisecond of one core. Images are rendered one at a time, so that the bytes of one do not depend on
+the others. The physics is that of `d4lens.lensing`, and a test holds the two equal. Only the arithmetic is fused here,
+because the pure functions take ten times as long.
 """
 
 import math
@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from d4lens.errors import PhysicsError
 from d4lens.observation import Observation
 from d4lens.simulator.draw import Truth, noise_stream
 from d4lens.simulator.noise import PoissonQuantile
-from d4lens.simulator.priors import PARAMETERS, Preset
+from d4lens.simulator.priors import PARAMETER_RANGES, Preset
 
 _ALWAYS = (
     *("theta_E", "lens_q", "lens_phi", "gamma1", "gamma2", "source_x", "source_y", "source_q", "source_phi"),
@@ -29,32 +30,43 @@ _COLUMNS = (
     *("rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y", "exposure", "background_rms"),
 )
 _BLOCK = 3000  # pixels whose distances to 25 point masses fit the second-level cache together
-_GPU_BATCH = 256
 
 
-def render(truth: Truth, preset: Preset, noise: bool = True, device: torch.device | str | None = None) -> Tensor:
-    """Images of a truth table: (B, N, N) float64, counts with noise, mean counts (with the sky) without.
+def render(truth: Truth, preset: Preset, noise: bool = True) -> Tensor:
+    """Render the images of a truth table.
 
-    `poisson` noise gives whole counts. `deeplensesim` noise gives Poisson(signal) + exposure x N(0, background_rms),
-    and, unless the preset is `corrected`, a Poisson draw of that (clipped at 0), as published.
-    Noise-free images come from the pure functions of `d4lens.lensing` where a `device` is named, from the fused CPU
-    renderer where none is; they agree to 1e-8 (the fused PSF ends at 6 sigma). The noise of an image depends on its preset's name, seed, split and
-    index only, never on its company.
+    The noise of an image depends on its preset's name, seed, split and index only, not on the images beside it.
 
-    Raises PhysicsError for a value outside its physical range.
+    Parameters
+    ----------
+    truth : Truth
+        B lenses, as `draw` makes them.
+    preset : Preset
+        The observation and the kind of noise.
+    noise : bool
+        False for the mean counts, with the sky.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float64. `poisson` noise gives whole counts. `deeplensesim` noise gives
+        Poisson(signal) + exposure x N(0, background_rms), and, unless the preset is `corrected`, a Poisson draw of that
+        (clipped at 0), as published. The PSF ends at 6 sigma, which moves a pixel by up to 1e-8 of the brightest.
+
+    Raises
+    ------
+    PhysicsError
+        If a value lies outside its physical range.
     """
     values = _values(truth)
     n = preset.observation.n_pixels
     images = np.empty((len(truth), n, n))
-    if device is not None:
-        images[:] = _render_torch(truth, preset.observation, torch.device(device)).cpu().numpy()
     renderer, exposer = _Renderer(preset.observation), _Exposer(preset)
     keys = zip(*(truth.images[name].tolist() for name in ("preset", "seed", "split", "index")))
     # BLAS rounds the ends of what each thread gets its own way, and on matrices this small threads only wait.
     with _blas().limit(limits=1):
         for image, row, points, key in zip(images, values, truth.subhalo_arrays(), keys):
-            if device is None:
-                renderer.signal(row, points, image)
+            renderer.signal(row, points, image)
             exposer(image, row, noise_stream(*key) if noise else None)
     return torch.from_numpy(images)
 
@@ -65,16 +77,16 @@ def _blas() -> ThreadpoolController:
 
 
 def _values(truth: Truth) -> list[dict[str, float]]:
-    """The numbers of each row, checked."""
+    """Return the numbers of each row, checked."""
     table = truth.images[list(_COLUMNS)].to_numpy(np.float64)
     if len(table):
         missing = np.isnan(table).any(axis=0)
         for name, low, high, empty in zip(_COLUMNS, np.fmin.reduce(table), np.fmax.reduce(table), missing):
             if name in _ALWAYS and (empty or not math.isfinite(high - low)):
                 raise PhysicsError(f"{name} must be finite in every row, not {table[:, _COLUMNS.index(name)].tolist()}")
-            if name in PARAMETERS and not math.isnan(low):
-                PARAMETERS[name].check(name, float(low))
-                PARAMETERS[name].check(name, float(high))
+            if name in PARAMETER_RANGES and not math.isnan(low):
+                PARAMETER_RANGES[name].check(name, float(low))
+                PARAMETER_RANGES[name].check(name, float(high))
     return [dict(zip(_COLUMNS, row)) for row in table.tolist()]
 
 
@@ -87,7 +99,7 @@ class _Exposer:
         self.quantile = PoissonQuantile(n * n)
         self.numbers = np.empty((n, n))
 
-    def __call__(self, image: np.ndarray, row: dict[str, float], stream: np.random.Generator | None) -> None:
+    def __call__(self, image: NDArray[np.float64], row: dict[str, float], stream: np.random.Generator | None) -> None:
         preset = self.preset
         image += preset.observation.sky
         if preset.noise == "deeplensesim":
@@ -108,8 +120,8 @@ class _Exposer:
 
 
 @lru_cache(maxsize=8)
-def _unit_lens(n_pixels: int, pixel_scale: float, q: float, phi: float) -> np.ndarray:
-    """(5, N²): x, y, the deflection of a lens of theta_E = 1 (it is linear in theta_E), and ones."""
+def _unit_lens(n_pixels: int, pixel_scale: float, q: float, phi: float) -> NDArray[np.float64]:
+    """Return (5, N²): x, y, the deflection of a lens of theta_E = 1 (it is linear in theta_E), and ones."""
     x, y = lensing.grid(n_pixels, pixel_scale, torch.float64)
     ax, ay = lensing.sis(x, y, 1.0) if q == 1.0 else lensing.sie(x, y, 1.0, q, phi)
     basis = torch.stack([t.flatten() for t in (x, y, ax, ay, torch.ones_like(x))]).numpy()
@@ -118,17 +130,17 @@ def _unit_lens(n_pixels: int, pixel_scale: float, q: float, phi: float) -> np.nd
 
 
 @lru_cache(maxsize=8)
-def _distance_basis(n_pixels: int, pixel_scale: float) -> np.ndarray:
-    """(4, N²): x² + y², x, y, 1, of which r_k² = (x² + y²) - 2 x_k x - 2 y_k y + (x_k² + y_k²) is a product."""
+def _distance_basis(n_pixels: int, pixel_scale: float) -> NDArray[np.float64]:
+    """Return (4, N²): x² + y², x, y, 1, of which r_k² = (x² + y²) - 2 x_k x - 2 y_k y + (x_k² + y_k²) is a product."""
     x, y = (t.flatten().numpy() for t in lensing.grid(n_pixels, pixel_scale, torch.float64))
-    basis = np.stack([x * x + y * y, x, y, np.ones_like(x)])
+    basis: NDArray[np.float64] = np.stack([x * x + y * y, x, y, np.ones_like(x)])
     basis.flags.writeable = False
     return basis
 
 
 @lru_cache(maxsize=8)
-def _psf_blocks(n: int, sigma: float) -> list[tuple[slice, slice, np.ndarray]]:
-    """The PSF along one axis as blocks of a band matrix: (rows out, rows in, (out, in)), sigma in pixels."""
+def _psf_blocks(n: int, sigma: float) -> list[tuple[slice, slice, NDArray[np.float64]]]:
+    """Return the PSF along one axis as blocks of a band matrix: (rows out, rows in, (out, in)), sigma in pixels."""
     taps = lensing.gaussian_psf(sigma, torch.float64).sum(-1).numpy()
     radius = len(taps) // 2
     band = np.zeros((n, n))
@@ -143,7 +155,7 @@ def _psf_blocks(n: int, sigma: float) -> list[tuple[slice, slice, np.ndarray]]:
 
 
 class _Renderer:
-    """Scratch arrays for one image at a time; every array has the shape it will have for every other image."""
+    """Scratch arrays for one image at a time; every array has the same shape for every image."""
 
     def __init__(self, observation: Observation) -> None:
         self.observation = observation
@@ -155,7 +167,7 @@ class _Renderer:
         self.u, self.v, self.t, *self.scratch = (np.empty(n * n) for _ in range(6))
         self.inverse = np.empty(25 * _BLOCK)
 
-    def signal(self, row: dict[str, float], points: np.ndarray, out: np.ndarray) -> None:
+    def signal(self, row: dict[str, float], points: NDArray[np.float64], out: NDArray[np.float64]) -> None:
         """Write the lensed and blurred source to `out` (N, N), in the unit of the Sérsic amplitude; no sky."""
         # The source's own axes, in units of its elliptical radius, are linear in (x, y, alpha).
         cos, sin = math.cos(row["source_phi"]), math.sin(row["source_phi"])
@@ -194,7 +206,7 @@ class _Renderer:
         for columns, into, band in self.blocks:
             np.matmul(half[:, into], band.T, out=out[:, columns])
 
-    def _point_masses(self, points: np.ndarray, axes: np.ndarray, guarded: bool = False) -> None:
+    def _point_masses(self, points: NDArray[np.float64], axes: NDArray[np.float64], guarded: bool = False) -> None:
         """Take the deflection of point masses (3, K), axes @ sum_k m_k (x - x_k, y - y_k)/r_k², from (u, v).
 
         That is (axes @ (x, y)) W - (U, V) with W = sum_k m_k/r_k² and (U, V) = sum_k m_k/r_k² axes @ (x_k, y_k).
@@ -227,7 +239,7 @@ class _Renderer:
             target -= self.t
             target += total
 
-    def _rod(self, row: dict[str, float], axes: np.ndarray) -> None:
+    def _rod(self, row: dict[str, float], axes: NDArray[np.float64]) -> None:
         """Take the deflection of a uniform rod from (u, v): `lensing.rod`, ln[(z + L)/(z - L)] by its two parts."""
         cos, sin, length = math.cos(row["rod_phi"]), math.sin(row["rod_phi"]), row["rod_half_length"]
         x, y = self.x - row["rod_x"], self.y - row["rod_y"]
@@ -259,43 +271,3 @@ class _Renderer:
             np.multiply(s, b, out=along)
             near += along
             target -= near.ravel()
-
-
-def _render_torch(truth: Truth, observation: Observation, device: torch.device) -> Tensor:
-    """The same images by the pure functions of `d4lens.lensing`, in batches: (B, N, N) float64 on `device`."""
-    x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64, device)
-    table = truth.images[list(_COLUMNS)].to_numpy(np.float64)
-    arrays = truth.subhalo_arrays()
-    images = []
-    for start in range(0, len(table), _GPU_BATCH):
-        rows = table[start : start + _GPU_BATCH]
-        points = arrays[start : start + _GPU_BATCH]
-        padded = np.zeros((3, len(rows), max(p.shape[1] for p in points)))
-        for i, p in enumerate(points):
-            padded[:, i, : p.shape[1]] = p
-        column = dict(zip(_COLUMNS, torch.from_numpy(rows.T.copy()).to(device)[:, :, None, None]))
-        images.append(_signal_torch(x, y, column, torch.from_numpy(padded).to(device), observation))
-    return torch.cat(images) if images else torch.empty(0, *x.shape, dtype=torch.float64, device=device)
-
-
-def _signal_torch(x: Tensor, y: Tensor, column: dict[str, Tensor], points: Tensor, observation: Observation) -> Tensor:
-    shape = (len(column["theta_E"]), *x.shape)
-    if (column["lens_q"] == 1).all():
-        ax, ay = lensing.sis(x, y, column["theta_E"])
-    else:
-        ax, ay = lensing.sie(x, y, column["theta_E"], column["lens_q"], column["lens_phi"])
-    for dx, dy in (
-        lensing.shear(x, y, column["gamma1"], column["gamma2"]),
-        *([lensing.point_masses(x, y, *points[:, :, None, None])] if points.shape[-1] else []),
-    ):
-        ax, ay = ax + dx, ay + dy
-    has_rod = ~column["rod_theta_E"].isnan().flatten()
-    if has_rod.any():
-        names = ("rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y")
-        dx, dy = lensing.rod(x, y, *(column[name][has_rod] for name in names))
-        ax, ay = ax.expand(shape).clone(), ay.expand(shape).clone()
-        ax[has_rod] += dx
-        ay[has_rod] += dy
-    source = ("sersic_amplitude", "sersic_R_e", "sersic_n", "source_q", "source_phi", "source_x", "source_y")
-    image = lensing.sersic(x - ax, y - ay, *(column[name] for name in source))
-    return lensing.convolve_psf(image, observation.psf_sigma / observation.pixel_scale)
