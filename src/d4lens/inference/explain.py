@@ -98,7 +98,7 @@ def explain_source(
     engine = getattr(network, "engine", None)
     logits = predict_logits(network, [batch], tta=True)
     towards = 1 + logits[:, 1:].argmax(1)
-    same_pixels = result.model_counts.shape == batch["counts"].shape
+    same_pixels = result.model_counts.shape == batch.counts.shape
     whence = None
     if same_pixels or "counts" not in maps_read(network):
         whence = attribute(network, batch, result.model_counts, towards)[0]
@@ -109,7 +109,7 @@ def explain_source(
         counts=counts[0],
         smooth=result.model_counts[0],
         residual=result.residual[0],
-        significance=batch["significance"][0],
+        significance=batch.significance[0],
         kappa=out["kappa"][0],
         source=out["source"][0] if "source" in out else None,
         source_half_width=engine.source_half_width if engine is not None else 0.0,

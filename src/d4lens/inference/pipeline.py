@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +26,7 @@ from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, pres
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
 from d4lens.models.averaging import exported, predict_logits
-from d4lens.models.batch import batch_of
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.progress import Meter
 
@@ -215,7 +215,7 @@ def fit_images(
 
 def network_batch(
     counts: Tensor, result: FitResult, lens: SmoothLensModel, grid: Observation | None = None
-) -> dict[str, Tensor]:
+) -> LensBatch:
     """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32.
 
     grid: the observation a network was trained on, where the images have another sky: their counts are brought to its
@@ -228,7 +228,7 @@ def network_batch(
             skies = result.parameters[:, lens.free.index("sky")]
         sky = (skies * lens.binning**2)[:, None, None]
         shown = ((counts - sky) * (grid.sky / sky).sqrt() + grid.sky).float()
-    return batch_of(counts, result, lens) | {"counts": shown}
+    return replace(LensBatch.of_fit(counts, result, lens), counts=shown)
 
 
 def default_weights() -> Path:

@@ -7,8 +7,8 @@ rounding only, and any other network becomes exactly invariant.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +16,8 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES, VIEWS
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.models.batch import LensBatch
 from d4lens.parallel import Ranks, together
-
-
-def transform_fit(fit: Tensor, g: int) -> Tensor:
-    """Fit parameters (..., 7) in the order of FIT_COLUMNS as they are for the image transformed by element `g`.
-
-    The source position is a vector; shear and ellipticity are spin-2; the Einstein radius is a scalar.
-    """
-    column: dict[str, Any] = dict(zip(FIT_COLUMNS, fit.unbind(-1), strict=True))
-    for first, second, turn in (
-        ("source_x", "source_y", d4.transform_points),
-        ("gamma1", "gamma2", d4.transform_spin2_values),
-        ("e1", "e2", d4.transform_spin2_values),
-    ):
-        column[first], column[second] = turn(column[first], column[second], g)
-    return torch.stack([column[name] for name in FIT_COLUMNS], dim=-1)
-
-
-def transform_batch(batch: Mapping[str, Tensor], g: int) -> dict[str, Tensor]:
-    """The batch a telescope turned by element `g` would have delivered, all that belongs to an image together.
-
-    batch: "fit" (B, 7) turns as `transform_fit`; any entry of three axes or more is a map of scalars (B, ..., N, N)
-    (counts, residual, significance, convergence) and turns as `d4.transform`; one value an image (a label) stays.
-    """
-    turned = {name: d4.transform(value, g) if value.ndim >= 3 else value for name, value in batch.items()}
-    if "fit" in turned:
-        turned["fit"] = transform_fit(turned["fit"], g)
-    return turned
 
 
 def exported(model: nn.Module) -> nn.Module:
@@ -60,7 +33,7 @@ def exported(model: nn.Module) -> nn.Module:
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def predict_logits(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], tta: bool) -> Tensor:
+def predict_logits(model: nn.Module, batches: Iterable[LensBatch], tta: bool) -> Tensor:
     """Logits (n, C) float32 on the CPU, one row per image in the batches' order.
 
     model: maps a batch to a dict with "logits" (B, C); it runs in eval mode (and gets its mode back), in float32 without
@@ -85,7 +58,7 @@ def predict_logits(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], tt
 
 
 def predict_views(
-    model: nn.Module, batches: Callable[[], Iterable[Mapping[str, Tensor]]]
+    model: nn.Module, batches: Callable[[], Iterable[LensBatch]]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Logits (n, C) of each of VIEWS, and how many images a second each took, reading included.
 
@@ -106,7 +79,7 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: Sequence[int], /) -> dict[str, Tensor]: ...
+    def __getitem__(self, rows: Sequence[int], /) -> LensBatch: ...
 
 
 @together()
@@ -131,12 +104,9 @@ def predict_shared(
     return {view: ranks.gather(rows, values, n) for view, values in logits.items()}, dict(zip(speed, speeds))
 
 
-def _batch_logits(model: nn.Module, batch: Mapping[str, Tensor], elements: Iterable[int]) -> Tensor:
+def _batch_logits(model: nn.Module, batch: LensBatch, elements: Iterable[int]) -> Tensor:
     device = next(model.parameters(), torch.empty(0)).device
-    placed = {
-        name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
-        for name, value in batch.items()
-    }
+    placed = batch.to(device, torch.float32)
     with torch.autocast(device.type, enabled=False):
-        views = [model(transform_batch(placed, g))["logits"].double() for g in elements]
+        views = [model(placed.turned(g))["logits"].double() for g in elements]
     return torch.stack(views).mean(dim=0).float().cpu()

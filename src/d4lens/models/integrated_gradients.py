@@ -5,12 +5,11 @@ significance, to the image; or the plain gradient times the same difference. The
 pixel by pixel.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from d4lens import lensing
+from d4lens.models.batch import LensBatch
 
 _SMOOTHING = 1.0  # pixels: the highest point of single pixels is noise
 
@@ -22,7 +21,7 @@ def maps_read(network: nn.Module) -> tuple[str, ...]:
 
 def attribute(
     network: nn.Module,
-    batch: Mapping[str, Tensor],
+    batch: LensBatch,
     smooth: Tensor,
     of_class: Tensor,
     steps: int = 16,
@@ -34,7 +33,7 @@ def attribute(
     residual and the significance is zero. steps: points of the midpoint rule.
     """
     names = maps_read(network)
-    fixed = {name: value.detach() for name, value in batch.items()}
+    fixed = {name: value.detach() for name, value in batch.entries().items()}
     start = {name: smooth if name == "counts" else torch.zeros_like(fixed[name]) for name in names}
     way = {name: fixed[name] - start[name] for name in names}
     points = [1.0] if method == "gradient" else [(i + 0.5) / steps for i in range(steps)]
@@ -42,7 +41,7 @@ def attribute(
     with torch.enable_grad():
         for t in points:
             leaves = [(start[name] + t * way[name]).detach().requires_grad_() for name in names]
-            logits = network({**fixed, **dict(zip(names, leaves, strict=True))})["logits"]
+            logits = network(LensBatch(**{**fixed, **dict(zip(names, leaves, strict=True))}))["logits"]
             wanted = (logits.gather(1, of_class[:, None])[:, 0] - logits[:, 0]).sum()
             for name, gradient in zip(names, torch.autograd.grad(wanted, leaves), strict=True):
                 total[name] += gradient / len(points)

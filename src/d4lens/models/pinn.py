@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
+from d4lens.models.batch import LensBatch
 from d4lens.models.channels import channel, needs_of, stack
 from d4lens.models.engine import LensEngine
 from d4lens.models.fields import exported
 from d4lens.models.head import efficientnet
-from d4lens.models.unet import Descent, PlainLayers, UNet, field_layers, plain_of_equal_parameters
+from d4lens.models.unet import InvariantBranch, PlainLayers, UNet, field_layers, plain_of_equal_parameters
 from d4lens.observation import Observation
 
 UNetKind = Literal["equivariant", "exported", "plain_width", "plain_parameters"]
@@ -67,9 +68,9 @@ class D4LensPINNPublished(nn.Module):
         self.head = efficientnet(head, len(self.HEAD_CHANNELS), pretrained=pretrained)
         quieten(self.head)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: LensBatch) -> dict[str, Tensor]:
         """logits (B, 3); kappa, psi (arcsec²), alpha_x, alpha_y (arcsec), source, coverage, relensed; sigma (counts)."""
-        counts = batch["counts"]
+        counts = batch.counts
         drawn, _, _ = self.unet(stack(self.inputs, batch, self.sky))
         # At zero the convergence is 0.13: a deflection of half an arcsec at the ring, from where both ways are open.
         kappa = F.softplus(drawn[:, 0].to(counts.dtype) - 2.0)
@@ -125,12 +126,8 @@ class D4LensPINN(nn.Module):
         engine: bool = True,
         unet_kind: UNetKind = "equivariant",
         fields: Sequence[int] = (2, 4, 8),
-        own_potential: bool = True,
-        features: bool = True,
-        descent: Sequence[int] = (12, 16),
-        channel_dropout: float = 0.0,
+        invariant_fields: Sequence[int] = (12, 16),
         head: str = "nano",
-        head_stem_stride: int = 1,
         pretrained: bool = False,
         source_half_width: float = 1.5,
     ) -> None:
@@ -138,29 +135,27 @@ class D4LensPINN(nn.Module):
         if head_channels is None:
             head_channels = (*OF_FIT, "kappa", "unexplained") if engine else (*OF_FIT, "kappa")
         allowed = [name for name in self.HEAD_CHANNELS if engine or name not in self.OF_ENGINE]
-        if (not head_channels and not features) or not set(head_channels) <= set(allowed):
+        if not head_channels or not set(head_channels) <= set(allowed):
             raise D4LensError(f"head_channels must be names among {', '.join(allowed)}, not {list(head_channels)}")
-        if not 0 <= channel_dropout < 1:
-            raise D4LensError(f"channel_dropout must be at least 0 and below 1, not {channel_dropout}")
         self.sky, self.scale = observation.sky, observation.pixel_scale
         self.inputs, self.head_channels = tuple(inputs), tuple(head_channels)
         self.needs = (*needs_of((*self.inputs, *self.head_channels)), *(("fit",) if engine else ()))
-        self.own_potential, self.features, self.channel_dropout = own_potential and engine, features, channel_dropout
-        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 1 + self.own_potential, fields)
+        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 2 if engine else 1, fields)
         half_width = min(source_half_width, observation.half_width)
         pixels = max(8, round(2 * half_width / observation.pixel_scale))
         self.engine = LensEngine(observation, half_width, pixels) if engine else None
-        width = len(self.head_channels) + (self.unet.channels if features else 0)
-        self.head = efficientnet(head, width, stem_stride=head_stem_stride, pretrained=pretrained)
-        self.descent = Descent(self.unet.layers, (fields[-1], *descent)) if descent else None
-        self.vote = nn.Linear(self.descent.width, len(CLASSES)) if self.descent is not None else None
-        if self.vote is not None:
-            # The head adds to the invariants' vote and begins with little to add: untrained, it would drown it.
+        width = len(self.head_channels) + self.unet.channels
+        self.head = efficientnet(head, width, stem_stride=1, pretrained=pretrained)
+        self.invariants, self.classify_invariants = None, None
+        if invariant_fields:
+            self.invariants = InvariantBranch(self.unet.layers, (fields[-1], *invariant_fields))
+            self.classify_invariants = nn.Linear(self.invariants.width, len(CLASSES))
+            # The head adds to the logits of the invariants and begins with little to add: untrained, it would drown them.
             quieten(self.head)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: LensBatch) -> dict[str, Tensor]:
         """logits (B, 3) and kappa; with the engine psi, alpha_x, alpha_y, source, coverage, relensed, unexplained."""
-        counts = batch["counts"]
+        counts = batch.counts
         of_image = {*self.inputs, *(name for name in self.head_channels if name in self.OF_IMAGE)}
         seen = {name: channel(name, batch, self.sky) for name in of_image}
         drawn, features, floor = self.unet(torch.stack([seen[name] for name in self.inputs], 1))
@@ -168,24 +163,24 @@ class D4LensPINN(nn.Module):
         # A tenth: the convergence of one detectable mass, smoothed to two pixels.
         out = {"kappa": 0.1 * drawn[:, 0]}
         if self.engine is not None:
+            if batch.fit is None:
+                raise D4LensError(
+                    "this model needs the parameters of the smooth-lens fit; run the macrofit stage first"
+                )
             signal = counts - self.sky
-            out |= self.engine(out["kappa"], signal, batch["fit"])
+            out |= self.engine(out["kappa"], signal, batch.fit)
             # The network's own psi comes in units of pixels², in which its Laplacian is of order one.
-            own = self.own_potential
-            out["psi"] = self.scale**2 * drawn[:, 1] if own else self.engine.poisson.potential(out["kappa"])
+            out["psi"] = self.scale**2 * drawn[:, 1]
             out["unexplained"] = (signal - out["relensed"]) / noise(counts)
         # Misfits reach hundreds of sigma where the source grid is too coarse for the brightest knot.
         named = {**out, **seen, "unexplained": out.get("unexplained", counts).clamp(-20, 20)}
-        channels = torch.stack([named[name] for name in self.head_channels], 1) if self.head_channels else None
-        if channels is not None and self.training and self.channel_dropout:
-            keep = torch.rand(channels.shape[:2], device=channels.device) >= self.channel_dropout
-            channels = channels * keep[..., None, None]
+        channels = torch.stack([named[name] for name in self.head_channels], 1)
         # In the features' precision and layout: the head's first convolution would convert them to it anyway.
-        parts = [channels.to(features.dtype, memory_format=torch.channels_last)] if channels is not None else []
-        parts += [features] if self.features else []
-        logits = self.head(torch.cat(parts, 1))
-        if self.descent is not None and self.vote is not None:
-            logits = logits + self.vote(self.descent(floor).to(self.vote.weight.dtype))
+        channels = channels.to(features.dtype, memory_format=torch.channels_last)
+        logits = self.head(torch.cat([channels, features], 1))
+        if self.invariants is not None and self.classify_invariants is not None:
+            vector = self.invariants(floor).to(self.classify_invariants.weight.dtype)
+            logits = logits + self.classify_invariants(vector)
         out["logits"] = logits.to(counts.dtype)
         return out
 

@@ -207,7 +207,7 @@ class UNet(nn.Module):
         return self.lift.crop(self.project(x)), self.lift.restore(x), floor
 
 
-class Descent(nn.Module):
+class InvariantBranch(nn.Module):
     """Fields, halved and convolved once for each further level, to one vector an image; invariant under D4 on
     equivariant layers.
 

@@ -54,15 +54,15 @@ def baselines(samples: Samples) -> dict[str, Array]:
     """Hits of BASELINES, (B,) each; those of random points are the chances."""
     near = (distance(samples) <= TOLERANCE).double()
     x, y = lensing.grid(samples.observation.n_pixels, samples.observation.pixel_scale, torch.float64)
-    ring = ((torch.hypot(x, y) - samples.batch["fit"][:, 0, None, None]).abs() < _RING).double()
+    ring = ((torch.hypot(x, y) - samples.batch.fit[:, 0, None, None]).abs() < _RING).double()
     centre = torch.zeros_like(near)
     centre[:, near.shape[1] // 2, near.shape[2] // 2] = 1
     return {
         "random": near.mean((1, 2)).numpy(),
         "random_on_ring": ((near * ring).sum((1, 2)) / ring.sum((1, 2))).numpy(),
         "centre": pointed(centre, samples),
-        "significance": pointed(samples.batch["significance"], samples),
-        "residual": pointed(samples.batch["residual"].abs(), samples),
+        "significance": pointed(samples.batch.significance, samples),
+        "residual": pointed(samples.batch.residual.abs(), samples),
     }
 
 

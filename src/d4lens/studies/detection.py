@@ -1,25 +1,24 @@
 """Networks as detectors of substructure: their evidence for it, and the threshold that a false-alarm rate sets."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.models.averaging import predict_logits
+from d4lens.models.batch import LensBatch
 from d4lens.results.predictions import LOGITS, read
 
 _NO = CLASSES.index("no")
 _BATCH = 64
 
 
-def logits(network: nn.Module, batch: Mapping[str, Tensor], *, tta: bool = False) -> NDArray[np.float64]:
+def logits(network: nn.Module, batch: LensBatch, *, tta: bool = False) -> NDArray[np.float64]:
     """Logits (B, 3) of a batch of any size, worked through in pieces."""
-    n = len(batch["counts"])
-    pieces = ({key: value[i : i + _BATCH] for key, value in batch.items()} for i in range(0, n, _BATCH))
+    pieces = (batch.rows(slice(i, i + _BATCH)) for i in range(0, len(batch), _BATCH))
     return predict_logits(network, pieces, tta).double().numpy()
 
 

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d4lens.lensing import d4, to_image_plane, to_source_plane, unchecked
-from d4lens.models.averaging import transform_fit
 from d4lens.models.baselines import D4CNN, ResNet
+from d4lens.models.batch import LensBatch, turned_fit
 from d4lens.models.engine import _SEEN
 from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
 
-Batch = Mapping[str, Tensor]
 Edit = Callable[[Tensor], Tensor]
 """Takes an activation and returns what the network goes on with; the same object where nothing changes."""
 
@@ -29,7 +28,7 @@ Edit = Callable[[Tensor], Tensor]
 class Layer:
     """One named activation, (B, C, n, n), or (B, C) past the last map; of the batch (B, N, N), `fit` (B, 7).
 
-    part: input, unet, physics, head, vote, trunk or logits. kind: how it should turn with the image: `scalar`, `vector`
+    part: input, unet, physics, head, invariants, trunk or logits. kind: how it should turn with the image: `scalar`, `vector`
     (two components), `regular` fields, `fit` parameters, `invariant`, or `plain`, of which nothing is promised; a plain
     map is compared as scalars. place: where it is met: an entry of the `batch`, the `output` or `input` of `module`, or
     `key` of the dictionary it returns. channels: first and past the last one. untouched: modules upstream of it or beside
@@ -98,7 +97,7 @@ def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
     whole_unet = (*unet[-1].untouched, "unet.project")
     drawn: Literal["scalar", "plain"] = "scalar" if fields == "regular" else "plain"
     physics = [Layer("convergence", "physics", drawn, "output", "unet.project", channels=(0, 1), untouched=whole_unet)]
-    beside_engine = ("unet", "descent") if _has(network, "descent") else ("unet",)
+    beside_engine = ("unet", "invariants") if _has(network, "invariants") else ("unet",)
     if network.engine is not None:
         vector: Literal["vector", "plain"] = "vector" if fields == "regular" else "plain"
         physics += [
@@ -116,15 +115,15 @@ def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
     stages = [("stem", "bn1"), *((f"blocks.{i}",) * 2 for i in range(len(network.head.blocks))), ("final", "bn2")]
     stages.append(("logits", "classifier"))
     head += _chain("head", "plain", [(f"head.{n}", f"head.{m}") for n, m in stages], ("head.conv_stem",), beside_head)
-    vote = []
-    if isinstance(network, D4LensPINN) and network.descent is not None:
-        beside_vote = (*(name for name in beside_head if name != "descent"), "head")
+    branch = []
+    if isinstance(network, D4LensPINN) and network.invariants is not None:
+        beside = (*(name for name in beside_head if name != "invariants"), "head")
         summary: Literal["invariant", "plain"] = "invariant" if fields == "regular" else "plain"
-        blocks = [(f"vote.blocks.{i}", f"descent.blocks.{i}") for i in range(len(network.descent.blocks))]
-        vote = _chain("vote", fields, blocks, (), beside_vote)
-        ends = [("vote.summary", "descent"), ("vote.logits", "vote")]
-        vote += _chain("vote", summary, ends, (), beside_vote)
-    return [*unet, *physics, *head, *vote]
+        blocks = [(f"invariants.blocks.{i}",) * 2 for i in range(len(network.invariants.blocks))]
+        branch = _chain("invariants", fields, blocks, (), beside)
+        ends = [("invariants.summary", "invariants"), ("invariants.logits", "classify_invariants")]
+        branch += _chain("invariants", summary, ends, (), beside)
+    return [*unet, *physics, *head, *branch]
 
 
 def _head_input(name: str, kind: Any, first: int, end: int, untouched: tuple[str, ...]) -> Layer:
@@ -140,7 +139,7 @@ def _has(network: nn.Module, name: str) -> bool:
 def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
     """The activation as it should be for the image under element `g` of D4; a plain map counts as scalars."""
     if layer.kind == "fit":
-        return transform_fit(x, g)
+        return turned_fit(x, g)
     if x.ndim < 3:
         return x
     if layer.kind == "regular":
@@ -153,26 +152,25 @@ def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
 
 
 def run_edited(
-    network: nn.Module, batch: Batch, edits: Mapping[Layer, Edit], fixed: Mapping[str, Any] | None = None
+    network: nn.Module, batch: LensBatch, edits: Mapping[Layer, Edit], fixed: Mapping[str, Any] | None = None
 ) -> Tensor:
     """Logits (B, 3) with every layer of `edits` passed through its edit.
 
     fixed: outputs of modules, as `outputs` gives them, that need not be computed again.
     """
-    entries = dict(batch)
     with ExitStack() as stack:
         for name, value in (fixed or {}).items():
             stack.enter_context(_returning(network.get_submodule(name), value))
         for layer, edit in edits.items():
             if layer.place == "batch":
-                entries[layer.key] = edit(entries[layer.key])
+                batch = replace(batch, **{layer.key: edit(getattr(batch, layer.key))})
             else:
                 handle = _hook(network.get_submodule(layer.module), layer, edit)
                 stack.callback(handle.remove)
-        return network(entries)["logits"]
+        return network(batch)["logits"]
 
 
-def capture(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
+def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits (B, 3) and a copy of the activation of each layer, by name."""
     found: dict[str, Tensor] = {}
 
@@ -186,7 +184,7 @@ def capture(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> tuple[
     return run_edited(network, batch, {layer: keep(layer.name) for layer in layers}), found
 
 
-def outputs(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> dict[str, Any]:
+def outputs(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> dict[str, Any]:
     """What the modules that some layer leaves untouched return for a batch, for `run_edited` not to compute them again."""
     found: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -195,7 +193,7 @@ def outputs(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> dict[s
                 lambda _, __, out, name=name: found.__setitem__(name, out)
             )
             stack.callback(handle.remove)
-        network(dict(batch))
+        network(batch)
     return found
 
 

@@ -24,7 +24,7 @@ from d4lens.data import arrays
 from d4lens.data import images as observed
 from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts
 from d4lens.models import scores
-from d4lens.models.batch import batch_of
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.params import ParameterGroup, Seed
 from d4lens.progress import Meter
@@ -141,7 +141,7 @@ class Fitted:
     """One case under one choice of constants: what the networks are given, and how well the smooth lens fits."""
 
     constants: str
-    batch: Mapping[str, Tensor]
+    batch: LensBatch
     result: FitResult
 
 
@@ -186,7 +186,7 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
 
 def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> Fitted:
     result = fit(counts, lens, max_starts=_STARTS)
-    return Fitted(constants, batch_of(counts, result, lens), result)
+    return Fitted(constants, LensBatch.of_fit(counts, result, lens), result)
 
 
 def _binned(counts: Tensor, factor: int) -> Tensor:

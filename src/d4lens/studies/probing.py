@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.lensing import d4
-from d4lens.models.averaging import transform_batch
+from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import progress
 from d4lens.studies.intervals import intervals
@@ -63,7 +63,7 @@ class Views:
     targets: by name of TARGETS, (V B, d) with NaN where an image has none. image: (V B,) index of the image.
     """
 
-    batch: dict[str, Tensor]
+    batch: LensBatch
     targets: dict[str, Array]
     image: NDArray[np.int64]
 
@@ -76,10 +76,9 @@ def views(samples: Samples, seed: int) -> Views:
     tables = [_targets(samples, chosen) for chosen in elements]
     batches = []
     for chosen in elements:
-        parts = [transform_batch(samples.rows(slice(i, i + 1)), int(g)) for i, g in enumerate(chosen)]
-        batches.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        batches += [samples.rows(slice(i, i + 1)).turned(int(g)) for i, g in enumerate(chosen)]
     return Views(
-        {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]},
+        LensBatch.joined(batches),
         {name: np.concatenate([table[name] for table in tables]) for name in TARGETS},
         np.tile(np.arange(n), _VIEWS),
     )
@@ -114,16 +113,15 @@ def _targets(samples: Samples, elements: NDArray[np.int64]) -> dict[str, Array]:
 
 
 @torch.inference_mode()
-def features(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Array]:
+def features(network: nn.Module, batch: LensBatch) -> dict[str, Array]:
     """Of every layer, and of the input's maps under PIXELS, pooled features (V B, any); maps by mean and maximum of
     _POOLED x _POOLED cells, so that both extent and faint peaks remain."""
     layers = [layer for layer in layers_of(network) if layer.part != "input"]
     maps = [layer.key for layer in layers_of(network) if layer.part == "input" and layer.kind == "scalar"]
-    size = len(next(iter(batch.values())))
     parts: dict[str, list[Tensor]] = {}
-    for start in progress(range(0, size, _CHUNK), desc="features"):
-        rows = {name: value[start : start + _CHUNK] for name, value in batch.items()}
-        found = {PIXELS: torch.stack([rows[name] for name in maps], 1)} | capture(network, rows, layers)[1]
+    for start in progress(range(0, len(batch), _CHUNK), desc="features"):
+        rows = batch.rows(slice(start, start + _CHUNK))
+        found = {PIXELS: torch.stack([getattr(rows, name) for name in maps], 1)} | capture(network, rows, layers)[1]
         for name, x in found.items():
             parts.setdefault(name, []).append(_pooled(x if x.ndim != 3 else x[:, None]))
     return {name: torch.cat(values).double().numpy() for name, values in parts.items()}

@@ -1,16 +1,17 @@
 """What the network adds to physics: its residual convergence against the true one, and the mass it finds in a rod."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from d4lens.macrofit import FIT_COLUMNS
+from d4lens.models.batch import LensBatch
 
 Array = NDArray[np.float64]
 _TINY = 1e-6  # arcsec²: an estimate of no mass at all, in the logarithm
@@ -33,18 +34,18 @@ class Maps:
     rods: Array
 
 
-def maps(network: nn.Module, batches: Iterable[Mapping[str, Tensor]], rod_theta_E: ArrayLike) -> Maps:
-    """Run a network that draws a residual convergence over batches with "kappa" (the true one), "label", "residual",
-    "significance" and "fit"; rod_theta_E: (n,) arcsec, NaN without a rod."""
+def maps(network: nn.Module, batches: Iterable[LensBatch], rod_theta_E: ArrayLike) -> Maps:
+    """Run a network that draws a residual convergence over batches with the true one, label, residual, significance
+    and fit; rod_theta_E: (n,) arcsec, NaN without a rod."""
     device = next(network.parameters()).device
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("predicted", "chi2", *_KEPT)}
     with torch.inference_mode():
         for batch in batches:
-            drawn = network({name: value.to(device) for name, value in batch.items()})["kappa"]
+            drawn = network(batch.to(device))["kappa"]
             parts["predicted"].append(drawn.float().cpu().numpy())
-            parts["chi2"].append(batch["residual"].double().square().mean((1, 2)).numpy())
+            parts["chi2"].append(batch.residual.double().square().mean((1, 2)).numpy())
             for name in _KEPT:
-                parts[name].append(batch[name].numpy())
+                parts[name].append(batch.entries()[name].numpy())
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     rods = math.pi * np.asarray(rod_theta_E, np.float64) ** 2
     theta_E = joined["fit"][:, FIT_COLUMNS.index("theta_E")].astype(np.float64)

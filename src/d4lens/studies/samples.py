@@ -12,6 +12,7 @@ from d4lens.data.images import bin_pixels
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import PRESET, lens_of, network_batch
 from d4lens.macrofit import fit
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset, render
 
@@ -24,7 +25,7 @@ class Samples:
     """
 
     observation: Observation
-    batch: dict[str, Tensor]
+    batch: LensBatch
     smooth: Tensor
     truth: Truth
 
@@ -36,9 +37,9 @@ class Samples:
         """(B,) class indices."""
         return self.truth.images["class"].map(CLASSES.index).to_numpy(np.int64, copy=True)
 
-    def rows(self, chosen: slice) -> dict[str, Tensor]:
+    def rows(self, chosen: slice) -> LensBatch:
         """The batch of some lenses."""
-        return {name: value[chosen] for name, value in self.batch.items()}
+        return self.batch.rows(chosen)
 
 
 def simulate(n: int, seed: int, observation: Observation, classes: str = "all", substructure: str = "own") -> Samples:

@@ -17,7 +17,7 @@ from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model
-from d4lens.models.batch import batch_of
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive, Seed
 from d4lens.progress import Meter
@@ -227,7 +227,7 @@ def detections(
             part = physical_limit.rows_of(truth, np.arange(first, min(first + _CHUNK, n)))
             counts = torch.from_numpy(_summed(render(part, made_by).numpy(), lens.binning)).float()
             result = fit(counts, lens)
-            batch = batch_of(counts, result, lens)
+            batch = LensBatch.of_fit(counts, result, lens)
             gained = physical_limit.gain(
                 physical_limit.mean_counts(part, made_by, lens.binning), lens, result.parameters
             )
@@ -235,7 +235,7 @@ def detections(
             found["ideal"].append(physical_limit.ideal_rate(gained, false_positive_rate))
             for name, network in arms.items():
                 found[name].append(detection.evidence(detection.logits(network, batch)) > above[name])
-            found[STRONGEST].append(batch["significance"].flatten(1).amax(1).double().numpy() > above[STRONGEST])
+            found[STRONGEST].append(batch.significance.flatten(1).amax(1).double().numpy() > above[STRONGEST])
             meter.to(min(first + _CHUNK, n))
     return np.concatenate(every), {name: np.concatenate(parts) for name, parts in found.items()}
 

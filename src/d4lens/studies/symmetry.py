@@ -21,7 +21,7 @@ from d4lens.data import arrays
 from d4lens.lensing import d4
 from d4lens.macrofit.split import MAPS
 from d4lens.models import scores
-from d4lens.models.averaging import transform_batch
+from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import progress
 from d4lens.results import metrics
@@ -54,14 +54,14 @@ def bound(dtype: torch.dtype) -> float:
 
 
 @torch.inference_mode()
-def errors(network: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[Layer, float]:
+def errors(network: nn.Module, batch: LensBatch, dtype: torch.dtype) -> dict[Layer, float]:
     """The largest relative error of each layer over the elements of D4. The network's dtype must be `dtype`."""
-    batch = {name: value.to(dtype) for name, value in batch.items()}
+    batch = batch.to(dtype=dtype)
     layers = layers_of(network)
     straight = capture(network, batch, layers)[1]
     worst = dict.fromkeys(layers, 0.0)
     for g in d4.ELEMENTS[1:]:
-        seen = capture(network, transform_batch(batch, g), layers)[1]
+        seen = capture(network, batch.turned(g), layers)[1]
         for layer in layers:
             x = straight[layer.name]
             off = float((seen[layer.name] - turned(layer, x, g)).norm() / x.norm().clamp_min(torch.finfo(dtype).tiny))
@@ -75,10 +75,10 @@ def broken(found: Mapping[Layer, float], dtype: torch.dtype) -> list[str]:
 
 
 @torch.inference_mode()
-def orbit(network: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+def orbit(network: nn.Module, batches: Iterable[LensBatch]) -> Tensor:
     """Logits (8, n, C) float64 of all images under each element."""
     rows = [
-        torch.stack([network(transform_batch(batch, g))["logits"].double() for g in d4.ELEMENTS])
+        torch.stack([network(batch.turned(g))["logits"].double() for g in d4.ELEMENTS])
         for batch in progress(batches, desc="orbits")
     ]
     return torch.cat(rows, 1)
@@ -215,7 +215,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     for arm in arms:
         for state, network in (("trained", arm.networks[0]), ("untrained", arm.untrained(params.seed))):
             off = {kind: errors(network.to(kind), few, kind) for kind in (torch.float64, torch.float32)}
-            found += layer_records(arm.name, state, off, len(few["counts"]))
+            found += layer_records(arm.name, state, off, len(few))
         orbits = [orbit(network.float(), batches) for network in arm.networks]
         found += orbit_records(arm.name, orbits, labels, params.bootstrap, params.seed)
     by_layer = [

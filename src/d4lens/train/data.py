@@ -16,7 +16,7 @@ from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, MAPS
-from d4lens.models.averaging import transform_batch
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.simulator.draw import SUBHALO_COLUMNS, Truth
 from d4lens.simulator.fields import substructure_convergence
@@ -26,8 +26,8 @@ _SUBSET = 2**31 + 1  # no epoch: the seed of a smaller training set
 
 @dataclass
 class Lenses(Dataset):  # type: ignore[type-arg]
-    """One split. `dataset[rows]` is the batch of these rows: what the model needs, "label", "index" and, where the
-    truth is known and asked for, "kappa"."""
+    """One split. `dataset[rows]` is the batch of these rows: what the model needs, label, index and, where the truth is
+    known and asked for, kappa."""
 
     counts: NDArray[Any]
     labels: NDArray[np.int64]
@@ -51,18 +51,16 @@ class Lenses(Dataset):  # type: ignore[type-arg]
         parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
         return replace(self, rows=rows, **{name: part[rows] for name, part in parts.items() if part is not None})
 
-    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def __getitem__(self, rows: Sequence[int]) -> LensBatch:
         index = np.asarray(rows)
-        batch = {
-            "counts": torch.from_numpy(self.counts[index].astype(np.float32)),
-            "label": torch.from_numpy(self.labels[index]),
-            "index": torch.from_numpy(index if self.rows is None else self.rows[index]),
-        }
-        for name in (*MAPS, "fit", "kappa"):
-            values = getattr(self, name)
-            if values is not None:
-                batch[name] = torch.from_numpy(values[index]).float()  # of halves ten times as fast as numpy's cast
-        return batch
+        others = {name: getattr(self, name) for name in (*MAPS, "fit", "kappa")}
+        return LensBatch(
+            torch.from_numpy(self.counts[index].astype(np.float32)),
+            label=torch.from_numpy(self.labels[index]),
+            index=torch.from_numpy(index if self.rows is None else self.rows[index]),
+            # halves are cast ten times as fast by torch as by numpy
+            **{name: torch.from_numpy(v[index]).float() for name, v in others.items() if v is not None},
+        )
 
 
 def load(
@@ -170,7 +168,7 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     return int(np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(1)[0])
 
 
-def augment(batch: dict[str, Tensor], elements: Tensor) -> dict[str, Tensor]:
+def augment(batch: LensBatch, elements: Tensor) -> LensBatch:
     """Each image of the batch under its own element of D4 (`elements`, (B,) of 0..7), with all that belongs to it.
 
     The batch comes back sorted by element: its order means nothing, and slices are cheaper than a scatter.
@@ -179,5 +177,5 @@ def augment(batch: dict[str, Tensor], elements: Tensor) -> dict[str, Tensor]:
     for g in d4.ELEMENTS:
         rows = torch.nonzero(elements == g)[:, 0]
         if len(rows):
-            parts.append(transform_batch({name: value[rows.to(value.device)] for name, value in batch.items()}, g))
-    return {name: torch.cat([part[name] for part in parts]) for name in batch}
+            parts.append(batch.rows(rows.to(batch.counts.device)).turned(g))
+    return LensBatch.joined(parts)
