@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
@@ -57,7 +58,7 @@ def test_the_class_teaches_the_convergence_through_the_lens_equation(kind, obser
     else:
         model = published(observation(33))
         model.HEAD_CHANNELS = ("source",)
-        model.head = efficientnet("nano", 1)
+        model.standardise, model.head = nn.BatchNorm2d(1), efficientnet("nano", 1)
     model(batch(33))["logits"].square().sum().backward()
     assert model.unet.project.conv.weights.grad.abs().max() > 0
 

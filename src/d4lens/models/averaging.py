@@ -21,24 +21,41 @@ from d4lens.parallel import Ranks, together
 
 
 def exported(model: nn.Module) -> nn.Module:
-    """The network to predict with: its plain-convolution form where it has `export()`, float32, channels last, in eval mode.
+    """Make the network to predict with: float32, channels last, in eval mode.
 
-    The given model is left in eval mode.
+    It is of plain convolutions where the model has `export()`. The given model is left in eval mode.
     """
     # escnn keeps the filters that it expands on the way into eval mode; expanded under autograd they cannot be copied.
     with torch.no_grad():
         model.train().eval()
         export = getattr(model, "export", None)
-        network = (export() if callable(export) else model).float().eval()
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network: nn.Module = (export() if callable(export) else model).float().eval()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
 
 
 def predict_logits(model: nn.Module, batches: Iterable[LensBatch], tta: bool) -> Tensor:
-    """Logits (n, C) float32 on the CPU, one row per image in the batches' order.
+    """Predict images batch by batch.
 
-    model: maps a batch to a dict with "logits" (B, C); it runs in eval mode (and gets its mode back), in float32 without
-    autocast, on the device of its parameters. batches: dicts of tensors with equal first lengths, the last as ragged as
-    it likes. tta: average over the eight elements of D4. Raises D4LensError for no images or logits not finite.
+    Parameters
+    ----------
+    model : nn.Module
+        Maps a batch to a dictionary with "logits" (B, C). It runs in eval mode (and gets its mode back), in float32
+        without autocast, on the device of its parameters.
+    batches : iterable of LensBatch
+        Of any lengths.
+    tta : bool
+        Whether to average the logits over the eight elements of D4.
+
+    Returns
+    -------
+    Tensor
+        Logits (n, C) float32 on the CPU, one row per image in the batches' order.
+
+    Raises
+    ------
+    D4LensError
+        For no images, or logits that are not finite.
     """
     training = model.training
     model.eval()
@@ -60,10 +77,28 @@ def predict_logits(model: nn.Module, batches: Iterable[LensBatch], tta: bool) ->
 def predict_views(
     model: nn.Module, batches: Callable[[], Iterable[LensBatch]]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Logits (n, C) of each of VIEWS, and how many images a second each took, reading included.
+    """Predict images in each of VIEWS.
 
-    batches: makes the batches anew for each view. The first batch is predicted once beforehand, so that no clock runs
-    while the device starts up.
+    The first batch is predicted once beforehand, so that no clock runs while the device starts up.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As in `predict_logits`.
+    batches : callable
+        Makes the batches anew for each view.
+
+    Returns
+    -------
+    dict of Tensor
+        Logits (n, C) by view.
+    dict of float
+        Images a second by view, reading included.
+
+    Raises
+    ------
+    D4LensError
+        As `predict_logits`.
     """
     predict_logits(model, itertools.islice(batches(), 1), tta=False)
     logits, speed = {}, {}
@@ -86,10 +121,32 @@ class Images(Protocol):
 def predict_shared(
     ranks: Ranks, network: nn.Module, images: Images, batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Logits (n, C) of each of VIEWS in the images' order, in each process, and images a second of all together.
+    """Predict images in each of VIEWS with all processes together.
 
-    The batches are those of one process, so the logits are its too, to the bit on one kind of machine. Raises
-    D4LensError for logits that are not finite.
+    The batches are those of one process, so the logits are its too, to the bit on one kind of machine.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        The processes, as `together` hands them in.
+    network : nn.Module
+        As in `predict_logits`.
+    images : Images
+        Every process's own view of all images.
+    batch_size : int
+        Images a batch.
+
+    Returns
+    -------
+    dict of Tensor
+        In each process, logits (n, C) by view in the images' order.
+    dict of float
+        Images a second of all processes together, by view.
+
+    Raises
+    ------
+    D4LensError
+        For logits that are not finite.
     """
     n = len(images)
     rows = ranks.share(n, batch_size)

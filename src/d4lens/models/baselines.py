@@ -16,7 +16,24 @@ from d4lens.observation import Observation
 
 
 class ResNet(nn.Module):
-    """A timm ResNet on named channels."""
+    """A timm ResNet (He et al. 2016) on named channels.
+
+    Parameters
+    ----------
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    channels : sequence of str
+        What it sees, of `channels`.
+    backbone : str
+        Name of timm's.
+    pretrained : bool
+        Whether it starts from ImageNet weights, which timm downloads.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Entries of the batch that are read.
+    """
 
     def __init__(
         self,
@@ -33,7 +50,7 @@ class ResNet(nn.Module):
         )
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
-        """{"logits": (B, 3)} of a batch with the keys of `needs`."""
+        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`."""
         return {"logits": self.net(stack(self.channels, batch, self.sky)).to(batch.counts.dtype)}
 
 
@@ -41,6 +58,20 @@ class D4CNN(nn.Module):
     """A D4-equivariant CNN: lift, one block a level with the size halved between, invariant mean and maximum, a line.
 
     The logits are invariant: the eight views of an image give the same ones.
+
+    Parameters
+    ----------
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    channels : sequence of str
+        What it sees, of `channels`.
+    fields : sequence of int
+        Number of regular fields of each level, finest first.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Entries of the batch that are read.
     """
 
     def __init__(
@@ -60,7 +91,7 @@ class D4CNN(nn.Module):
         self.classify = nn.Linear(2 * fields[-1], len(CLASSES))
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
-        """{"logits": (B, 3)} of a batch with the keys of `needs`."""
+        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`."""
         x = F.relu(self.norms[0](self.lift(stack(self.channels, batch, self.sky))))
         for conv, norm in zip(self.convs, self.norms[1:]):
             x = F.relu(norm(conv(downsample(x))))
@@ -68,5 +99,5 @@ class D4CNN(nn.Module):
         return {"logits": self.classify(pooled).to(batch.counts.dtype)}
 
     def export(self) -> nn.Module:
-        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
         return exported(self)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, significance
 
@@ -81,6 +82,16 @@ class LensBatch:
         """Return the entries that are there, by name."""
         every = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in every if value is not None}
+
+    def need(self, name: str) -> Tensor:
+        """Return one entry. Raises D4LensError where the batch is without it."""
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            made_by = "preprocess" if name in ("label", "index", "kappa") else "macrofit"
+            raise D4LensError(
+                f"these images come without their {name}, which is needed here; run the {made_by} stage first"
+            )
+        return value
 
     def rows(self, chosen: Any) -> "LensBatch":
         """Return some of the images: `chosen` is a slice or an index of a tensor's first axis."""

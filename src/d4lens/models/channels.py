@@ -21,9 +21,26 @@ _CLIP = 20.0
 
 
 def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
-    """One channel (B, N, N) of a batch of counts (B, N, N) with mean sky `sky` counts per pixel.
+    """Compute one channel of a batch.
 
-    Raises D4LensError for an unknown name, or for the residual of a batch without one.
+    Parameters
+    ----------
+    name : str
+        One of the channels above.
+    batch : LensBatch
+        Images with the maps that the channel is read off.
+    sky : float
+        Mean sky in counts per pixel.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N), without unit.
+
+    Raises
+    ------
+    D4LensError
+        For an unknown name, or a batch without the map.
     """
     counts = batch.counts
     if name == "stretch":
@@ -35,25 +52,21 @@ def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
         across = (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2
         down = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
         # The small constant keeps the derivative finite where the image is flat.
-        return torch.sqrt(across**2 + down**2 + 1e-12)
+        return (across**2 + down**2 + 1e-12).sqrt()
     if name == "residual":
-        if batch.residual is None:
-            raise D4LensError("this model needs the residual of the smooth-lens fit; run the macrofit stage first")
-        return batch.residual.clamp(-_CLIP, _CLIP)
+        return batch.need("residual").clamp(-_CLIP, _CLIP)
     if name == "significance":
-        if batch.significance is None:
-            raise D4LensError("this model needs the significance maps of the fit; run the macrofit stage first")
-        return torch.asinh(batch.significance)
+        return torch.asinh(batch.need("significance"))
     raise D4LensError(f"unknown channel {name!r}; choose among stretch, log, gradient, residual, significance")
 
 
 def stack(names: Sequence[str], batch: LensBatch, sky: float) -> Tensor:
-    """Channels side by side: (B, len(names), N, N)."""
+    """Stack channels side by side: (B, len(names), N, N)."""
     return torch.stack([channel(name, batch, sky) for name in names], 1)
 
 
 def needs_of(channels: Sequence[str]) -> tuple[str, ...]:
-    """What a batch must hold for these channels."""
+    """Name the entries that a batch must hold for these channels."""
     return ("counts", *(name for name in ("residual", "significance") if name in channels))
 
 

@@ -15,7 +15,7 @@ _SMOOTHING = 1.0  # pixels: the highest point of single pixels is noise
 
 
 def maps_read(network: nn.Module) -> tuple[str, ...]:
-    """The maps of a batch that a network's class is read off: counts where it sees no others."""
+    """Name the maps of a batch that a network's class is read off: counts where it sees no others."""
     return tuple(name for name in network.needs if name not in ("counts", "fit")) or ("counts",)  # type: ignore[union-attr]
 
 
@@ -27,10 +27,28 @@ def attribute(
     steps: int = 16,
     method: str = "integrated_gradients",
 ) -> Tensor:
-    """How much each pixel adds to the logit of `of_class` (B,) over that of `no`: (B, N, N) float32, at least 0.
+    """Attribute the logit of a class, over that of `no`, to the image's pixels.
 
-    batch: as `network` reads it. smooth: (B, N, N) counts of the fitted smooth lens, the baseline of counts; that of the
-    residual and the significance is zero. steps: points of the midpoint rule.
+    Parameters
+    ----------
+    network : nn.Module
+        A network of this package.
+    batch : LensBatch
+        Images as `network` reads them.
+    smooth : Tensor
+        (B, N, N) counts of the fitted smooth lens, the baseline of counts. That of the residual and the significance is
+        zero.
+    of_class : Tensor
+        (B,) class indices.
+    steps : int
+        Points of the midpoint rule.
+    method : str
+        "integrated_gradients", or "gradient" for the gradient at the image times the difference.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float32, at least 0, smoothed by a pixel.
     """
     names = maps_read(network)
     fixed = {name: value.detach() for name, value in batch.entries().items()}

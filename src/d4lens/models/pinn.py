@@ -23,8 +23,29 @@ OF_FIT = ("residual", "significance")
 
 
 def unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]) -> UNet:
-    """The U-Net: equivariant, exported (the same for prediction, without escnn), or plain with as many channels or about as
-    many parameters as the equivariant one."""
+    """Build the U-Net of one kind.
+
+    Parameters
+    ----------
+    kind : str
+        `equivariant`; `exported`, the same for prediction without escnn; `plain_width` or `plain_parameters`, of ordinary
+        convolutions with as many channels, or about as many parameters, as the equivariant one.
+    n_pixels : int
+        Pixels a side of the image.
+    scalars_in, scalars_out : int
+        Number of maps in and out.
+    fields : sequence of int
+        Number of fields of each level, finest first.
+
+    Returns
+    -------
+    UNet
+
+    Raises
+    ------
+    D4LensError
+        For an unknown kind or unusable `fields`, or where escnn is needed and missing.
+    """
     if kind == "plain_width":
         return UNet(PlainLayers(), n_pixels, scalars_in, scalars_out, fields)
     if kind not in ("equivariant", "exported", "plain_parameters"):
@@ -38,12 +59,32 @@ def unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, field
 class D4LensPINNPublished(nn.Module):
     """The architecture as published: from the image alone to the whole lens's convergence.
 
-    Channels stretch, log and gradient -> U-Net -> kappa >= 0 -> engine (zero-padded Poisson solve, deflection, splat to
+    The channels stretch, log and gradient -> U-Net -> kappa >= 0 -> engine (zero-padded Poisson solve, deflection, splat to
     the source plane, no parameters) -> EfficientNetV2 on the physical channels HEAD_CHANNELS, each standardised: their
     spreads differ by a factor of 700.
 
     Its Poisson residual is a smoothness penalty, as psi comes from the solver itself, and one image cannot fix the
-    mass sheet: both are limits of the published idea, kept here; `D4LensPINN` mends them.
+    mass sheet. Both are limits of the published idea, kept here; `D4LensPINN` mends them.
+
+    Parameters
+    ----------
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    unet_kind : str
+        As in `unet`.
+    fields : sequence of int
+        Number of fields of each level of the U-Net, finest first.
+    head : str
+        The classifier, as in `head.efficientnet`.
+    pretrained : bool
+        Whether the head starts from ImageNet weights.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Entries of the batch that are read.
+    losses : tuple of str
+        Physical losses that have a meaning for the outputs.
     """
 
     HEAD_CHANNELS = ("stretch", "kappa", "psi", "alpha_x", "alpha_y", "source")
@@ -69,7 +110,19 @@ class D4LensPINNPublished(nn.Module):
         quieten(self.head)
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
-        """logits (B, 3); kappa, psi (arcsec²), alpha_x, alpha_y (arcsec), source, coverage, relensed; sigma (counts)."""
+        """Compute the logits and the fields on the way.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            Images with the entries of `needs`.
+
+        Returns
+        -------
+        dict of Tensor
+            `logits` (B, 3); `kappa`, `psi` (arcsec²), `alpha_x`, `alpha_y` (arcsec), `relensed` (counts) and `unexplained`
+            (standard deviations), each (B, N, N); `source` (counts) and `coverage`, each (B, N, N) on the source grid.
+        """
         counts = batch.counts
         drawn, _, _ = self.unet(stack(self.inputs, batch, self.sky))
         # At zero the convergence is 0.13: a deflection of half an arcsec at the ring, from where both ways are open.
@@ -87,30 +140,59 @@ class D4LensPINNPublished(nn.Module):
         return out
 
     def export(self) -> nn.Module:
-        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
         return exported(self)
 
 
 class D4LensPINN(nn.Module):
     """D4LensPINN on the residual of the smooth fit: kappa is what the smooth lens leaves unexplained.
 
-    (1) channels `inputs`, of the image and of what the smooth fit leaves; (2) D4-equivariant U-Net -> residual kappa
-    and, if `own_potential`, a psi of its own, so that lap(psi) - 2 kappa is a statement and no identity; (3) engine:
-    the smooth lens's deflection in closed form plus the residual's, image -> source -> image, leaving `unexplained` =
-    (counts - sky - relensed) / sigma; (4) EfficientNetV2 at native resolution on `head_channels` and the U-Net's
-    features, its logits added to those of the U-Net's own invariants. Exactly D4-equivariant up to the head.
+    1. The channels `inputs` show the image and what the smooth fit leaves of it.
+    2. The D4-equivariant U-Net turns them into the residual kappa and, with the engine, a psi of its own, so that
+       lap(psi) - 2 kappa is a statement and no identity.
+    3. The engine adds the smooth lens's deflection in closed form to the residual's and goes image -> source -> image. It
+       leaves `unexplained` = (counts - sky - relensed) / sigma.
+    4. EfficientNetV2 at native resolution classifies `head_channels` and the U-Net's features. Its logits are added to
+       those of the invariants of the U-Net's coarsest level.
 
-    Options
-    -------
-    inputs: the U-Net's channels, of `channels.py`.
-    head_channels: names among HEAD_CHANNELS; default residual, significance, kappa and (with the engine) unexplained:
-        no raw image, from which a network learns the simulator.
-    engine: False leaves out the lens equation, with its channels and its losses.
-    unet_kind: equivariant, exported, plain_width or plain_parameters. features: give the head the U-Net's last features too.
-    descent: fields of the further halvings of the U-Net's coarsest level before its invariants are classified; () leaves
-        the decision to the head alone.
-    channel_dropout: probability, in training, of blanking each named channel of an image.
-    source_half_width: arcsec of the source grid, whose pixels are the image's in size.
+    Everything before the head is exactly D4-equivariant.
+
+    Parameters
+    ----------
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    inputs : sequence of str
+        The U-Net's channels, of `channels`.
+    head_channels : sequence of str, optional
+        Names among HEAD_CHANNELS. The default is residual, significance, kappa and, with the engine, unexplained: no raw
+        image, from which a network learns the simulator.
+    engine : bool
+        False leaves out the lens equation, with its channels and its losses.
+    unet_kind : str
+        As in `unet`.
+    fields : sequence of int
+        Number of fields of each level of the U-Net, finest first.
+    invariant_fields : sequence of int
+        Fields of the further halvings of the U-Net's coarsest level before its invariants are classified. An empty one
+        leaves the decision to the head alone.
+    head : str
+        The classifier, as in `head.efficientnet`.
+    pretrained : bool
+        Whether the head starts from ImageNet weights.
+    source_half_width : float
+        Half the side of the source grid in arcsec. Its pixels have the size of the image's.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Entries of the batch that are read.
+    losses : tuple of str
+        Physical losses that have a meaning for the outputs.
+
+    Raises
+    ------
+    D4LensError
+        For `head_channels` beyond those allowed, or an unknown kind or head.
     """
 
     OF_IMAGE = ("stretch", "residual", "significance")
@@ -154,7 +236,25 @@ class D4LensPINN(nn.Module):
             quieten(self.head)
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
-        """logits (B, 3) and kappa; with the engine psi, alpha_x, alpha_y, source, coverage, relensed, unexplained."""
+        """Compute the logits and the fields on the way.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            Images with the entries of `needs`.
+
+        Returns
+        -------
+        dict of Tensor
+            `logits` (B, 3) and `kappa` (B, N, N). With the engine also `psi` (arcsec²), `alpha_x`, `alpha_y` (arcsec),
+            `relensed` (counts) and `unexplained` (standard deviations), each (B, N, N), and `source` (counts) and
+            `coverage`, each (B, n, n).
+
+        Raises
+        ------
+        D4LensError
+            For a batch without one of `needs`, or of other pixels.
+        """
         counts = batch.counts
         of_image = {*self.inputs, *(name for name in self.head_channels if name in self.OF_IMAGE)}
         seen = {name: channel(name, batch, self.sky) for name in of_image}
@@ -168,7 +268,7 @@ class D4LensPINN(nn.Module):
                     "this model needs the parameters of the smooth-lens fit; run the macrofit stage first"
                 )
             signal = counts - self.sky
-            out |= self.engine(out["kappa"], signal, batch.fit)
+            out |= self.engine(out["kappa"], signal, batch.need("fit"))
             # The network's own psi comes in units of pixels², in which its Laplacian is of order one.
             out["psi"] = self.scale**2 * drawn[:, 1]
             out["unexplained"] = (signal - out["relensed"]) / noise(counts)
@@ -185,17 +285,19 @@ class D4LensPINN(nn.Module):
         return out
 
     def export(self) -> nn.Module:
-        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
         return exported(self)
 
 
 def quieten(head: EfficientNet) -> None:
-    """Scale the classifier's first weights by a tenth: timm draws them for logits of a spread of 4 to 6, where the
-    cross-entropy begins at 3 to 4 instead of chance's 1.1."""
+    """Scale the classifier's first weights by a tenth.
+
+    timm draws them for logits of a spread of 4 to 6, where the cross-entropy begins at 3 to 4 instead of chance's 1.1.
+    """
     with torch.no_grad():
         head.classifier.weight.mul_(0.1)
 
 
 def noise(counts: Tensor) -> Tensor:
-    """Poisson standard deviation of counts (…), taken from the counts themselves; at least one."""
+    """Estimate the Poisson standard deviation of counts of any shape from the counts themselves; at least one."""
     return counts.clamp_min(1.0).sqrt()
