@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import torch
@@ -109,7 +110,7 @@ def explain_source(
         counts=counts[0],
         smooth=result.model_counts[0],
         residual=result.residual[0],
-        significance=batch.significance[0],
+        significance=batch.need("significance")[0],
         kappa=out["kappa"][0],
         source=out["source"][0] if "source" in out else None,
         source_half_width=engine.source_half_width if engine is not None else 0.0,
@@ -139,7 +140,7 @@ def draw(explanation: Explanation, path: str | Path) -> None:
 def _figure(explanation: Explanation) -> Figure:
     half = explanation.observation.half_width
     strongest = max(5.0, float(explanation.significance.abs().max()))
-    panels: list[tuple[str, Tensor | None, dict]] = [
+    panels: list[tuple[str, Tensor | None, dict[str, Any]]] = [
         ("image (square root of counts)", explanation.counts.clamp_min(0).sqrt(), {"cmap": "magma"}),
         ("smooth lens", explanation.smooth.sqrt(), {"cmap": "magma"}),
         ("residual [σ]", explanation.residual, {"cmap": "RdBu_r", "vmin": -6, "vmax": 6}),

@@ -22,7 +22,7 @@ from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.errors import D4LensError
 from d4lens.files import readable
 from d4lens.flags import Flag, Raised, abstains, joined
-from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model
+from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, significance
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
 from d4lens.models.averaging import exported, predict_logits
@@ -228,7 +228,7 @@ def network_batch(
             skies = result.parameters[:, lens.free.index("sky")]
         sky = (skies * lens.binning**2)[:, None, None]
         shown = ((counts - sky) * (grid.sky / sky).sqrt() + grid.sky).float()
-    return replace(LensBatch.of_fit(counts, result, lens), counts=shown)
+    return replace(LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens)), counts=shown)
 
 
 def default_weights() -> Path:

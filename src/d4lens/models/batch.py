@@ -2,14 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
-from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, significance
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS  # no more of macrofit: a training does not depend on how it fits
+
+
+class SmoothFit(Protocol):
+    """What is read of a `macrofit.FitResult`: maps (B, N, N), and columns (B, 7) in the order of FIT_COLUMNS."""
+
+    @property
+    def model_counts(self) -> Tensor: ...
+
+    @property
+    def residual(self) -> Tensor: ...
+
+    @property
+    def columns(self) -> Tensor: ...
 
 
 @dataclass
@@ -45,17 +58,17 @@ class LensBatch:
     kappa: Tensor | None = None
 
     @classmethod
-    def of_fit(cls, counts: Tensor, result: FitResult, lens: SmoothLensModel) -> "LensBatch":
+    def of_fit(cls, counts: Tensor, result: SmoothFit, significance: Tensor) -> "LensBatch":
         """Make what the networks read from images and their smooth fit, in float32.
 
         Parameters
         ----------
         counts : Tensor
             (B, N, N) photon counts. A pixel without data, NaN, gets the smooth lens's counts and residual 0.
-        result : FitResult
-            The fit of `lens` to `counts`.
-        lens : SmoothLensModel
-            The smooth lens.
+        result : SmoothFit
+            The fit of a smooth lens to `counts`.
+        significance : Tensor
+            (B, N, N) of `macrofit.significance` for this fit.
 
         Returns
         -------
@@ -65,7 +78,7 @@ class LensBatch:
         return cls(
             torch.where(torch.isfinite(counts), counts.float(), result.model_counts),
             result.residual,
-            significance(counts, result.parameters, lens),
+            significance,
             result.columns.float(),
         )
 

@@ -52,7 +52,8 @@ def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
         across = (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2
         down = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
         # The small constant keeps the derivative finite where the image is flat.
-        return (across**2 + down**2 + 1e-12).sqrt()
+        squares: Tensor = across**2 + down**2 + 1e-12
+        return squares.sqrt()
     if name == "residual":
         return batch.need("residual").clamp(-_CLIP, _CLIP)
     if name == "significance":

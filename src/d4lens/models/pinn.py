@@ -127,14 +127,14 @@ class D4LensPINNPublished(nn.Module):
         drawn, _, _ = self.unet(stack(self.inputs, batch, self.sky))
         # At zero the convergence is 0.13: a deflection of half an arcsec at the ring, from where both ways are open.
         kappa = F.softplus(drawn[:, 0].to(counts.dtype) - 2.0)
-        out = self.engine(kappa, counts - self.sky)
+        out: dict[str, Tensor] = self.engine(kappa, counts - self.sky)
         out["kappa"], out["psi"] = kappa, self.engine.poisson.potential(kappa)
         out["unexplained"] = (counts - self.sky - out["relensed"]) / noise(counts)
         seen = {
             "stretch": channel("stretch", batch, self.sky),
             "source": out["source"] / max(self.sky, 1.0) ** 0.5 / 10,
         }
-        channels = torch.stack([seen.get(name, out.get(name)) for name in self.HEAD_CHANNELS], 1)
+        channels = torch.stack([seen[name] if name in seen else out[name] for name in self.HEAD_CHANNELS], 1)
         channels = self.standardise(channels).contiguous(memory_format=torch.channels_last)
         out["logits"] = self.head(channels).to(counts.dtype)
         return out
@@ -263,10 +263,6 @@ class D4LensPINN(nn.Module):
         # A tenth: the convergence of one detectable mass, smoothed to two pixels.
         out = {"kappa": 0.1 * drawn[:, 0]}
         if self.engine is not None:
-            if batch.fit is None:
-                raise D4LensError(
-                    "this model needs the parameters of the smooth-lens fit; run the macrofit stage first"
-                )
             signal = counts - self.sky
             out |= self.engine(out["kappa"], signal, batch.need("fit"))
             # The network's own psi comes in units of pixels², in which its Laplacian is of order one.

@@ -122,7 +122,7 @@ def field_layers(kind: str) -> Layers:
 
 def working_size(n_pixels: int, levels: int) -> int:
     """Return the least size at or above `n_pixels` that `levels` - 1 halvings keep whole: 75 -> 76, 150 -> 152 for three levels."""
-    step = 2 ** (levels - 1)
+    step: int = 2 ** (levels - 1)
     return -(-n_pixels // step) * step
 
 

@@ -28,7 +28,7 @@ def evidence(values: ArrayLike) -> NDArray[np.float64]:
     Unlike 1 - p_no it does not saturate, so that thresholds at small false positive rates stay apart.
     """
     values = np.asarray(values, np.float64)
-    return np.logaddexp.reduce(np.delete(values, _NO, axis=1), axis=1) - values[:, _NO]
+    return np.asarray(np.logaddexp.reduce(np.delete(values, _NO, axis=1), axis=1) - values[:, _NO])
 
 
 def threshold(of_no: ArrayLike, false_positive_rate: float) -> float:

@@ -108,7 +108,7 @@ def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
     head, names = [], list(getattr(network, "head_channels", None) or network.HEAD_CHANNELS)
     for i, name in enumerate(names):
         own = "scalar" if fields == "regular" or name in network.inputs else "plain"
-        head.append(_head_input(f"head.{name}", own, i, i + 1, beside_head))  # type: ignore[arg-type]
+        head.append(_head_input(f"head.{name}", own, i, i + 1, beside_head))
     width = network.head.conv_stem.in_channels
     if width > len(names):
         head.append(_head_input("head.features", fields, len(names), width, beside_head))
@@ -163,11 +163,12 @@ def run_edited(
             stack.enter_context(_returning(network.get_submodule(name), value))
         for layer, edit in edits.items():
             if layer.place == "batch":
-                batch = replace(batch, **{layer.key: edit(getattr(batch, layer.key))})
+                batch = replace(batch, **{layer.key: edit(batch.need(layer.key))})
             else:
                 handle = _hook(network.get_submodule(layer.module), layer, edit)
                 stack.callback(handle.remove)
-        return network(batch)["logits"]
+        logits: Tensor = network(batch)["logits"]
+        return logits
 
 
 def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -214,7 +215,7 @@ def blended(donor: Tensor, mask: Tensor | None = None) -> Edit:
 @contextmanager
 def _returning(module: nn.Module, value: Any) -> Iterator[None]:
     # a dictionary is copied, since a network goes on filling in what its engine returned
-    module.forward = lambda *_, **__: dict(value) if isinstance(value, dict) else value  # type: ignore[method-assign]
+    module.forward = lambda *_, **__: dict(value) if isinstance(value, dict) else value
     try:
         yield
     finally:
@@ -241,7 +242,9 @@ def _edited(x: Tensor, layer: Layer, edit: Edit) -> Tensor:
     return x if new is part else x.clone().index_copy_(1, torch.arange(first, end, device=x.device), new.to(x.dtype))
 
 
-def _edited_lens(engine: Any, args: tuple, out: dict[str, Tensor], layer: Layer, edit: Edit) -> dict[str, Tensor]:
+def _edited_lens(
+    engine: Any, args: tuple[Tensor, ...], out: dict[str, Tensor], layer: Layer, edit: Edit
+) -> dict[str, Tensor]:
     """The engine's fields with the deflection or the source replaced and what follows from it computed anew."""
     alpha = torch.stack([out["alpha_x"], out["alpha_y"]], 1)
     old = alpha if layer.key == "alpha" else out["source"]

@@ -22,7 +22,7 @@ from d4lens import flags
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.data import images as observed
-from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts
+from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts, significance
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
@@ -186,7 +186,7 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
 
 def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> Fitted:
     result = fit(counts, lens, max_starts=_STARTS)
-    return Fitted(constants, LensBatch.of_fit(counts, result, lens), result)
+    return Fitted(constants, LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens)), result)
 
 
 def _binned(counts: Tensor, factor: int) -> Tensor:

@@ -105,7 +105,7 @@ def measure(
         for layer in layers:
             before = {name: {key: fixed[name][key] for key in layer.untouched} for name in fixed}
 
-            def patch(batch: LensBatch, donor: Tensor, base: dict, layer: Layer = layer) -> Tensor:
+            def patch(batch: LensBatch, donor: Tensor, base: dict[str, Any], layer: Layer = layer) -> Tensor:
                 return run_edited(network, batch, {layer: blended(donor)}, base)
 
             new = {"denoising": patch(without, a_clean[layer.name], before["corrupt"])}

@@ -121,7 +121,7 @@ def features(network: nn.Module, batch: LensBatch) -> dict[str, Array]:
     parts: dict[str, list[Tensor]] = {}
     for start in progress(range(0, len(batch), _CHUNK), desc="features"):
         rows = batch.rows(slice(start, start + _CHUNK))
-        found = {PIXELS: torch.stack([getattr(rows, name) for name in maps], 1)} | capture(network, rows, layers)[1]
+        found = {PIXELS: torch.stack([rows.need(name) for name in maps], 1)} | capture(network, rows, layers)[1]
         for name, x in found.items():
             parts.setdefault(name, []).append(_pooled(x if x.ndim != 3 else x[:, None]))
     return {name: torch.cat(values).double().numpy() for name, values in parts.items()}
@@ -194,7 +194,7 @@ def _r2(y: Array, predicted: Array) -> float:
 
 def records(
     model: str, state: str, found: Mapping[str, Array], seen: Views, dimension: int, seeds: Sequence[int]
-) -> list:
+) -> list[dict[str, Any]]:
     """Rows of one network: by layer and target the score, its control and the selectivity over splits and projections."""
     rows = []
     for layer, x in progress(found.items(), len(found), f"probes of {model}, {state}"):

@@ -43,9 +43,9 @@ def maps(network: nn.Module, batches: Iterable[LensBatch], rod_theta_E: ArrayLik
         for batch in batches:
             drawn = network(batch.to(device))["kappa"]
             parts["predicted"].append(drawn.float().cpu().numpy())
-            parts["chi2"].append(batch.residual.double().square().mean((1, 2)).numpy())
+            parts["chi2"].append(batch.need("residual").double().square().mean((1, 2)).numpy())
             for name in _KEPT:
-                parts[name].append(batch.entries()[name].numpy())
+                parts[name].append(batch.need(name).numpy())
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     rods = math.pi * np.asarray(rod_theta_E, np.float64) ** 2
     theta_E = joined["fit"][:, FIT_COLUMNS.index("theta_E")].astype(np.float64)
@@ -114,5 +114,5 @@ class Scale:
 
 
 def relative_error(estimate: Array, true: Array) -> Array:
-    """|estimate / true - 1|, (n,)."""
-    return np.abs(estimate / true - 1)
+    """Return |estimate / true - 1|, (n,)."""
+    return np.asarray(np.abs(estimate / true - 1))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from d4lens import lensing
@@ -33,9 +34,9 @@ class Samples:
         return len(self.truth)
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> NDArray[np.int64]:
         """(B,) class indices."""
-        return self.truth.images["class"].map(CLASSES.index).to_numpy(np.int64, copy=True)
+        return np.array(self.truth.images["class"].map(CLASSES.index), np.int64)
 
     def rows(self, chosen: slice) -> LensBatch:
         """The batch of some lenses."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model
+from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model, significance
+from d4lens.models.averaging import Images
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive, Seed
@@ -84,14 +85,6 @@ def _row(
     """A record of the study; measured: the value, and its interval where it has one."""
     value, low, high = (*measured, math.nan, math.nan)[:3]
     return record(value, low, high, n) | {"quantity": quantity, "class": of, "by": by, **(bins or {})}
-
-
-class SupportsRows(Protocol):
-    """A split that is read by rows."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Sequence[int]) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -227,7 +220,7 @@ def detections(
             part = physical_limit.rows_of(truth, np.arange(first, min(first + _CHUNK, n)))
             counts = torch.from_numpy(_summed(render(part, made_by).numpy(), lens.binning)).float()
             result = fit(counts, lens)
-            batch = LensBatch.of_fit(counts, result, lens)
+            batch = LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens))
             gained = physical_limit.gain(
                 physical_limit.mean_counts(part, made_by, lens.binning), lens, result.parameters
             )
@@ -235,7 +228,7 @@ def detections(
             found["ideal"].append(physical_limit.ideal_rate(gained, false_positive_rate))
             for name, network in arms.items():
                 found[name].append(detection.evidence(detection.logits(network, batch)) > above[name])
-            found[STRONGEST].append(batch.significance.flatten(1).amax(1).double().numpy() > above[STRONGEST])
+            found[STRONGEST].append(batch.need("significance").flatten(1).amax(1).double().numpy() > above[STRONGEST])
             meter.to(min(first + _CHUNK, n))
     return np.concatenate(every), {name: np.concatenate(parts) for name, parts in found.items()}
 
@@ -288,7 +281,7 @@ def _summed(images: NDArray[Any], factor: int) -> NDArray[Any]:
     return np.asarray(images.reshape(b, n // factor, factor, n // factor, factor).sum((2, 4)))
 
 
-def maps(network: nn.Module, images: SupportsRows, truth: arrays.Truth | None, at_most: int) -> recovery.Maps:
+def maps(network: nn.Module, images: Images, truth: arrays.Truth | None, at_most: int) -> recovery.Maps:
     """`recovery.maps` of up to `at_most` images of a split, evenly spread over it (the splits are sorted by class).
 
     images: `images[rows]` is the batch of these rows, as `train.data.Lenses` gives it with NEEDS and the convergence.

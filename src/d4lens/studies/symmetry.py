@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.lensing import d4
-from d4lens.macrofit.split import MAPS
+from d4lens.macrofit.smooth_lens import MAPS
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed
@@ -119,7 +119,9 @@ def layer_records(
     ]
 
 
-def orbit_records(model: str, several: Sequence[Tensor], labels: NDArray[np.int64], resamples: int, seed: int) -> list:
+def orbit_records(
+    model: str, several: Sequence[Tensor], labels: NDArray[np.int64], resamples: int, seed: int
+) -> list[dict[str, Any]]:
     """Rows of a model's trainings: spread, flips and AUC under each element, plain and averaged over the orbit."""
     rows = []
     for view, stacks in (("plain", several), ("tta", [averaged(logits) for logits in several])):

@@ -69,7 +69,7 @@ def examples(data: Path, weights: Path, table: pd.DataFrame, rows: list[int]) ->
     for place, row in enumerate(rows):
         maps = [
             ("image, √counts", _png(np.sqrt(batch.counts[place].numpy()), "magma")),
-            ("residual, ±6 σ", _png(batch.residual[place].numpy(), "RdBu_r", 6)),
+            ("residual, ±6 σ", _png(batch.need("residual")[place].numpy(), "RdBu_r", 6)),
             ("convergence, drawn", _png(drawn[place], "viridis")),
         ]
         if truth is not None:
