@@ -53,7 +53,7 @@ def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
         down = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
         # The small constant keeps the derivative finite where the image is flat.
         squares: Tensor = across**2 + down**2 + 1e-12
-        return squares.sqrt()
+        return torch.sqrt(squares)
     if name == "residual":
         return batch.need("residual").clamp(-_CLIP, _CLIP)
     if name == "significance":

@@ -67,7 +67,7 @@ def baselines(samples: Samples) -> dict[str, Array]:
 
 
 def play(network: nn.Module, samples: Samples, steps: int, method: str) -> Array:
-    """The pointing game of one network over images with substructure: hits (B,)."""
+    """Play the pointing game with one network over images with substructure: hits (B,)."""
     hits = []
     labels = torch.from_numpy(samples.labels)
     whole = distance(samples).flatten(1)
@@ -94,7 +94,7 @@ def records(
 
 
 def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outcome:
-    """The study's outcome from the rows of `records`."""
+    """Compose the study's outcome from the rows of `records`."""
     of_all = [r for r in rows if r["class"] == "all"]
 
     def share(r: Mapping[str, Any]) -> str:

@@ -17,13 +17,13 @@ _BATCH = 64
 
 
 def logits(network: nn.Module, batch: LensBatch, *, tta: bool = False) -> NDArray[np.float64]:
-    """Logits (B, 3) of a batch of any size, worked through in pieces."""
+    """Predict the logits (B, 3) of a batch of any size, in pieces."""
     pieces = (batch.rows(slice(i, i + _BATCH)) for i in range(0, len(batch), _BATCH))
     return predict_logits(network, pieces, tta).double().numpy()
 
 
 def evidence(values: ArrayLike) -> NDArray[np.float64]:
-    """Log odds (n,) that an image has substructure, of logits (n, 3): ln(p_sphere + p_vort) - ln p_no.
+    """Compute the log odds (n,) that an image has substructure, of logits (n, 3): ln(p_sphere + p_vort) - ln p_no.
 
     Unlike 1 - p_no it does not saturate, so that thresholds at small false positive rates stay apart.
     """
@@ -32,7 +32,7 @@ def evidence(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def threshold(of_no: ArrayLike, false_positive_rate: float) -> float:
-    """The evidence that a share `false_positive_rate` of images without substructure exceeds.
+    """Find the evidence that a share `false_positive_rate` of images without substructure exceeds.
 
     Raises D4LensError without such images.
     """
@@ -43,7 +43,7 @@ def threshold(of_no: ArrayLike, false_positive_rate: float) -> float:
 
 
 def scored(path: str | Path, view: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
-    """Paths, labels (n,) and evidence (n,) that an evaluation's table of predictions holds for a view."""
+    """Read the paths, labels (n,) and evidence (n,) that an evaluation's table of predictions holds for a view."""
     table = read(path)
     table = table[table["tta"] == (view == "tta")]
     return table["path"].tolist(), table["label"].to_numpy(np.int64), evidence(table[LOGITS].to_numpy())

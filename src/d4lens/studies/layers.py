@@ -28,11 +28,25 @@ Edit = Callable[[Tensor], Tensor]
 class Layer:
     """One named activation, (B, C, n, n), or (B, C) past the last map; of the batch (B, N, N), `fit` (B, 7).
 
-    part: input, unet, physics, head, invariants, trunk or logits. kind: how it should turn with the image: `scalar`, `vector`
-    (two components), `regular` fields, `fit` parameters, `invariant`, or `plain`, of which nothing is promised; a plain
-    map is compared as scalars. place: where it is met: an entry of the `batch`, the `output` or `input` of `module`, or
-    `key` of the dictionary it returns. channels: first and past the last one. untouched: modules upstream of it or beside
-    it, whose outputs a patch here cannot change, its own before the patch among them.
+    Attributes
+    ----------
+    name : str
+        Its name in the studies' records.
+    part : str
+        input, unet, physics, head, invariants, trunk or logits.
+    kind : str
+        How it should turn with the image: `scalar`, `vector` (two components), `regular` fields, `fit` parameters,
+        `invariant`, or `plain`, of which nothing is promised; a plain map is compared as scalars.
+    place : str
+        Where it is met: an entry of the `batch`, the `output` or `input` of `module`, or `key` of the dictionary that it
+        returns.
+    module, key : str
+        See `place`.
+    channels : tuple of int, optional
+        The first and the one past the last, where it is not all of them.
+    untouched : tuple of str
+        Modules upstream of it or beside it, whose outputs a patch here cannot change, its own before the patch among
+        them.
     """
 
     name: str
@@ -46,7 +60,7 @@ class Layer:
 
 
 def layers_of(network: nn.Module) -> list[Layer]:
-    """The layers of a network of this project, from the input to the logits. Raises TypeError for any other."""
+    """List the layers of a network of this project, from the input to the logits. Raises TypeError for any other."""
     if isinstance(network, ResNet):
         names = [("stem", "maxpool"), *((f"layer{i}",) * 2 for i in range(1, 5)), ("pool", "global_pool")]
         trunk = _chain(
@@ -137,7 +151,7 @@ def _has(network: nn.Module, name: str) -> bool:
 
 
 def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
-    """The activation as it should be for the image under element `g` of D4; a plain map counts as scalars."""
+    """Turn an activation as it should turn with the image under element `g` of D4; a plain map counts as scalars."""
     if layer.kind == "fit":
         return turned_fit(x, g)
     if x.ndim < 3:
@@ -154,9 +168,23 @@ def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
 def run_edited(
     network: nn.Module, batch: LensBatch, edits: Mapping[Layer, Edit], fixed: Mapping[str, Any] | None = None
 ) -> Tensor:
-    """Logits (B, 3) with every layer of `edits` passed through its edit.
+    """Run a network with layers replaced.
 
-    fixed: outputs of modules, as `outputs` gives them, that need not be computed again.
+    Parameters
+    ----------
+    network : nn.Module
+        A network that `layers_of` knows.
+    batch : LensBatch
+        B images as it reads them.
+    edits : mapping
+        By layer, what its activation is passed through.
+    fixed : mapping, optional
+        Outputs of modules, as `outputs` gives them, that need not be computed again.
+
+    Returns
+    -------
+    Tensor
+        Logits (B, 3).
     """
     with ExitStack() as stack:
         for name, value in (fixed or {}).items():
@@ -172,7 +200,7 @@ def run_edited(
 
 
 def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits (B, 3) and a copy of the activation of each layer, by name."""
+    """Return the logits (B, 3) and a copy of the activation of each layer, by name."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Edit:
@@ -186,7 +214,7 @@ def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tu
 
 
 def outputs(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> dict[str, Any]:
-    """What the modules that some layer leaves untouched return for a batch, for `run_edited` not to compute them again."""
+    """Record what the modules that some layer leaves untouched return, so that `run_edited` need not compute it again."""
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         for name in {module for layer in layers for module in layer.untouched}:
@@ -199,8 +227,10 @@ def outputs(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> di
 
 
 def blended(donor: Tensor, mask: Tensor | None = None) -> Edit:
-    """The edit that puts `donor` in place of the activation, or only where `mask` (B, n, n) is true; a map larger than the
-    image has a margin on all sides, which is not patched."""
+    """Make the edit that replaces the activation by `donor`, or only where `mask` (B, n, n) is true.
+
+    A map larger than the image has a margin on all sides, which is not patched.
+    """
     if mask is None:
         return lambda _: donor
 
@@ -245,7 +275,7 @@ def _edited(x: Tensor, layer: Layer, edit: Edit) -> Tensor:
 def _edited_lens(
     engine: Any, args: tuple[Tensor, ...], out: dict[str, Tensor], layer: Layer, edit: Edit
 ) -> dict[str, Tensor]:
-    """The engine's fields with the deflection or the source replaced and what follows from it computed anew."""
+    """Replace the deflection or the source among the engine's fields and compute anew what follows from it."""
     alpha = torch.stack([out["alpha_x"], out["alpha_y"]], 1)
     old = alpha if layer.key == "alpha" else out["source"]
     new = edit(old)

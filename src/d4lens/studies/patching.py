@@ -216,7 +216,7 @@ def outcome(
     resamples: int,
     seed: int,
 ) -> Outcome:
-    """The study's outcome: trained networks by model, one for each training seed, and an untrained one of each model."""
+    """Compose the outcome of trained networks by model, one for each training seed, and an untrained one of each model."""
     records: list[dict[str, Any]] = []
     answers: list[str] = []
     for model, several in trained.items():

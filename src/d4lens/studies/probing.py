@@ -114,8 +114,10 @@ def _targets(samples: Samples, elements: NDArray[np.int64]) -> dict[str, Array]:
 
 @torch.inference_mode()
 def features(network: nn.Module, batch: LensBatch) -> dict[str, Array]:
-    """Of every layer, and of the input's maps under PIXELS, pooled features (V B, any); maps by mean and maximum of
-    _POOLED x _POOLED cells, so that both extent and faint peaks remain."""
+    """Pool the features (V B, any) of every layer, and of the input's maps under PIXELS.
+
+    Maps are pooled by mean and maximum of _POOLED x _POOLED cells, so that both extent and faint peaks remain.
+    """
     layers = [layer for layer in layers_of(network) if layer.part != "input"]
     maps = [layer.key for layer in layers_of(network) if layer.part == "input" and layer.kind == "scalar"]
     parts: dict[str, list[Tensor]] = {}
@@ -228,7 +230,7 @@ def over_seeds(values: Array) -> tuple[float, float, float]:
 
 
 def outcome(rows: Sequence[Mapping[str, Any]], dimension: int, twin: str) -> Outcome:
-    """The study's outcome from the rows of `records` of all networks. twin: the arm with the plain U-Net."""
+    """Compose the study's outcome from the rows of `records` of all networks; `twin` is the arm with the plain U-Net."""
     models = list(dict.fromkeys(r["model"] for r in rows))
     trained = [m for m in models if any(r["model"] == m and r["state"] == "trained" for r in rows)]
     answers = [_best(rows, target, trained) for target in TARGETS]
@@ -270,7 +272,7 @@ def _scores(rows: Sequence[Mapping[str, Any]], model: str, target: str, state: s
 
 
 def _best(rows: Sequence[Mapping[str, Any]], target: str, trained: Sequence[str]) -> str:
-    """A sentence: the best layer for a target of each trained network, the untrained one's best, and the pixels."""
+    """Say in a sentence the best layer for a target of each trained network, the untrained one's best, and the pixels."""
     parts = []
     for model in trained:
         found = {state: _scores(rows, model, target, state) for state in ("trained", "untrained")}
@@ -289,7 +291,7 @@ def _best(rows: Sequence[Mapping[str, Any]], target: str, trained: Sequence[str]
 
 
 def _reached(rows: Sequence[Mapping[str, Any]], model: str, target: str) -> str:
-    """The first layer at which a target's score is nine tenths of the network's best."""
+    """Find the first layer at which a target's score is nine tenths of the network's best."""
     found = [r for r in _scores(rows, model, target, "trained") if r["layer"] != PIXELS]
     best = max((r["value"] for r in found), default=0.0)
     return next((r["layer"] for r in found if r["value"] >= 0.9 * best), "none") if best > 0 else "none"

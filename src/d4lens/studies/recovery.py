@@ -22,8 +22,23 @@ _KEPT = ("kappa", "significance", "label", "fit")
 
 @dataclass(frozen=True)
 class Maps:
-    """Of n images: predicted and true residual convergence and the significance map of the fit (n, N, N) float32, labels
-    (n,), fitted Einstein radii (n,) in arcsec, chi2 a pixel of the fits (n,), and rod masses (n,) in arcsec², pi theta_E² (NaN where there is none)."""
+    """What a network draws of n images, and their truth.
+
+    Attributes
+    ----------
+    predicted, true : ndarray
+        (n, N, N) residual convergence.
+    significance : ndarray
+        (n, N, N) significance map of the fit.
+    labels : ndarray
+        (n,) class indices.
+    theta_E : ndarray
+        (n,) fitted Einstein radii in arcsec.
+    chi2 : ndarray
+        (n,) chi-squared a pixel of the fits.
+    rods : ndarray
+        (n,) masses of rods in arcsec², pi theta_E²; NaN where there is none.
+    """
 
     predicted: NDArray[np.float32]
     true: NDArray[np.float32]
@@ -35,8 +50,21 @@ class Maps:
 
 
 def maps(network: nn.Module, batches: Iterable[LensBatch], rod_theta_E: ArrayLike) -> Maps:
-    """Run a network that draws a residual convergence over batches with the true one, label, residual, significance
-    and fit; rod_theta_E: (n,) arcsec, NaN without a rod."""
+    """Run a network that draws a residual convergence.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Its outputs hold "kappa".
+    batches : iterable of LensBatch
+        n images with all entries.
+    rod_theta_E : array_like
+        (n,) Einstein radii of the rods in arcsec; NaN without a rod.
+
+    Returns
+    -------
+    Maps
+    """
     device = next(network.parameters()).device
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("predicted", "chi2", *_KEPT)}
     with torch.inference_mode():

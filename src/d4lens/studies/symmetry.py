@@ -49,13 +49,13 @@ class Parameters(ParameterGroup):
 
 
 def bound(dtype: torch.dtype) -> float:
-    """Largest relative error that rounding may make in `dtype`."""
+    """Return the largest relative error that rounding may make in `dtype`."""
     return ROUNDING * torch.finfo(dtype).eps
 
 
 @torch.inference_mode()
 def errors(network: nn.Module, batch: LensBatch, dtype: torch.dtype) -> dict[Layer, float]:
-    """The largest relative error of each layer over the elements of D4. The network's dtype must be `dtype`."""
+    """Measure the largest relative error of each layer over the elements of D4. The network's dtype must be `dtype`."""
     batch = batch.to(dtype=dtype)
     layers = layers_of(network)
     straight = capture(network, batch, layers)[1]
@@ -76,7 +76,7 @@ def broken(found: Mapping[Layer, float], dtype: torch.dtype) -> list[str]:
 
 @torch.inference_mode()
 def orbit(network: nn.Module, batches: Iterable[LensBatch]) -> Tensor:
-    """Logits (8, n, C) float64 of all images under each element."""
+    """Predict the logits (8, n, C) float64 of all images under each element."""
     rows = [
         torch.stack([network(batch.turned(g))["logits"].double() for g in d4.ELEMENTS])
         for batch in progress(batches, desc="orbits")
@@ -85,7 +85,7 @@ def orbit(network: nn.Module, batches: Iterable[LensBatch]) -> Tensor:
 
 
 def averaged(logits: Tensor) -> Tensor:
-    """What test-time averaging makes of the orbit's logits (8, n, C): each view's, summed in the order that view meets them."""
+    """Average the orbit's logits (8, n, C) as test-time averaging of each view does, in the order that view meets them."""
     views = []
     for g in d4.ELEMENTS:
         order = [d4.compose(h, g) for h in d4.ELEMENTS]
@@ -94,7 +94,7 @@ def averaged(logits: Tensor) -> Tensor:
 
 
 def spread(logits: Tensor) -> Array:
-    """Standard deviation over the orbit of each image's logits, (n,): root mean square over the classes."""
+    """Take the standard deviation over the orbit of each image's logits, (n,): root mean square over the classes."""
     return logits.std(0, unbiased=False).square().mean(1).sqrt().numpy()
 
 
@@ -107,7 +107,7 @@ def flipped(logits: Tensor) -> Array:
 def layer_records(
     model: str, state: str, found: Mapping[torch.dtype, Mapping[Layer, float]], n: int
 ) -> list[dict[str, Any]]:
-    """A row for each layer and precision; the value has two digits, since more of a rounding error mean nothing."""
+    """Make a row for each layer and precision. The value has two digits: more of a rounding error mean nothing."""
     return [
         {
             **{"model": model, "state": state, "layer": layer.name, "kind": layer.kind},
@@ -122,7 +122,7 @@ def layer_records(
 def orbit_records(
     model: str, several: Sequence[Tensor], labels: NDArray[np.int64], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of a model's trainings: spread, flips and AUC under each element, plain and averaged over the orbit."""
+    """Make the rows of a model's trainings: spread, flips and AUC under each element, plain and averaged over the orbit."""
     rows = []
     for view, stacks in (("plain", several), ("tta", [averaged(logits) for logits in several])):
         about: dict[str, Any] = {"model": model, "view": view}
@@ -149,7 +149,7 @@ def _mean_interval(values: Array, resamples: int, seed: int) -> tuple[float, flo
 
 
 def outcome(rows: Sequence[Mapping[str, Any]]) -> Outcome:
-    """The study's outcome from the rows of `layer_records` and `orbit_records`."""
+    """Compose the study's outcome from the rows of `layer_records` and `orbit_records`."""
     answers = []
     by_layer = [r for r in rows if r["quantity"] == "equivariance_error"]
     for model in dict.fromkeys(r["model"] for r in by_layer):
