@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ROOT / "stages"
 ARM = ["--model", "pinn", "--seed", "0"]
 # Every loss and both kinds of batch normalisation, without what is random in a step.
-OPTIONS = {"fields": [1, 2], "descent": [2]}
+OPTIONS = {"fields": [1, 2], "invariant_fields": [2]}
 
 # What both sides run: the stages, with the gradients of the first step of the training kept.
 COMMON = """

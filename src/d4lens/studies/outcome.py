@@ -70,7 +70,7 @@ def write(path: str | Path, outcome: Outcome) -> None:
 
 
 def read(path: str | Path) -> Outcome:
-    """An outcome from its file.
+    """Read an outcome from its file.
 
     Raises
     ------

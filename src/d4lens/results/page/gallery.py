@@ -109,8 +109,8 @@ def examples(data: Path, weights: Path, table: pd.DataFrame, rows: list[int]) ->
     paths, labels, probabilities = predictions.of_view(table, "tta")
     for place, row in enumerate(rows):
         maps = [
-            ("image, √counts", _png(np.sqrt(batch["counts"][place].numpy()), "magma")),
-            ("residual, ±6 σ", _png(batch["residual"][place].numpy(), "RdBu_r", 6)),
+            ("image, √counts", _png(np.sqrt(batch.counts[place].numpy()), "magma")),
+            ("residual, ±6 σ", _png(batch.need("residual")[place].numpy(), "RdBu_r", 6)),
             ("convergence, drawn", _png(drawn[place], "viridis")),
         ]
         if truth is not None:
