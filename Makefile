@@ -40,8 +40,8 @@ reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smo
 test: $(READY) ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-lint: $(READY) ## check style and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy src
+lint: $(READY) ## check style, types and the floors of ARCHITECTURE.md
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 verify: ## run the pipeline afresh and hold its table against the committed one, row by row (PROFILE=...)
 	@$(MAKE) --no-print-directory reproduce FORCE=1

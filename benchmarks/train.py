@@ -28,6 +28,7 @@ from d4lens import models
 from d4lens.allocator import keep_freed_memory
 from d4lens.files import write_json
 from d4lens.models.averaging import exported
+from d4lens.models.batch import LensBatch
 from d4lens.models.equivariant import EquivariantConv, EquivariantLayers, _type, enn
 from d4lens.models.fields import FieldNorm
 from d4lens.models.unet import UNet
@@ -101,19 +102,19 @@ def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def batch_of(n: int) -> dict[str, Tensor]:
+def images(n: int) -> LensBatch:
     generator = torch.Generator().manual_seed(1)
     side = OBSERVATION.n_pixels
     maps = {name: torch.randn(n, side, side, generator=generator) for name in ("residual", "significance")}
     fit = torch.tensor([1.2, 0.02, 0.01, 0.05, -0.05, 0.1, 0.0]).repeat(n, 1)
     counts = torch.poisson(torch.full((n, side, side), 60.0), generator=generator)
-    return {"counts": counts, "fit": fit, "kappa": 0.01 * maps["residual"], "label": torch.arange(n) % 3, **maps}
+    return LensBatch(counts, **maps, fit=fit, label=torch.arange(n) % 3, kappa=0.01 * maps["residual"])
 
 
 def unet_step(net: nn.Module, bf16: bool, channels_last: bool) -> Callable[[], object]:
     """One forward and backward pass of a U-Net of the default widths and one optimiser step."""
-    batch = batch_of(BATCH)
-    x = torch.stack([batch["residual"], batch["significance"]], 1)
+    batch = images(BATCH)
+    x = torch.stack([batch.residual, batch.significance], 1)
     if channels_last:
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
@@ -134,7 +135,7 @@ def unet_step(net: nn.Module, bf16: bool, channels_last: bool) -> Callable[[], o
 
 def whole_step(net: nn.Module, bf16: bool, channels_last: bool) -> Callable[[], object]:
     """One training step of d4lenspinn with all its losses."""
-    batch = batch_of(BATCH)
+    batch = images(BATCH)
     if channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
@@ -143,7 +144,7 @@ def whole_step(net: nn.Module, bf16: bool, channels_last: bool) -> Callable[[], 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out = net(batch)
-            terms = {"classification": nn.functional.cross_entropy(out["logits"], batch["label"])}
+            terms = {"classification": nn.functional.cross_entropy(out["logits"], batch.label)}
         terms |= losses.physics(models.pinn.D4LensPINN.losses, weights, out, batch, OBSERVATION)
         torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum().backward()
         optimizer.step()
@@ -180,7 +181,7 @@ def steps(kind: str, rounds: int, compiled: bool) -> dict[str, object]:
 
 def inference(rounds: int, compiled: bool) -> dict[str, object]:
     """The exported d4lenspinn against the eager escnn network, both in eval mode and float32, and their difference."""
-    batch = batch_of(BATCH)
+    batch = images(BATCH)
     net = fresh("whole").eval()
     ours = exported(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     eager = plain(net.train()).eval()

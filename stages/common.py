@@ -31,7 +31,7 @@ GROUPS = (
     "macrofit",
     "train",
     "evaluate",
-    "report",
+    "page",
 )
 OF_PROFILE = ("root", "overlay", "models", "seeds", "epochs", "grids", "studied", "studies", "profile")
 Group = TypeVar("Group", bound=BaseModel)

@@ -16,11 +16,11 @@ from d4lens.simulator.dataset import write_shared
 
 @one_sentence
 def main() -> None:
-    profile, place = arguments(__doc__).profile, ranks()
+    profile, processes = arguments(__doc__).profile, ranks()
     params = parameters("download", DownloadParams, profile)
     archive = Path("data") / profile / "lenses.zip"
     limits = Limits(**params.limits.model_dump())
-    if params.source != "simulate" and not place.leads:
+    if params.source != "simulate" and not processes.is_main:
         return
     if params.source == "gdrive":
         drive = params.gdrive
@@ -34,9 +34,9 @@ def main() -> None:
     else:
         name, priors = params.simulate.preset, params.simulate.priors
         simulated, train = preset(name, priors), preset(name, {**priors, **params.simulate.train_priors})
-        workers = params.workers or max(1, (os.cpu_count() or 1) // place.local_world)
-        write_shared(place, archive, simulated, params.simulate.seed, params.n_train, params.n_val, workers, train)
-    if place.leads:
+        workers = params.workers or max(1, (os.cpu_count() or 1) // processes.local_world)
+        write_shared(processes, archive, simulated, params.simulate.seed, params.n_train, params.n_val, workers, train)
+    if processes.is_main:
         print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, SHA-256 {sha256(archive)}")
 
 

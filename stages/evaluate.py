@@ -23,7 +23,7 @@ def main() -> None:
     keep_freed_memory()
     args = arguments(__doc__, arm=True)
     training = Training(args.model, args.seed, args.limit, args.epochs)
-    profile, model, seed, name, place = args.profile, training.row, training.seed, training.name, ranks()
+    profile, model, seed, name, processes = args.profile, training.row, training.seed, training.name, ranks()
     params = parameters("evaluate", EvaluateParams, profile)
     data, runs = Path("data") / profile, Path("runs") / profile
     trained, out = runs / name, runs / "evaluation" / name
@@ -32,8 +32,10 @@ def main() -> None:
     network, config = models.load(trained / "model.safetensors")
     observation = arrays.load_observation(data / "arrays")
     images = load(data / "arrays", data / "macrofit", "test", network.needs, observation)
-    logits, speed = predict_shared(place, averaging.exported(network).to(place.device()), images, params.batch_size)
-    if not place.leads:
+    logits, speed = predict_shared(
+        processes, averaging.exported(network).to(processes.device()), images, params.batch_size
+    )
+    if not processes.is_main:
         return
 
     table = predictions.tabulate(arrays.load_split(data / "arrays", "test").paths, images.labels, logits)

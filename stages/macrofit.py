@@ -15,7 +15,7 @@ from d4lens.params import MacrofitParams
 
 @one_sentence
 def main() -> None:
-    profile, place = arguments(__doc__).profile, ranks()
+    profile, processes = arguments(__doc__).profile, ranks()
     params = parameters("macrofit", MacrofitParams, profile)
     source, out = Path("data") / profile / "arrays", Path("data") / profile / "macrofit"
     facts = arrays.load_facts(source)
@@ -24,10 +24,10 @@ def main() -> None:
         Observation.from_dict(facts["native"]),
         facts["bin"],
         units=facts["units"],
-        device=place.device(),
+        device=processes.device(),
     )
     manifest = sha256(source / arrays.MANIFEST)
-    with sole_writer(out if place.leads else place.part(out)), writing(out):
+    with sole_writer(out if processes.is_main else processes.part(out)), writing(out):
         if not out.with_name("macrofit.partial").exists():  # two maps of float16 an image
             n_images = sum(sum(by_class.values()) for by_class in facts["images"].values())
             require_space(out.parent, 4 * n_images * facts["n_pixels"] ** 2)
@@ -36,7 +36,7 @@ def main() -> None:
             if not len(split):
                 continue
             table = fit_shared(
-                place,
+                processes,
                 split.counts,
                 split.paths,
                 model,
@@ -49,11 +49,11 @@ def main() -> None:
                 max_starts=params.max_starts,
                 batch_size=params.batch_size,
             )
-            if not place.leads:
+            if not processes.is_main:
                 continue
             fitted = f"{table['converged'].sum()} of {len(table)} {name} images converged"
             print(f"{fitted}; median chi2 a pixel {table['chi2'].median():.3f}")
-    remove_parts(place, out)
+    remove_parts(processes, out)
 
 
 if __name__ == "__main__":

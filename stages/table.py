@@ -7,7 +7,7 @@ from common import arguments, grids, measured, one_sentence, parameters, warn_of
 
 from d4lens import files
 from d4lens.files import write_json
-from d4lens.params import EvaluateParams, ReportParams, trainings
+from d4lens.params import EvaluateParams, PageParams, trainings
 from d4lens.results import plots, predictions, tables
 
 METRICS, README = Path("metrics"), Path("README.md")
@@ -38,7 +38,7 @@ def main() -> None:
             pairs = predictions.compare(compared, 4 * bootstrap.bootstrap, bootstrap.seed)
             label = f"{grid}, {limit:,} images" if limit else grid
             families[label] = tables.Family(tuple(dict.fromkeys(row for row, _ in compared)), pairs)
-    caption = parameters("report", ReportParams, profile).caption
+    caption = parameters("page", PageParams, profile).caption
     main_pairs = families.pop("").comparisons
     tables.write_profile(folder, tables.table(chain.from_iterable(rows)), caption, main_pairs, families)
     write_json(folder / "timing.json", timing)

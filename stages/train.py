@@ -20,8 +20,8 @@ def main() -> None:
     args = arguments(__doc__, arm=True)
     profile, training = args.profile, Training(args.model, args.seed, args.limit, args.epochs)
     arm, params = training_parameters(profile, training)
-    leads = ranks().leads
-    if leads:
+    is_main = ranks().is_main
+    if is_main:
         warn_of_own_values(profile)
 
     data, runs = Path("data") / profile, Path("runs") / profile
@@ -30,7 +30,7 @@ def main() -> None:
     name = fingerprint(*inputs, arm.base, arm.options, training.seed, params)
     shown = {"arm": arm.model_dump(), "train": params.model_dump(), "seed": training.seed}
     tags = run_tags(".", "train", profile, training.row, training.seed, images)
-    mirrored = enabled() and leads
+    mirrored = enabled() and is_main
     with Tracker(mirrored, ".", f"d4lens-{profile}", f"{profile}/{training.name}", name, shown, tags) as tracker:
         best = train(
             *inputs,
@@ -42,7 +42,7 @@ def main() -> None:
             params,
             tracker,
         )
-    if leads:
+    if is_main:
         tensors, description = weights.read(runs / training.name / "model.safetensors")
         # The code's digest would have all studies run again after an edit that changed no weight.
         del description["fingerprint"]

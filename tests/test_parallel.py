@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ROOT / "stages"
 ARM = ["--model", "pinn", "--seed", "0"]
 # Every loss and both kinds of batch normalisation, without what is random in a step.
-OPTIONS = {"fields": [1, 2], "descent": [2]}
+OPTIONS = {"fields": [1, 2], "invariant_fields": [2]}
 
 # What both sides run: the stages, with the gradients of the first step of the training kept.
 COMMON = """
@@ -54,7 +54,7 @@ from d4lens.parallel import ranks
 
 place = ranks()
 stage("download")
-if place.leads:
+if place.is_main:
     stage("preprocess")
 place.wait()
 stage("macrofit")
@@ -249,7 +249,7 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert ranks() == Ranks(0, 1, 0, 1)
-    assert ranks().leads
+    assert ranks().is_main
 
 
 def test_a_rank_without_a_meeting_place_is_not_taken_for_one_process(monkeypatch):

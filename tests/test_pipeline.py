@@ -60,7 +60,7 @@ for name, item in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items()
             for out in item.get(kind, []):
                 path = out if isinstance(out, str) else next(iter(out))
                 for key, value in (("${profile.name}", "quick"),
-                                   ("${profile.report.page}", "reports/report.html"),
+                                   ("${profile.page.file}", "reports/report.html"),
                                    ("${key}", given.get("--study", given.get("--model", "") + "-" + given.get("--seed", "")))):
                     path = path.replace(key, value)
                 path = Path(path)
@@ -113,7 +113,7 @@ def test_nothing_runs_twice(pipeline):
     assert would_run(pipeline, {}) == set()
 
 
-def test_an_evaluation_parameter_reruns_evaluation_and_report_alone(pipeline, tmp_path):
+def test_an_evaluation_parameter_reruns_evaluation_table_and_page_alone(pipeline, tmp_path):
     root = tmp_path / "project"
     shutil.copytree(pipeline, root)
     change = {"evaluate.bootstrap": 123}
@@ -123,7 +123,7 @@ def test_an_evaluation_parameter_reruns_evaluation_and_report_alone(pipeline, tm
     values["evaluate"]["bootstrap"] = 123
     (root / "params.yaml").write_text(yaml.safe_dump(values))
     ran = stages_run(run(root, "dvc", "repro"))
-    assert ran == {"evaluate", "table", "report"}
+    assert ran == {"evaluate", "table", "page"}
 
 
 def test_one_arm_s_parameter_reruns_that_arm_alone(pipeline):
@@ -149,10 +149,10 @@ def trained(stages: set[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("file", "reran"),
     [
-        ("results/page/__init__.py", {"report"}),
+        ("results/page/__init__.py", {"page"}),
         ("inference/api.py", set()),
         ("tracking/store.py", set()),
-        ("data/download.py", {"download", "preprocess", "report"}),
+        ("data/download.py", {"download", "preprocess", "page"}),
     ],
 )
 def test_an_edit_of_code_reruns_what_imports_it(pipeline, file, reran):
@@ -168,11 +168,11 @@ def test_an_edit_of_code_reruns_what_imports_it(pipeline, file, reran):
 
 
 def test_a_caption_reruns_the_table_and_the_page_alone(pipeline):
-    assert would_run(pipeline, {"profile.report.caption": "another"}) == {"table", "report@quick"}
+    assert would_run(pipeline, {"profile.page.caption": "another"}) == {"table", "page@quick"}
 
 
 def test_a_parameter_of_the_page_reruns_the_page_alone(pipeline):
-    assert would_run(pipeline, {"report.examples": 3}) == {"report@quick"}
+    assert would_run(pipeline, {"page.examples": 3}) == {"page@quick"}
 
 
 def test_a_parameter_of_a_study_reruns_that_study_alone(pipeline):
@@ -186,7 +186,7 @@ def test_a_change_of_a_study_s_file_reruns_that_study_and_the_page_alone(pipelin
     before = file.read_text()
     file.write_text(before + "# changed\n")
     try:
-        assert would_run(pipeline, {}) == {"study@probing", "report@quick"}
+        assert would_run(pipeline, {}) == {"study@probing", "page@quick"}
     finally:
         file.write_text(before)
 
@@ -203,7 +203,7 @@ def test_what_torchrun_made_without_dvc_is_committed_and_not_made_again(tmp_path
     head, _, stages = commit.rpartition("dvc.yaml:")
     run(tmp_path, *head.split(), *(f"dvc.yaml:{stage}" for stage in stages.split(",")))
     made = stages_run(run(tmp_path, "dvc", "repro"))
-    assert {"table", "report"} <= made
+    assert {"table", "page"} <= made
     assert not made & {"download", "preprocess", "macrofit", "train", "evaluate"}
 
 

@@ -36,7 +36,7 @@ TOPS = [Path(top) / PROFILE for top in ("data", "runs", "metrics", "plots", "rep
 TIMING = "timing.json"  # clock readings and nothing else
 NAMES = {
     "profile.name": PROFILE,
-    "profile.report.page": f"reports/{PROFILE}/report.html",
+    "profile.page.file": f"reports/{PROFILE}/report.html",
     "item.profile": PROFILE,
     "key": f"{MODEL}-{SEED}",
     "item.run": f"--model {MODEL} --seed {SEED}",
@@ -195,7 +195,7 @@ def main() -> None:
     out = options.out.resolve() if options.out else None
     # What the stages import; a fork must find one thread only.
     for name in (
-        *("data.preprocess", "evaluate.plots", "macrofit", "page", "report", "simulate", "track", "train"),
+        *("data.preprocess", "macrofit", "results.page", "results.plots", "simulator", "tracking", "train"),
         *(f"studies.{study}" for study in studies.NAMES),
     ):
         importlib.import_module(f"d4lens.{name}")

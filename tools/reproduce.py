@@ -9,6 +9,7 @@ done; those on which most depends go first. With one job, as on a machine with a
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -59,6 +60,31 @@ def dependants(needs: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def mend_locks(folder: Path = Path(".dvc/tmp")) -> None:
+    """Remove DVC's list of who reads and writes what, `rwlock`, where it is empty or damaged.
+
+    DVC killed while writing it cannot read it ever after (treeverse/dvc#7615). It writes it anew, in place and under the
+    lock that is held here, so that a list being written is not taken for a damaged one.
+    """
+    path = folder / "rwlock"
+    if not path.is_file() or _is_json(path):
+        return
+    from dvc.lock import make_lock  # a second, which an intact list does not need
+
+    with make_lock(str(folder / "rwlock.lock"), tmp_dir=str(folder)):
+        if path.is_file() and not _is_json(path):
+            path.unlink()
+            print(f"reproduce: {path} was damaged and is removed; DVC writes it anew", file=sys.stderr)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def run(stage: str, file: str, force: list[str], threads: int, running: set[subprocess.Popen[str]]) -> int:
@@ -200,6 +226,7 @@ def main() -> None:
         sys.exit(f"reproduce: --jobs must be at least 1, not {options.jobs}")
     # Stages call `python`, which must be this one.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    mend_locks()
     jobs = options.jobs or (1 if shutil.which("nvidia-smi") else min(cores(), MOST_JOBS))
     if not force and not subprocess.run([*DVC, "status", "--quiet", file]).returncode:
         print(f"{file}: everything is up to date")

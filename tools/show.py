@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 from common import arguments, measured, one_sentence, parameters
 
 from d4lens.files import write_text
-from d4lens.params import ReportParams
+from d4lens.params import PageParams
 from d4lens.results import card, mirror, tables
 
 METRICS = Path("metrics")
@@ -22,7 +22,7 @@ def main() -> None:
     tables.update_readme("README.md", METRICS)
     write_text(Path("docs") / card.FILE, card.of_package(METRICS))
     arms = [(training.row, training.seed) for training in measured(profile).values()]
-    mirror.mirror(Path("."), profile, arms, parameters("report", ReportParams, profile).page)
+    mirror.mirror(Path("."), profile, arms, parameters("page", PageParams, profile).file)
     print(text)
 
 

@@ -1,4 +1,4 @@
-"""Memory freed is memory kept: what glibc gives back to the system after each step it must ask for again page by page."""
+"""Keep freed memory in the process: what glibc returns to the system it must ask for again, page by page."""
 
 import ctypes
 import sys
@@ -8,11 +8,15 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep what it frees, for the allocations to come; whether it could (glibc only).
+    """Have this process keep the memory that it frees, for later allocations (glibc only).
 
-    A training step on a CPU allocates and frees the same hundreds of megabytes each time. Given back and asked for anew,
-    they cost tens of thousands of page faults a step, 10 to 15 % of its time (TRAINING.md); kept, none, and no more
-    memory at the peak.
+    A training step on a CPU allocates and frees the same hundreds of megabytes each time. Returning them to the system costs
+    tens of thousands of page faults a step, 10 to 15 % of its time (TRAINING.md). The peak of memory stays the same.
+
+    Returns
+    -------
+    bool
+        Whether the C library took both options.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -21,11 +21,25 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`, empty; on success it is flushed to disk and renamed to `path`, on failure
-    removed. What killed writers of `path` left beside it is removed first.
+    """Write a file as a whole: yield an empty temporary sibling that replaces `path` on success.
 
-    The sibling keeps the suffix, since writers such as `np.save` and pandas read it. Raises WriteError where the disk is
-    full or the folder cannot be written.
+    On success the sibling is flushed to disk and renamed to `path`; on failure it is removed. What killed writers of `path`
+    left beside it is removed first.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write; its folder is made where it is missing.
+
+    Yields
+    ------
+    Path
+        The sibling. It keeps the suffix, since writers such as `np.save` and pandas read it.
+
+    Raises
+    ------
+    WriteError
+        Where the disk is full or the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
@@ -48,7 +62,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, always: bool = False) -> Iterator[None]:
-    """Raise WriteError, which names `path`, for OSErrors: for all, or for those that only writing meets."""
+    """Turn OSErrors into WriteError, which names `path`.
+
+    Parameters
+    ----------
+    path : Path
+        What is being written.
+    always : bool
+        Turn all OSErrors; by default those alone that only writing meets, such as a full disk.
+
+    Raises
+    ------
+    WriteError
+        In place of the OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -59,8 +86,18 @@ def writing(path: Path, always: bool = False) -> Iterator[None]:
 
 
 def readable(text: str) -> str:
-    """Text that every file and stream takes: the bytes of a file's name that the locale did not decode are read as UTF-8,
-    and what is none stands as \\xNN."""
+    r"""Make a text that every file and stream takes.
+
+    Parameters
+    ----------
+    text : str
+        A file's name, perhaps with bytes that the locale did not decode (surrogate escapes).
+
+    Returns
+    -------
+    str
+        The text with these bytes read as UTF-8; a byte that is no UTF-8 stands as \xNN.
+    """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a surrogate pair, which is no byte of any name
@@ -68,7 +105,7 @@ def readable(text: str) -> str:
 
 
 def sweep(path: str | Path) -> None:
-    """Remove the temporary siblings of `path`, a file or a folder, whose writers are dead: those that nobody holds."""
+    """Remove the temporary siblings of `path`, a file or a folder, that no living process holds."""
     path = Path(path)
     stem, name, suffix = map(glob.escape, (path.stem, path.name, path.suffix))
     # Files are called as above, folders as in `data.arrays.atomic_folder`.
@@ -85,7 +122,10 @@ def sweep(path: str | Path) -> None:
 def held(path: Path) -> Iterator[None]:
     """Hold the lock of a file or folder; the operating system drops it with the process, however that ends.
 
-    Raises BlockingIOError if another holds it.
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -97,7 +137,13 @@ def held(path: Path) -> Iterator[None]:
 
 @contextmanager
 def sole_writer(path: str | Path) -> Iterator[None]:
-    """Be the only process that writes `path`. Raises D4LensError while another is."""
+    """Be the only process that writes `path`.
+
+    Raises
+    ------
+    D4LensError
+        While another process writes it.
+    """
     path = Path(path)
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -111,8 +157,15 @@ def sole_writer(path: str | Path) -> Iterator[None]:
 
 
 def require_space(folder: str | Path, n_bytes: int) -> None:
-    """Raise D4LensError unless the disk of `folder` has room for `n_bytes` more: a full disk kills a process that writes
-    through a memory map without a word."""
+    """Check that the disk of `folder` has room for `n_bytes` more.
+
+    A full disk kills a process that writes through a memory map, without a message.
+
+    Raises
+    ------
+    D4LensError
+        Where the room is too small.
+    """
     free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise D4LensError(
@@ -128,18 +181,30 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically with sorted keys, so that equal values give equal bytes; NaN and infinity raise ValueError."""
+    """Write JSON atomically with sorted keys, so that equal values give equal bytes.
+
+    Raises
+    ------
+    ValueError
+        For NaN and infinity, which JSON has no words for.
+    """
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object that an earlier stage wrote. Raises D4LensError if it is missing or damaged."""
+    """Read a JSON object that an earlier stage wrote.
+
+    Raises
+    ------
+    D4LensError
+        If the file is missing or damaged.
+    """
     try:
         return dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

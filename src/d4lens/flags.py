@@ -113,7 +113,15 @@ class Flag(Enum):
 
 @dataclass(frozen=True)
 class Raised:
-    """A flag of one image; `detail` stands for the … in its words, such as the parameters at their bounds."""
+    """A flag of one image.
+
+    Attributes
+    ----------
+    flag : Flag
+        Which flag.
+    detail : str
+        What stands for the … in its words, such as the parameters at their bounds.
+    """
 
     flag: Flag
     detail: str = ""
@@ -123,17 +131,17 @@ class Raised:
 
 
 def joined(raised: Iterable[Raised]) -> str:
-    """A table's cell: the flags by "; ", empty without any."""
+    """Join flags by "; " for a table's cell; empty without any."""
     return "; ".join(map(str, raised))
 
 
 def abstains(raised: Iterable[Raised]) -> bool:
-    """Whether an image with these flags gets no label."""
+    """Tell whether an image with these flags gets no label."""
     return any(one.flag.abstains for one in raised)
 
 
 def table() -> str:
-    """All flags as a table in Markdown."""
+    """Return all flags as a table in Markdown."""
     rows = [
         f"| `{flag.text}` | {flag.meaning} | {flag.remedy} | {'withheld' if flag.abstains else 'given'} |"
         for flag in Flag
@@ -142,10 +150,36 @@ def table() -> str:
 
 
 def largest_chi2(of_training: ArrayLike) -> float:
-    """chi2 a pixel beyond which `predict` flags an image: the 0.999 quantile of the training images' (n,)."""
+    """Return the chi2 a pixel beyond which `predict` flags an image.
+
+    Parameters
+    ----------
+    of_training : array_like
+        chi2 a pixel of the training images, (n,).
+
+    Returns
+    -------
+    float
+        Their `LIKE_TRAINING` quantile, rounded to three decimals.
+    """
     return round(float(np.quantile(np.asarray(of_training, np.float64), LIKE_TRAINING)), 3)
 
 
 def unlike_training(chi2: ArrayLike, converged: ArrayLike, largest: float) -> NDArray[np.bool_]:
-    """Which images `predict` flags, (n,): the fit did not converge, or its chi2 lies above `largest`."""
+    """Find the images whose fit did not converge, or whose chi2 is above that of the training images.
+
+    Parameters
+    ----------
+    chi2 : array_like
+        chi2 a pixel, (n,).
+    converged : array_like
+        Whether each fit converged, (n,).
+    largest : float
+        The bound, from `largest_chi2`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Whether `predict` flags the image, (n,), bool.
+    """
     return ~np.asarray(converged, bool) | (np.asarray(chi2, np.float64) > largest)

@@ -18,10 +18,21 @@ memory, MLflow's mirror, this one and the list of the studies."""
 
 
 def closure(file: Path, source: Path = SOURCE) -> set[Path]:
-    """The project's files that `file` imports, directly or through others, and itself; a lazy import counts too.
+    """Find the project's files that `file` imports, directly or through others; a lazy import counts too.
 
-    A name is looked up in `source`, the folder that holds the package, and beside `file`, as Python does for a script.
-    `from package import name` leads to the module `name` where there is one, else to the package's `__init__.py`.
+    `from package import name` means the module `name` where there is one, else the package's `__init__.py`.
+
+    Parameters
+    ----------
+    file : Path
+        A script or a module. Names are looked up beside it, too, as Python does for a script.
+    source : Path
+        The folder that holds the package.
+
+    Returns
+    -------
+    set of Path
+        The files, `file` among them; none of `APART`.
     """
     apart = {_module(source / "d4lens", [name]) for name in APART}
     found, waiting = set[Path](), [file]
@@ -34,7 +45,18 @@ def closure(file: Path, source: Path = SOURCE) -> set[Path]:
 
 
 def digest(*modules: str) -> str:
-    """SHA-256, in hexadecimal, of `closure` of the package's modules ("train.loop"), comments included."""
+    """Hash all code that modules of the package import, comments included.
+
+    Parameters
+    ----------
+    *modules : str
+        Dotted names below the package, such as "train.loop".
+
+    Returns
+    -------
+    str
+        SHA-256 of the names and contents of their `closure`, in hexadecimal.
+    """
     package = SOURCE / "d4lens"
     starts = [_module(package, module.split(".")) or package / module for module in modules]
     files = sorted(set[Path]().union(*(closure(start, SOURCE) for start in starts)))
@@ -43,7 +65,7 @@ def digest(*modules: str) -> str:
 
 
 def _module(folder: Path, parts: list[str]) -> Path | None:
-    """The file of the module of this dotted name."""
+    """Return the file of the module of this dotted name; None where there is none."""
     path = folder.joinpath(*parts)
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 

@@ -15,11 +15,11 @@ class Observation:
     n_pixels : int
         Pixels a side, at least 8.
     pixel_scale : float
-        Arcsec per pixel, above 0.
+        arcsec a pixel, above 0.
     psf_sigma : float
         Standard deviation of the Gaussian PSF in arcsec, above 0.
     sky : float
-        Mean sky counts per pixel, at least 0.
+        Mean sky counts a pixel, at least 0.
 
     Raises
     ------
@@ -47,7 +47,18 @@ class Observation:
         return self.n_pixels * self.pixel_scale / 2
 
     def binned(self, factor: int) -> "Observation":
-        """Return the same sky after summing `factor` x `factor` pixels; a remainder at the far edges is cropped."""
+        """Describe the image after summing blocks of pixels.
+
+        Parameters
+        ----------
+        factor : int
+            Pixels a side of a block; a remainder at the far edges is cropped.
+
+        Returns
+        -------
+        Observation
+            Of `n_pixels // factor` pixels; the PSF keeps its width in arcsec.
+        """
         return Observation(self.n_pixels // factor, self.pixel_scale * factor, self.psf_sigma, self.sky * factor**2)
 
     def to_dict(self) -> dict[str, Any]:

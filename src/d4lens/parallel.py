@@ -1,4 +1,4 @@
-"""Several processes on one job: who this one is, its share, what all have found, and one end for all of them.
+"""Several processes on one job: their ranks and shares, what all have found, and one end for all of them.
 
 `torchrun` starts them, or any launcher that sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`; without these there is
 one process and nothing here does anything. The processes of several machines share a file system; on a CPU they speak
@@ -31,7 +31,19 @@ _WELL = -1
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place. rank: of `world` processes, from 0; local_rank: of the `local_world` on this machine."""
+    """Which of the processes this one is.
+
+    Attributes
+    ----------
+    rank : int
+        This process, of `world` counted from 0.
+    world : int
+        Processes in all.
+    local_rank : int
+        This process, of the `local_world` on this machine.
+    local_world : int
+        Processes on each machine.
+    """
 
     rank: int = 0
     world: int = 1
@@ -39,7 +51,7 @@ class Ranks:
     local_world: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes what all have made."""
         return self.rank == 0
 
@@ -49,38 +61,68 @@ class Ranks:
         return self.world // self.local_world
 
     def device(self) -> torch.device:
-        """This process's accelerator, or the CPU where there is none."""
+        """Return the accelerator of this process, or the CPU where there is none."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank) if self.world > 1 else torch.device("cuda")
 
     def shares(self, n: int, align: int = 1) -> list[slice]:
-        """Each process's rows of `n`, in whole blocks of `align` but for the last; together all rows, once."""
+        """Divide `n` rows among the processes, each row once.
+
+        Parameters
+        ----------
+        n : int
+            Rows.
+        align : int
+            Rows of a block; only the last process may get part of one.
+
+        Returns
+        -------
+        list of slice
+            The rows of each process, in the order of their ranks.
+        """
         blocks = -(-n // align)
         ends = [min(n, align * (blocks * rank // self.world)) for rank in range(self.world + 1)]
         return [slice(first, last) for first, last in itertools.pairwise(ends)]
 
     def share(self, n: int, align: int = 1) -> slice:
-        """This process's of `shares`."""
+        """Return the rows of this process, of `shares`."""
         return self.shares(n, align)[self.rank]
 
     def part(self, path: Path) -> Path:
-        """Where this process puts its part of `path`, a sibling; `parts` names all of them."""
+        """Return the sibling of `path` that this process writes, of `parts`."""
         return self.parts(path)[self.rank]
 
     def parts(self, path: Path) -> list[Path]:
-        """Beside `path`, one file for each process to write its share to, in the order of their ranks."""
+        """Name one sibling of `path` for each process to write its share to, in the order of their ranks."""
         return [path.with_name(f"{path.stem}.{rank + 1}-of-{self.world}{path.suffix}") for rank in range(self.world)]
 
     def wait(self) -> None:
-        """Until every process has come this far."""
+        """Wait until every process has come this far."""
         if self.world > 1:
             dist.barrier()
 
     def gather(self, rows: slice, values: Tensor, n: int) -> Tensor:
-        """All processes' rows (n, ...) from each one's `values` of its `rows`, exact to the bit, on the CPU of each.
+        """Collect the rows of all processes, exact to the bit.
 
-        Raises D4LensError unless every row came once.
+        Parameters
+        ----------
+        rows : slice
+            The rows of this process, of `n`.
+        values : Tensor
+            Their values, (len of `rows`, ...).
+        n : int
+            Rows in all.
+
+        Returns
+        -------
+        Tensor
+            All rows, (n, ...), on the CPU of each process; alone, `values` itself.
+
+        Raises
+        ------
+        D4LensError
+            Unless every row came once.
         """
         if self.world == 1:
             return values
@@ -95,7 +137,7 @@ class Ranks:
         return whole
 
     def total(self, values: Iterable[float]) -> list[float]:
-        """Sums over the processes."""
+        """Sum each of the values over the processes."""
         sums = torch.tensor(list(values), dtype=torch.float64)
         if self.world > 1:
             dist.all_reduce(sums)
@@ -103,10 +145,17 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """This process's place by its launcher's environment, and its connection to the others; alone without one.
+    """Read from the launcher's environment which process this is, and connect it to the others.
 
-    Raises D4LensError where the environment names a place but not where to meet, and where the machines run unequal
-    numbers of processes.
+    Returns
+    -------
+    Ranks
+        One process of one, where no launcher set `RANK`.
+
+    Raises
+    ------
+    D4LensError
+        Where the environment sets a rank but no address, or where the machines run unequal numbers of processes.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
@@ -126,7 +175,7 @@ def ranks() -> Ranks:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """While this lasts, one process that is killed or leaves by an exception ends all within a minute; also a decorator.
+    """End all processes within a minute of one that is killed or leaves by an exception; also a decorator.
 
     Collectives belong inside: torchrun sees a dead process, other launchers do not, and NCCL waits for it. At the end the
     processes wait for each other. Alone, nothing happens.
@@ -136,11 +185,11 @@ def together() -> Iterator[None]:
     D4LensError
         In the others, naming the process that is gone.
     """
-    place = ranks()
-    if place.world == 1:
+    own_ranks = ranks()
+    if own_ranks.world == 1:
         yield
         return
-    watch = _Watch(place)
+    watch = _Watch(own_ranks)
     try:
         yield
         watch.leave()
@@ -150,39 +199,39 @@ def together() -> Iterator[None]:
         watch.heard.wait(0.0 if own else _SECONDS_TO_HEAR)
         watch.left.set()
         if watch.gone is None:
-            watch.say(place.rank)
+            watch.say(own_ranks.rank)
             raise
         raise D4LensError(watch.sentence()) from None
 
 
 class _Watch:
-    """Each process listens to the first, the first to all. What is said is _WELL, or the rank of one that is gone."""
+    """Each process listens to the main one, that one to all: to _WELL, or to the rank of one that is gone."""
 
-    def __init__(self, place: Ranks) -> None:
-        self.place = place
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.gone: int | None = None
         self.heard, self.left = threading.Event(), threading.Event()
         self._said: queue.Queue[tuple[int, int]] = queue.Queue()
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self._peers = range(1, place.world) if place.leads else range(1)
+        self._peers = range(1, ranks.world) if ranks.is_main else range(1)
         for peer in self._peers:
             threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
         threading.Thread(target=self._judge, daemon=True).start()
 
     def sentence(self) -> str:
         return (
-            f"process {self.gone} of {self.place.world} is gone (processes count from 0), and process {self.place.rank} "
+            f"process {self.gone} of {self.ranks.world} is gone (processes count from 0), and process {self.ranks.rank} "
             "ends with it; the same command goes on from what is finished"
         )
 
     def leave(self) -> None:
-        """All is well here: wait until it is everywhere. Raises D4LensError where it is not."""
-        if not self.place.leads:
+        """Wait until all processes have ended well. Raises D4LensError where one has not."""
+        if not self.ranks.is_main:
             self.say(_WELL)
         self.heard.wait()
         if self.gone is not None:
             raise D4LensError(self.sentence())
-        if self.place.leads:
+        if self.ranks.is_main:
             self.say(_WELL)
 
     def say(self, word: int) -> None:
@@ -208,7 +257,7 @@ class _Watch:
             return
         self.gone = word
         self.heard.set()
-        if self.place.leads:
+        if self.ranks.is_main:
             self.say(word)
         if not self.left.wait(_SECONDS_TO_LEAVE):
             print(self.sentence(), file=sys.stderr, flush=True)

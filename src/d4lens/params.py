@@ -161,7 +161,17 @@ class GridParams(ParameterGroup):
 
 
 class Training(NamedTuple):
-    """One training of a profile. limit: on so many images, for so many `epochs`; None: as the arm and `train` say."""
+    """One training of a profile.
+
+    Attributes
+    ----------
+    model : str
+        The arm.
+    seed : int
+        Seed of weights, batches and augmentation.
+    limit, epochs : int or None
+        Training images and epochs that a grid sets; None as the arm and the group `train` set them.
+    """
 
     model: str
     seed: int
@@ -187,11 +197,11 @@ class EvaluateParams(ParameterGroup):
     seed: Seed
 
 
-class ReportParams(ParameterGroup):
-    """Group `report`: the page and its galleries."""
+class PageParams(ParameterGroup):
+    """Group `page`: its file, its galleries, and the caption of the results table, which it repeats."""
 
     caption: str
-    page: Annotated[str, Field(pattern=r"\.html$")]
+    file: Annotated[str, Field(pattern=r"\.html$")]
     examples: Count
 
 
@@ -201,7 +211,23 @@ all arms that do not set their own."""
 
 
 def trainings(grids: Iterable[GridParams]) -> dict[str, Training]:
-    """All trainings of a profile's grids by their names, in the grids' order. Raises D4LensError for one named twice."""
+    """List all trainings of a profile's grids.
+
+    Parameters
+    ----------
+    grids : iterable of GridParams
+        The grids, the profile's own first.
+
+    Returns
+    -------
+    dict of str to Training
+        By name, in the grids' order.
+
+    Raises
+    ------
+    D4LensError
+        For a training that two grids hold.
+    """
     found: dict[str, Training] = {}
     for grid in grids:
         limits: Sequence[tuple[int | None, int | None]] = list(grid.limits.items()) or [(None, None)]
@@ -221,10 +247,35 @@ def of_training(
     profile: Mapping[str, Any],
     where: str,
 ) -> TrainParams:
-    """The parameters of one training; of each key the last of these that says it:
+    """Complete the parameters of one training from all that set them.
 
-    the network's learning rate; `shared`, the group `train` of params.yaml; `profile`, the profile's own; of OWN once more
-    `shared`, unless null; the arm's `train`; the grid's limit and epochs. Raises D4LensError as `check`.
+    Later ones override: the network's learning rate, `shared`, `profile`, of the keys OWN once more `shared` unless null,
+    the arm's `train`, the grid's limit and epochs.
+
+    Parameters
+    ----------
+    training : Training
+        Its limit and epochs, where a grid sets them.
+    arm : ArmParams
+        The arm of the training.
+    network : NetworkParams
+        The arm's network.
+    shared : Mapping
+        The group `train` of params.yaml.
+    profile : Mapping
+        The profile's own group `train`.
+    where : str
+        Where the values stand, for the message of an error.
+
+    Returns
+    -------
+    TrainParams
+        Checked and complete.
+
+    Raises
+    ------
+    D4LensError
+        As `check`.
     """
     layers = [
         network.model_dump(),
@@ -245,7 +296,22 @@ def of_training(
 
 
 def unreached(trainings: Iterable[Training], arms: Mapping[str, ArmParams], shared: Mapping[str, Any]) -> list[str]:
-    """For each of OWN that `shared` (the group `train`) sets, one sentence that names whom it does not reach."""
+    """Name the arms that a value of the group `train` does not reach.
+
+    Parameters
+    ----------
+    trainings : iterable of Training
+        Those of the profile.
+    arms : Mapping
+        The arms by name.
+    shared : Mapping
+        The group `train` of params.yaml.
+
+    Returns
+    -------
+    list of str
+        One sentence for each of OWN that `shared` sets and some arm sets itself.
+    """
     said = []
     for key in OWN:
         if shared.get(key) is not None:
@@ -265,8 +331,19 @@ Group = TypeVar("Group", bound=BaseModel)
 def check(model: type[Group], values: Mapping[str, Any], where: str) -> Group:
     """Check one group and return it as a frozen object.
 
-    Raises D4LensError naming the first key that is unknown, missing, of the wrong type or out of range, and `where`
-    it stands.
+    Parameters
+    ----------
+    model : type
+        The class of the group.
+    values : Mapping
+        Its keys and values as read.
+    where : str
+        Where they stand, for the message of an error.
+
+    Raises
+    ------
+    D4LensError
+        Naming the first key that is unknown, missing, of the wrong type or out of range.
     """
     if not isinstance(values, Mapping):
         raise D4LensError(f"{where} must be a group of keys, not {values!r}")

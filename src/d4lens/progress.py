@@ -14,10 +14,21 @@ MIN_SECONDS, MAX_SECONDS = 1.0, 15.0
 
 
 class Meter:
-    """Counts finished work towards `total` (None if unknown) on standard error; a context manager.
+    """Count finished work on standard error; a context manager.
 
-    On a terminal it is a tqdm bar. Elsewhere a line is printed each time another tenth of a known total is done,
-    at most one a second and at least one in 15 s while work goes on, and one at the end. `unit` "B" prints megabytes.
+    On a terminal it is a tqdm bar. Elsewhere, where tqdm would write carriage returns, it is a line for each tenth of a known
+    total, at most one a second and at least one in 15 s while work goes on, and one at the end.
+
+    Parameters
+    ----------
+    total : int or None
+        How much is to be done; None if unknown.
+    description : str
+        What is done.
+    unit : str
+        Of the count; "B" shows megabytes.
+    stream : file, optional
+        Where to write instead of standard error.
     """
 
     def __init__(self, total: int | None, description: str, unit: str = "", stream: IO[str] | None = None) -> None:
@@ -73,7 +84,22 @@ class Meter:
 
 
 def progress(iterable: Iterable[T], total: int | None = None, desc: str = "") -> Iterator[T]:
-    """Iterate, showing progress; `total` defaults to the iterable's length where it has one."""
+    """Iterate, showing progress.
+
+    Parameters
+    ----------
+    iterable : iterable
+        What to iterate over.
+    total : int, optional
+        Its length; by default as `len` gives it, where it does.
+    desc : str
+        What is done.
+
+    Yields
+    ------
+    object
+        The items, unchanged.
+    """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)  # type: ignore[arg-type]
     with Meter(total, desc) as meter:

@@ -13,7 +13,13 @@ SUFFIXES = (".csv", ".parquet", ".json")
 
 
 def check_suffix(path: str | Path) -> None:
-    """Raise D4LensError for a name that `write_table` has no format for."""
+    """Check that `write_table` has a format for this name.
+
+    Raises
+    ------
+    D4LensError
+        Where it has none.
+    """
     if Path(path).suffix.lower() not in SUFFIXES:
         raise D4LensError(f"{path} names no table format; end it in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
@@ -21,7 +27,17 @@ def check_suffix(path: str | Path) -> None:
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:
     """Write a table atomically: csv with six digits, parquet with all, json as a list of records (no number is null).
 
-    Raises D4LensError for a name of another format.
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        The rows; the index is left out.
+    path : str or Path
+        The file, whose suffix is the format.
+
+    Raises
+    ------
+    D4LensError
+        For a name of another format.
     """
     check_suffix(path)
     suffix = Path(path).suffix.lower()

@@ -7,6 +7,7 @@ from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.models import averaging, weights
+from d4lens.models.batch import LensBatch, turned_fit
 from d4lens.observation import Observation
 
 
@@ -20,27 +21,25 @@ class Asymmetric(nn.Module):
         self.seen = []
 
     def forward(self, batch):
-        self.seen.append(
-            (batch["counts"].dtype, len(batch["counts"]), self.training, torch.is_inference_mode_enabled())
-        )
-        images = torch.cat([batch["counts"].flatten(1), batch["residual"].flatten(1)], 1)
-        return {"logits": self.last(torch.cat([torch.tanh(self.image(images)), batch["fit"]], 1))}
+        self.seen.append((batch.counts.dtype, len(batch), self.training, torch.is_inference_mode_enabled()))
+        images = torch.cat([batch.counts.flatten(1), batch.residual.flatten(1)], 1)
+        return {"logits": self.last(torch.cat([torch.tanh(self.image(images)), batch.fit], 1))}
 
 
 def make_batches(sizes, n_pixels=6):
     return [
-        {
-            "counts": torch.randn(size, n_pixels, n_pixels),
-            "residual": torch.randn(size, n_pixels, n_pixels),
-            "fit": torch.randn(size, 7),
-            "label": torch.arange(size),
-        }
+        LensBatch(
+            counts=torch.randn(size, n_pixels, n_pixels),
+            residual=torch.randn(size, n_pixels, n_pixels),
+            fit=torch.randn(size, 7),
+            label=torch.arange(size),
+        )
         for size in sizes
     ]
 
 
 def turned(batches, g):
-    return [averaging.transform_batch(batch, g) for batch in batches]
+    return [batch.turned(g) for batch in batches]
 
 
 @pytest.mark.parametrize("g", d4.ELEMENTS)
@@ -49,20 +48,19 @@ def test_fit_parameters_turn_with_the_image_they_describe(g):
     model = SmoothLensModel(observation, {"n": 1.0, "R_e": 0.25, "amplitude": 200.0}, dtype=torch.float64)
     fit = torch.tensor([[1.0, 0.07, -0.04, 0.12, -0.2, 0.2, 0.1], [0.8, -0.02, 0.09, -0.25, 0.05, -0.1, 0.25]])
     expected = d4.transform(model.image(fit), g)
-    torch.testing.assert_close(model.image(averaging.transform_fit(fit, g)), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.image(turned_fit(fit, g)), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_every_entry_of_a_batch_turns_and_labels_do_not():
     (batch,) = make_batches([3])
     for g in d4.ELEMENTS:
-        out = averaging.transform_batch(batch, g)
-        assert torch.equal(out["label"], batch["label"])
-        assert torch.equal(out["counts"], d4.transform(batch["counts"], g))
-        assert torch.equal(out["residual"], d4.transform(batch["residual"], g))
-        back = averaging.transform_batch(out, d4.inverse(g))
-        assert all(torch.equal(back[name], batch[name]) for name in batch)
-        stack = averaging.transform_batch({"maps": batch["counts"][:, None].repeat(1, 2, 1, 1)}, g)["maps"]
-        assert torch.equal(stack[:, 1], out["counts"])
+        out = batch.turned(g)
+        assert torch.equal(out.label, batch.label)
+        assert torch.equal(out.counts, d4.transform(batch.counts, g))
+        assert torch.equal(out.residual, d4.transform(batch.residual, g))
+        assert out.significance is None
+        back = out.turned(d4.inverse(g)).entries()
+        assert all(torch.equal(back[name], value) for name, value in batch.entries().items())
 
 
 def test_averaging_makes_any_network_invariant():
@@ -85,7 +83,7 @@ def test_every_image_is_predicted_once_and_in_order_however_batches_are_cut(choi
     assert expected.shape == (11, 3)
     for sizes in ([4, 4, 3], [10, 1], [1] * 11):
         model.seen.clear()
-        parts = [dict(zip(whole, cut)) for cut in zip(*(value.split(sizes) for value in whole.values()))]
+        parts = [whole.rows(cut) for cut in torch.arange(11).split(sizes)]
         torch.testing.assert_close(
             averaging.predict_logits(model, iter(parts), tta=choice), expected, rtol=0, atol=2e-6
         )
@@ -94,7 +92,7 @@ def test_every_image_is_predicted_once_and_in_order_however_batches_are_cut(choi
 
 def test_inference_is_float32_in_eval_mode_whatever_surrounds_it():
     model = Asymmetric().train()
-    batches = [{name: value.double() for name, value in make_batches([2])[0].items() if name != "label"}]
+    batches = [make_batches([2])[0].to(dtype=torch.float64)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = averaging.predict_logits(model, batches, tta=False)
     assert torch.equal(inside, averaging.predict_logits(model, batches, tta=False))
@@ -127,7 +125,7 @@ def test_nothing_to_predict_and_predictions_that_are_no_numbers_are_refused():
     with pytest.raises(D4LensError, match="no images"):
         averaging.predict_logits(Asymmetric(), [], tta=True)
     batches = make_batches([3, 3])
-    batches[1]["counts"][1] = float("nan")
+    batches[1].counts[1] = float("nan")
     with pytest.raises(D4LensError, match="image 4 is not finite"):
         averaging.predict_logits(Asymmetric(), batches, tta=False)
 
@@ -150,7 +148,7 @@ def test_a_trained_equivariant_network_is_exported_from_its_file(tmp_path):
         models.describe("d4cnn_residual", observation, {"fields": (1, 1)}, network),
     )
     loaded = models.load(tmp_path / "model.safetensors")[0]
-    batches = [{"counts": torch.rand(3, 32, 32) * 20, "residual": torch.randn(3, 32, 32)}]
+    batches = [LensBatch(counts=torch.rand(3, 32, 32) * 20, residual=torch.randn(3, 32, 32))]
     plain = averaging.exported(loaded)
     assert not any("escnn" in type(module).__module__ for module in plain.modules())
     logits = averaging.predict_logits(plain, batches, tta=False)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from d4lens.lensing import d4
-from d4lens.models.averaging import transform_batch
 from d4lens.models.baselines import D4CNN, ResNet
+from d4lens.models.batch import LensBatch
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
@@ -14,7 +14,7 @@ def test_the_equivariant_cnn_gives_all_eight_views_the_same_logits(observation, 
     for _ in range(2):
         logits = model(lenses)["logits"].double()
         for g in d4.ELEMENTS:
-            assert (model(transform_batch(lenses, g))["logits"] - logits).abs().max() < bound
+            assert (model(lenses.turned(g))["logits"] - logits).abs().max() < bound
         model.eval()
     assert logits.std(0).min() > 10 * bound  # and yet it tells the images apart
 
@@ -32,21 +32,11 @@ def test_export_needs_no_escnn(observation, batch):
     assert torch.allclose(plain(lenses)["logits"], model.eval()(lenses)["logits"], atol=1e-5)
 
 
-@pytest.mark.parametrize("small_stem", [False, True])
 @pytest.mark.parametrize(
     ("channels", "needs"), [(("stretch",), ("counts",)), (("stretch", "residual"), ("counts", "residual"))]
 )
-def test_the_resnet_reads_what_it_says_it_needs(observation, batch, channels, needs, small_stem):
-    model = ResNet(observation(33), channels, small_stem=small_stem)
+def test_the_resnet_reads_what_it_says_it_needs(observation, batch, channels, needs):
+    model = ResNet(observation(33), channels)
     assert model.needs == needs
     lenses = batch(33, 2)
-    assert model({name: lenses[name] for name in needs})["logits"].shape == (2, 3)
-
-
-def test_the_small_stem_keeps_the_size_four_times_longer(observation):
-    shapes = []
-    for small_stem in (False, True):
-        model = ResNet(observation(64), small_stem=small_stem)
-        model.net.layer1.register_forward_hook(lambda *args: shapes.append(args[2].shape[-1]))
-        model({"counts": torch.rand(1, 64, 64) * 100})
-    assert shapes == [16, 64]
+    assert model(LensBatch(**{name: getattr(lenses, name) for name in needs}))["logits"].shape == (2, 3)

@@ -10,8 +10,9 @@ from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.models import weights
+from d4lens.models.batch import LensBatch
 
-NAME, OPTIONS = "d4lenspinn", {"fields": [1, 2], "channel_dropout": 0.1}
+NAME, OPTIONS = "d4lenspinn", {"fields": [1, 2]}
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def rewrite(path, **changes):
 @pytest.mark.parametrize("name", models.NAMES)
 def test_every_name_makes_a_model_of_three_classes(name, observation, batch):
     net = models.build(name, observation(40)).eval()
-    lenses = {key: value for key, value in batch(40).items() if key in net.needs}
+    lenses = LensBatch(**{name: getattr(batch(40), name) for name in net.needs})
     assert net(lenses)["logits"].shape == (2, len(CLASSES))
     assert net(lenses)["logits"].dtype == torch.float32
 

@@ -3,7 +3,7 @@ import torch
 
 from d4lens.errors import PhysicsError
 from d4lens.lensing import d4, grid, sersic, shear, sis
-from d4lens.models.averaging import transform_fit
+from d4lens.models.batch import turned_fit
 from d4lens.models.engine import LensEngine
 from d4lens.observation import Observation
 
@@ -81,7 +81,7 @@ def test_all_fields_turn_with_the_sky(engine):
     kappa, image = 0.05 * torch.rand(2, 60, 60, dtype=torch.float64), lensed(FIT)
     out = engine(kappa, image, FIT)
     for g in d4.ELEMENTS:
-        turned = engine(d4.transform(kappa, g), d4.transform(image, g), transform_fit(FIT.double(), g))
+        turned = engine(d4.transform(kappa, g), d4.transform(image, g), turned_fit(FIT.double(), g))
         for name in ("source", "coverage", "relensed"):
             assert torch.allclose(turned[name], d4.transform(out[name], g), atol=1e-8), (name, g)
         expected = d4.transform_vector(out["alpha_x"], out["alpha_y"], g)

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
-from d4lens.models.averaging import transform_batch
 from d4lens.models.head import efficientnet
 from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
 
@@ -28,7 +30,7 @@ def test_everything_before_the_head_turns_with_the_sky(kind, n, dtype, bound, ob
     out = model(lenses)
     assert out["kappa"].std() > 1e-3
     for g in (1, 4, 7):
-        turned = model(transform_batch(lenses, g))
+        turned = model(lenses.turned(g))
         for name in SCALARS:
             error = (turned[name] - d4.transform(out[name], g)).abs()
             assert error.max() < bound * out[name].abs().max(), (name, g)
@@ -52,11 +54,11 @@ def test_any_size_and_batch_trains(kind, n, size, observation, batch):
 def test_the_class_teaches_the_convergence_through_the_lens_equation(kind, observation, batch):
     """With all but the misfit (or the source) taken from the head, the logits' gradient still reaches kappa's weights."""
     if kind == "residual":
-        model = D4LensPINN(observation(33), head_channels=("unexplained",), features=False, **SMALL)
+        model = D4LensPINN(observation(33), head_channels=("unexplained",), **SMALL)
     else:
         model = published(observation(33))
         model.HEAD_CHANNELS = ("source",)
-        model.head = efficientnet("nano", 1)
+        model.standardise, model.head = nn.BatchNorm2d(1), efficientnet("nano", 1)
     model(batch(33))["logits"].square().sum().backward()
     assert model.unet.project.conv.weights.grad.abs().max() > 0
 
@@ -66,19 +68,16 @@ def test_the_published_convergence_is_a_mass(observation, batch):
     assert out["kappa"].min() > 0
 
 
-def test_psi_is_its_own_or_the_solvers(observation, batch):
-    lenses = batch(34)
-    own = D4LensPINN(observation(34), **SMALL)
-    solved = D4LensPINN(observation(34), own_potential=False, **SMALL)
-    for model, same in ((own, False), (solved, True)):
-        out = model(lenses)
+def test_psi_is_the_network_s_own_and_the_published_one_the_solvers(observation, batch):
+    for model, same in ((D4LensPINN(observation(34), **SMALL), False), (published(observation(34)), True)):
+        out = model(batch(34))
         assert torch.allclose(out["psi"], model.engine.poisson.potential(out["kappa"])) == same
 
 
 def test_what_is_unexplained_is_in_units_of_the_noise(observation, batch):
     lenses = batch(34)
     out = D4LensPINN(observation(34), **SMALL)(lenses)
-    expected = (lenses["counts"] - 40 - out["relensed"]) / lenses["counts"].clamp_min(1).sqrt()
+    expected = (lenses.counts - 40 - out["relensed"]) / lenses.counts.clamp_min(1).sqrt()
     assert torch.allclose(out["unexplained"], expected)
 
 
@@ -94,36 +93,18 @@ def test_without_the_engine_there_is_no_lens_equation(observation, batch):
 
 
 def test_the_head_sees_what_it_is_given_and_no_raw_image_unasked(observation, batch):
-    lenses, other = batch(33), dict(batch(33))
-    other["counts"] = other["counts"] + 30.0
+    lenses = batch(33)
+    other = replace(lenses, counts=lenses.counts + 30.0)
     for channels, sees in ((None, False), (("stretch", "kappa"), True)):
-        model = D4LensPINN(observation(33), head_channels=channels, engine=False, features=False, **SMALL).eval()
-        # The U-Net may look at the image; cut it off, so that only the head's own channels are left.
-        with torch.no_grad():
-            model.unet.project.conv.weights.zero_()
-            model.unet.project.conv.bias.zero_()
-        model.unet.project.train().eval()
+        model = D4LensPINN(observation(33), head_channels=channels, engine=False, **SMALL).eval()
         assert torch.equal(model(lenses)["logits"], model(other)["logits"]) != sees
-
-
-def test_channel_dropout_blanks_named_channels_in_training_only(observation, batch):
-    model = D4LensPINN(observation(33), channel_dropout=0.5, features=False, **SMALL)
-    seen = []
-    model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model(batch(33, 40))
-    blank = (seen[0] == 0).all(-1).all(-1)
-    assert blank.shape == (40, len(model.head_channels))
-    assert 0.3 < blank.float().mean() < 0.7
-    model.eval()(batch(33, 4))
-    assert not (seen[1] == 0).all(-1).all(-1).any()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"head_channels": ("glow",)}, "head_channels must be names among"),
-        ({"head_channels": (), "features": False}, "head_channels must be names among"),
-        ({"channel_dropout": 1.0}, "channel_dropout must be at least 0 and below 1, not 1.0"),
+        ({"head_channels": ()}, "head_channels must be names among"),
         ({"unet_kind": "round"}, "unknown unet 'round'"),
         ({"head": "vgg"}, "unknown head 'vgg'"),
         ({"pretrained": True}, "has no pretrained weights"),
@@ -134,14 +115,20 @@ def test_options_out_of_range_are_refused(observation, options, message):
         D4LensPINN(observation(33), **SMALL, **options)
 
 
-@pytest.mark.parametrize("name", ["signal", "stretch", "log", "gradient", "residual", "significance"])
+@pytest.mark.parametrize("name", ["stretch", "log", "gradient", "residual", "significance"])
 def test_any_channel_of_the_image_may_be_the_unets(name, observation, batch):
     net = D4LensPINN(observation(33), inputs=[name, "residual"], **SMALL)
     assert net(batch(33))["logits"].isfinite().all()
 
 
+def test_a_batch_without_its_fit_is_refused(observation, batch):
+    """Without it the engine would lens by the residual alone."""
+    with pytest.raises(D4LensError, match="run the macrofit stage first"):
+        D4LensPINN(observation(33), **SMALL)(replace(batch(33), fit=None))
+
+
 def test_an_unknown_channel_is_refused(observation, batch):
-    with pytest.raises(D4LensError, match="unknown channel 'colour'; choose among signal"):
+    with pytest.raises(D4LensError, match="unknown channel 'colour'; choose among stretch"):
         D4LensPINN(observation(33), inputs=["colour"], **SMALL)(batch(33))
 
 

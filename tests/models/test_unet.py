@@ -5,7 +5,7 @@ from torch import nn
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.models.equivariant import EquivariantLayers, transform_fields
-from d4lens.models.unet import Descent, Lift, PlainLayers, UNet, plain_of_equal_parameters, working_size
+from d4lens.models.unet import InvariantBranch, Lift, PlainLayers, UNet, plain_of_equal_parameters, working_size
 
 
 @pytest.mark.parametrize(("n", "size"), [(75, 76), (76, 76), (150, 152), (152, 152), (73, 76), (8, 8)])
@@ -31,13 +31,13 @@ def test_maps_and_features_turn_with_the_image(n, dtype, bound):
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("n", [20, 19])
-def test_the_descent_s_vector_is_invariant(n, dtype, bound):
-    descent = Descent(EquivariantLayers(), (2, 3, 4)).to(dtype)
+def test_the_branch_s_vector_is_invariant(n, dtype, bound):
+    branch = InvariantBranch(EquivariantLayers(), (2, 3, 4)).to(dtype)
     x = torch.randn(2, 16, n, n, dtype=dtype)
-    vector = descent(x)
+    vector = branch(x)
     assert vector.shape == (2, 8)
     for g in d4.ELEMENTS:
-        assert (descent(transform_fields(x, g)) - vector).abs().max() < bound * vector.std()
+        assert (branch(transform_fields(x, g)) - vector).abs().max() < bound * vector.std()
 
 
 def test_a_plain_network_does_not_turn_with_the_image():

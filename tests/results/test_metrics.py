@@ -23,6 +23,11 @@ def predictions(n_per_class: int, signal: float, seed: int, decimals: int | None
     return labels, scores.softmax(logits if decimals is None else logits.round(decimals))
 
 
+def compared(labels, p_a, p_b, metric, n_resamples=2000, seed=0):
+    """The one pair of two models."""
+    return metrics.compare_all(labels, {"a": p_a, "b": p_b}, metric, n_resamples, seed)["a", "b"]
+
+
 def expected_auc(labels, probabilities, sample_weight=None):
     return [
         roc_auc_score(labels == c, probabilities[:, c], sample_weight=sample_weight)
@@ -120,17 +125,17 @@ def test_paired_comparison_sees_what_separate_intervals_hide():
     p_a, p_b = scores.softmax(better), scores.softmax(base)
     apart = [metrics.with_intervals(labels, p, 300, 0)["auc_macro"] for p in (p_a, p_b)]
     assert apart[0]["low"] < apart[1]["high"]
-    found = metrics.paired_bootstrap(labels, p_a, p_b, "auc_macro", 500)
+    found = compared(labels, p_a, p_b, "auc_macro", 500)
     assert 0 < found.low < found.difference < found.high
     assert found.p_value == pytest.approx(2 / 501, abs=1e-6)
     assert found.difference == pytest.approx(apart[0]["value"] - apart[1]["value"], abs=2e-6)
-    mirrored = metrics.paired_bootstrap(labels, p_b, p_a, "auc_macro", 500)
+    mirrored = compared(labels, p_b, p_a, "auc_macro", 500)
     assert (mirrored.low, mirrored.high) == (-found.high, -found.low)
 
 
 def test_paired_comparison_of_a_model_with_itself_finds_nothing():
     labels, probabilities = predictions(50, 1.0, 0)
-    found = metrics.paired_bootstrap(labels, probabilities, probabilities, "accuracy", 200)
+    found = compared(labels, probabilities, probabilities, "accuracy", 200)
     assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
 
 
@@ -140,14 +145,14 @@ def test_paired_comparison_is_calibrated_under_the_null():
     for seed in range(120):
         labels, p_a = predictions(60, 1.0, 2 * seed)
         p_b = predictions(60, 1.0, 2 * seed + 1)[1]
-        small += metrics.paired_bootstrap(labels, p_a, p_b, "accuracy", 200, seed).p_value < 0.1
+        small += compared(labels, p_a, p_b, "accuracy", 200, seed).p_value < 0.1
     assert 0.02 <= small / 120 <= 0.2
 
 
 def test_paired_comparison_averages_over_trainings():
     labels, p_one = predictions(80, 1.0, 1)
     p_two, p_b = predictions(80, 0.6, 2)[1], predictions(80, 0.8, 3)[1]
-    found = metrics.paired_bootstrap(labels, np.stack([p_one, p_two]), p_b, "auc_macro", 200)
+    found = compared(labels, np.stack([p_one, p_two]), p_b, "auc_macro", 200)
     mean = np.mean([scores.scores(labels, p)["auc_macro"] for p in (p_one, p_two)])
     assert found.difference == pytest.approx(mean - scores.scores(labels, p_b)["auc_macro"], abs=1e-6)
 
@@ -158,7 +163,7 @@ def test_every_pair_is_compared_as_it_would_be_alone():
     found = metrics.compare_all(labels, given, "accuracy", 150, 4)
     assert list(found) == [("one", "two"), ("one", "three"), ("two", "three")]
     for (a, b), difference in found.items():
-        assert difference == metrics.paired_bootstrap(labels, given[a], given[b], "accuracy", 150, 4)
+        assert difference == compared(labels, given[a], given[b], "accuracy", 150, 4)
 
 
 def test_holm_by_hand():
@@ -217,6 +222,6 @@ def test_what_cannot_be_scored_is_refused_in_a_sentence(labels, probabilities, m
 
 def test_unknown_metric_and_empty_bootstrap_are_refused():
     with pytest.raises(D4LensError, match="auc_macro"):
-        metrics.paired_bootstrap([0, 1, 2], np.eye(3), np.eye(3), "f1")
+        compared([0, 1, 2], np.eye(3), np.eye(3), "f1")
     with pytest.raises(D4LensError, match="at least 1 resample"):
         metrics.with_intervals([0, 1, 2], np.eye(3), 0, 0)

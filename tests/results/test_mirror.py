@@ -70,7 +70,7 @@ def test_one_run_stands_over_its_trainings_however_often_it_is_shown(project):
 
 def test_the_registered_model_answers_as_the_command_line_does(project, tmp_path):
     client = places.client(project)
-    (version,) = client.search_model_versions(f"name = '{mirror.MODEL}'")
+    (version,) = client.search_model_versions(f"name = '{card.MODEL}'")
     assert int(version.version) == 1
     assert version.description.startswith("# Model card: d4lenspinn")
     lenses = preset("deeplense")
@@ -84,7 +84,7 @@ def test_the_registered_model_answers_as_the_command_line_does(project, tmp_path
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{project / DATABASE}")
     try:
-        model = mlflow.pyfunc.load_model(f"models:/{mirror.MODEL}@small")
+        model = mlflow.pyfunc.load_model(f"models:/{card.MODEL}@small")
         answer = model.predict(images)
     finally:
         mlflow.set_tracking_uri(before)

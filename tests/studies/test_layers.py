@@ -44,7 +44,7 @@ def test_what_a_patch_leaves_untouched_need_not_be_computed(name, fresh, small_p
 def test_every_part_of_the_physical_network_is_named(fresh):
     names = [layer.name for layer in layers_of(fresh("d4lenspinn"))]
     for wanted in ("unet.residual", "unet.floor", "convergence", "deflection", "source", "head.unexplained", "head.stem",
-                   "vote.logits", "logits"):  # fmt: skip
+                   "invariants.logits", "logits"):  # fmt: skip
         assert wanted in names
     assert names.index("unet.up.1") < names.index("unet.up.0")  # in the order they are met
 

@@ -69,7 +69,7 @@ def test_every_case_has_its_fits():
         counts, _ = mismatch.simulated(CASES[name], 31, 3, NATIVE)
         made = list(mismatch.fits(CASES[name], counts, NATIVE, 2))
         assert [fitted.constants for fitted in made] == expected
-        assert all(torch.isfinite(fitted.batch["significance"]).all() for fitted in made)
+        assert all(torch.isfinite(fitted.batch.significance).all() for fitted in made)
 
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the package's weights are not built yet")
@@ -94,7 +94,7 @@ class Says(nn.Module):
     """The class that the first pixel names."""
 
     def forward(self, batch):
-        return {"logits": 5 * nn.functional.one_hot(batch["counts"][:, 0, 0].long(), 3).float()}
+        return {"logits": 5 * nn.functional.one_hot(batch.counts[:, 0, 0].long(), 3).float()}
 
 
 def test_what_is_measured_is_counted_by_hand():
@@ -102,7 +102,7 @@ def test_what_is_measured_is_counted_by_hand():
     fitted = next(mismatch.fits(CASES["deeplense"], counts, NATIVE, 2))
     labels = np.array([0, 1, 2, 0, 1, 2])
     said = torch.tensor([0, 1, 2, 1, 1, 2])
-    fitted.batch["counts"][:, 0, 0] = said.float()
+    fitted.batch.counts[:, 0, 0] = said.float()
     fitted.result.chi2[:] = torch.tensor([1.0, 1.0, 1.0, 9.0, 1.0, 9.0])
     rows = mismatch.measure(fitted, labels, {"says": Says()}, 5.0, 100, 1)
     value = {(row["arm"], row["quantity"]): (row["value"], row["n"]) for row in rows}

@@ -18,8 +18,10 @@ def test_the_exact_controls_are_exact(effects):
 
 
 def test_the_two_routes_to_the_logits_add_up(effects):
-    head, vote = (patching.recovered(effects, "denoising", f"{route}.logits", 1.0) for route in ("head", "vote"))
-    assert np.allclose(head + vote, 1, atol=1e-4)
+    head, invariants = (
+        patching.recovered(effects, "denoising", f"{route}.logits", 1.0) for route in ("head", "invariants")
+    )
+    assert np.allclose(head + invariants, 1, atol=1e-4)
 
 
 def test_the_trained_network_recovers_by_its_own_donor_and_not_by_another_image_without_substructure(effects):

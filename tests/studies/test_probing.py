@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from d4lens.lensing import d4
-from d4lens.models.averaging import transform_batch
 from d4lens.studies import probing
 
 
@@ -14,8 +13,8 @@ def seen(lenses):
 def test_views_turn_the_targets_with_the_image(lenses, seen):
     n = len(lenses)
     assert len(seen.image) == 2 * n
-    second = seen.batch["counts"][n]
-    (g,) = [g for g in d4.ELEMENTS if (transform_batch(lenses.rows(slice(0, 1)), g)["counts"][0] == second).all()]
+    second = seen.batch.counts[n]
+    (g,) = [g for g in d4.ELEMENTS if (lenses.rows(slice(0, 1)).turned(g).counts[0] == second).all()]
     assert g != 0
     i = int(np.flatnonzero(lenses.labels > 0)[0])
     x, y = seen.targets["position"][i]

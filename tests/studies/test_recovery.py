@@ -75,7 +75,7 @@ def test_maps_keep_the_order_of_the_batches():
             self.weight = nn.Parameter(torch.ones(()))
 
         def forward(self, batch):
-            return {"kappa": 2 * batch["kappa"] * self.weight}
+            return {"kappa": 2 * batch.kappa * self.weight}
 
     def batch(first):
         maps = torch.arange(first, first + 2.0)[:, None, None].expand(2, 4, 4)

@@ -13,9 +13,9 @@ def test_a_pair_differs_in_the_substructure_alone(small_pairs):
     assert clean.truth.images[columns].equals(corrupt.truth.images[columns])
     assert sorted(set(clean.labels)) == [1, 2]
     assert not corrupt.labels.any()
-    assert not torch.equal(clean.batch["counts"], corrupt.batch["counts"])
+    assert not torch.equal(clean.batch.counts, corrupt.batch.counts)
     # far from the lens nothing is seen of the masses: the noise is the same
-    corner = (clean.batch["counts"] == corrupt.batch["counts"])[:, :5, :5]
+    corner = (clean.batch.counts == corrupt.batch.counts)[:, :5, :5]
     assert corner.double().mean() > 0.9
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dvc.lock import make_lock
 
 from d4lens.train import checkpoint
 
@@ -144,6 +145,32 @@ def test_a_second_one_at_once_is_turned_away_and_the_first_ends_right(project):
     assert first.result().returncode == 0
     assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
     assert len(log(project)) == 8
+
+
+@pytest.mark.parametrize("left", [b"", b'{"write": {"', b"\xff\xfe"])
+def test_a_damaged_list_of_readers_and_writers_does_not_block_it(project, left):
+    damaged = project / ".dvc" / "tmp" / "rwlock"
+    damaged.parent.mkdir(exist_ok=True)
+    damaged.write_bytes(left)
+    done = run(project, "--jobs", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rwlock was damaged and is removed" in done.stderr
+    assert (project / "table.out").exists()
+
+
+def test_a_list_that_dvc_is_writing_is_left_to_it(reproduce, tmp_path):
+    """DVC empties the file, then fills it, under its lock."""
+    path = tmp_path / "rwlock"
+    path.touch()
+    held = make_lock(str(tmp_path / "rwlock.lock"), tmp_dir=str(tmp_path))
+    with ThreadPoolExecutor(1) as pool:
+        with held:
+            mending = pool.submit(reproduce.mend_locks, tmp_path)
+            time.sleep(0.3)
+            assert path.exists()
+            path.write_text("{}")
+        mending.result(30)
+    assert path.read_text() == "{}"
 
 
 def in_the_background() -> None:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.models.averaging import transform_batch
 from d4lens.simulator import Truth, substructure_convergence
 from d4lens.train.data import EpochBatches, InOrder, augment, epoch_seed, load
 
@@ -54,14 +53,14 @@ def test_a_batch_is_the_rows_asked_for(dataset):
     lenses = load(folder, fits, "train", EVERYTHING, observation)
     batch = lenses[[4, 0]]
     counts = np.load(folder / "train.npy")
-    assert batch["counts"].dtype == torch.float32
-    assert np.array_equal(batch["counts"].numpy(), counts[[4, 0]])
-    assert np.array_equal(batch["residual"].numpy(), np.load(fits / "train_residual.npy")[[4, 0]])
-    assert batch["label"].tolist() == [arrays.load_split(folder, "train").labels[row] for row in (4, 0)]
-    assert batch["index"].tolist() == [4, 0]
-    assert batch["fit"].shape == (2, 7)
-    assert "kappa" not in batch
-    assert set(load(folder, None, "train", ("counts",), observation)[[0]]) == {"counts", "label", "index"}
+    assert batch.counts.dtype == torch.float32
+    assert np.array_equal(batch.counts.numpy(), counts[[4, 0]])
+    assert np.array_equal(batch.residual.numpy(), np.load(fits / "train_residual.npy")[[4, 0]])
+    assert batch.label.tolist() == [arrays.load_split(folder, "train").labels[row] for row in (4, 0)]
+    assert batch.index.tolist() == [4, 0]
+    assert batch.fit.shape == (2, 7)
+    assert batch.kappa is None
+    assert set(load(folder, None, "train", ("counts",), observation)[[0]].entries()) == {"counts", "label", "index"}
 
 
 def test_the_truth_is_the_simulators_own_convergence(dataset):
@@ -70,7 +69,7 @@ def test_the_truth_is_the_simulators_own_convergence(dataset):
     lenses = load(folder, fits, "train", ("counts",), observation, with_kappa=True)
     truth = arrays.load_truth(folder, "train")
     expected = substructure_convergence(Truth(truth.images, truth.subhalos), observation)
-    kappa = lenses[range(len(lenses))]["kappa"]
+    kappa = lenses[range(len(lenses))].kappa
     assert torch.allclose(kappa, expected, rtol=1e-3, atol=1e-6)
     empty = torch.from_numpy(lenses.labels == 0)
     assert kappa[empty].abs().max() == 0
@@ -81,7 +80,7 @@ def test_without_truth_there_is_no_kappa(dataset):
     folder, fits = dataset
     (folder / "truth.csv").unlink()
     lenses = load(folder, fits, "train", ("counts",), arrays.load_observation(folder), with_kappa=True)
-    assert "kappa" not in lenses[[0]]
+    assert lenses[[0]].kappa is None
 
 
 def test_augmentation_turns_each_image_with_all_that_belongs_to_it(dataset):
@@ -90,11 +89,11 @@ def test_augmentation_turns_each_image_with_all_that_belongs_to_it(dataset):
     batch = lenses[[0, 1, 2, 3, 4]]
     elements = torch.tensor([6, 0, 3, 6, 1])
     turned = augment(batch, elements)
-    assert sorted(turned["index"].tolist()) == [0, 1, 2, 3, 4]
-    for place, row in enumerate(turned["index"].tolist()):
-        alone = transform_batch(lenses[[row]], int(elements[row]))
-        for name, value in alone.items():
-            assert torch.equal(turned[name][place], value[0]), (name, row)
+    assert sorted(turned.index.tolist()) == [0, 1, 2, 3, 4]
+    for place, row in enumerate(turned.index.tolist()):
+        alone = lenses[[row]].turned(int(elements[row]))
+        for name, value in alone.entries().items():
+            assert torch.equal(getattr(turned, name)[place], value[0]), (name, row)
 
 
 def change_fit(fits, **columns):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import torch
@@ -108,7 +109,7 @@ def explain_source(
     engine = getattr(network, "engine", None)
     logits = predict_logits(network, [batch], tta=True)
     towards = 1 + logits[:, 1:].argmax(1)
-    same_pixels = result.model_counts.shape == batch["counts"].shape
+    same_pixels = result.model_counts.shape == batch.counts.shape
     whence = None
     if (same_pixels or "counts" not in maps_read(network)) and not places(result, fitted.lens).any():
         whence = attribute(network, batch, result.model_counts, towards)[0]
@@ -150,7 +151,7 @@ def draw(explanation: Explanation, path: str | Path) -> None:
 def _figure(explanation: Explanation) -> Figure:
     half = explanation.observation.half_width
     strongest = max(5.0, float(explanation.significance.abs().max()))
-    panels: list[tuple[str, Tensor | None, dict]] = [
+    panels: list[tuple[str, Tensor | None, dict[str, Any]]] = [
         ("image (square root of counts)", explanation.counts.clamp_min(0).sqrt(), {"cmap": "magma"}),
         ("smooth lens", explanation.smooth.sqrt(), {"cmap": "magma"}),
         ("residual [σ]", explanation.residual, {"cmap": "RdBu_r", "vmin": -6, "vmax": 6}),

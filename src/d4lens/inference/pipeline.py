@@ -22,12 +22,12 @@ from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.errors import D4LensError
 from d4lens.files import readable
 from d4lens.flags import Flag, Raised, abstains, joined
-from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, fit_faintest, preset_model
+from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, fit_faintest, preset_model, significance
 from d4lens.macrofit.centre import CENTRE, deviance, freed, places, promise, seen_from_lens
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
 from d4lens.models.averaging import exported, predict_logits
-from d4lens.models.batch import batch_of
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.progress import Meter
 
@@ -290,7 +290,7 @@ def logits_of(part: Fitted, classifier: Classifier, tta: bool) -> Tensor:
     return predict_logits(classifier.network, [batch_for(part, classifier)], tta)
 
 
-def batch_for(part: Fitted, classifier: Classifier) -> dict[str, Tensor]:
+def batch_for(part: Fitted, classifier: Classifier) -> LensBatch:
     """What a network reads of the images of a part."""
     grid = None if part.images[0].standard else classifier.grid
     return network_batch(part.counts, part.result, part.lens, grid)
@@ -326,20 +326,21 @@ def _scaled_by_source(prepared: Sequence[Prepared], grid: Observation) -> list[P
 
 def network_batch(
     counts: Tensor, result: FitResult, lens: SmoothLensModel, grid: Observation | None = None
-) -> dict[str, Tensor]:
+) -> LensBatch:
     """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32, as
     seen from the lens.
 
     grid: the observation a network was trained on, where the images have another sky: their counts are brought to its
     sky's level and noise. Residual and significance are in standard deviations and need nothing.
     """
-    batch = seen_from_lens(batch_of(counts, result, lens), result, lens)
+    maps = significance(counts, result.parameters, lens)
+    batch = replace(LensBatch.of_fit(counts, result, maps), **seen_from_lens(result.residual, maps, result, lens))
     if grid is not None and grid.sky > 0:
         skies = torch.full((len(counts),), lens.constants["sky"], dtype=torch.float64)
         if "sky" in lens.free:
             skies = result.parameters[:, lens.free.index("sky")]
         sky = (skies * lens.binning**2)[:, None, None]
-        batch["counts"] = ((batch["counts"] - sky) * (grid.sky / sky).sqrt() + grid.sky).float()
+        batch = replace(batch, counts=((batch.counts - sky) * (grid.sky / sky).sqrt() + grid.sky).float())
     return batch
 
 

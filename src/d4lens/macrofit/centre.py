@@ -85,21 +85,36 @@ def places(result: FitResult, lens: SmoothLensModel) -> Tensor:
     return torch.stack(known, 1)
 
 
-def seen_from_lens(batch: dict[str, Tensor], result: FitResult, lens: SmoothLensModel) -> dict[str, Tensor]:
-    """A batch as networks read it (counts, residual, significance, fit) with every lens at the centre, as it is in all they
-    were trained on; the same where all lie there already.
+def seen_from_lens(
+    residual: Tensor, significance: Tensor, result: FitResult, lens: SmoothLensModel
+) -> dict[str, Tensor]:
+    """Move images so that every lens lies at the centre, as in all that networks were trained on.
 
-    Residual and significance move by whole pixels, which keeps their noise; the counts are those of the smooth lens at
-    the centre and the residual that it leaves.
+    Residual and significance move by whole pixels, which keeps their noise. The counts are those of the smooth lens at the
+    centre and the residual that it leaves.
+
+    Parameters
+    ----------
+    residual, significance : Tensor
+        (B, N, N) maps of the fit, in standard deviations.
+    result : FitResult
+        The fit.
+    lens : SmoothLensModel
+        What was fitted.
+
+    Returns
+    -------
+    dict
+        counts, residual, significance (B, N, N) and fit (B, 7) as seen from the lens; empty where all lie at the centre.
     """
     at = places(result, lens)
     if not at.any():
-        return batch
+        return {}
     step = lens.observation.pixel_scale * lens.binning
     moves = (at / step).round().long().flip(1).neg().tolist()
     maps = {
-        name: torch.stack([_moved(image, *move) for image, move in zip(batch[name], moves, strict=True)])
-        for name in ("residual", "significance")
+        name: torch.stack([_moved(image, *move) for image, move in zip(images, moves, strict=True)])
+        for name, images in (("residual", residual), ("significance", significance))
     }
     fit, parameters = result.columns.clone(), result.parameters.clone()
     x, y = at.unbind(1)
@@ -116,7 +131,7 @@ def seen_from_lens(batch: dict[str, Tensor], result: FitResult, lens: SmoothLens
             parameters[:, lens.free.index(name)] = 0.0
     (smooth,) = in_groups(lambda p: (_at_origin(lens).image(p),), lens, parameters)
     smooth = smooth.float().cpu()
-    return batch | maps | {"counts": smooth + maps["residual"] * smooth.sqrt(), "fit": fit.float()}
+    return maps | {"counts": smooth + maps["residual"] * smooth.sqrt(), "fit": fit.float()}
 
 
 def _moved(image: Tensor, down: int, across: int) -> Tensor:

@@ -140,7 +140,7 @@ def fit_shared(
             counts[rows], paths[rows], model, ranks.part(folder), split, source=made, batch_size=batch_size, **options
         )
     ranks.wait()
-    if ranks.leads:
+    if ranks.is_main:
         parts = [part for part, rows in zip(ranks.parts(folder), shares, strict=True) if rows.start < rows.stop]
         _join(parts, folder, split, counts.shape)
     ranks.wait()
@@ -149,7 +149,7 @@ def fit_shared(
 
 def remove_parts(ranks: Ranks, folder: str | Path) -> None:
     """Remove what the processes left beside `folder`, once every split is joined."""
-    if ranks.world > 1 and ranks.leads:
+    if ranks.world > 1 and ranks.is_main:
         for part in ranks.parts(Path(folder)):
             shutil.rmtree(part, ignore_errors=True)
 

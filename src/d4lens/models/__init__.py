@@ -27,13 +27,27 @@ NAMES = tuple(_MAKERS)
 
 
 def build(name: str, observation: Observation, **options: Any) -> nn.Module:
-    """A fresh network for images of `observation`; torch's random state draws its weights.
+    """Build a fresh network; torch's random state draws its weights.
 
-    Its `forward` takes a batch {"counts": (B, N, N) float32, "residual": (B, N, N), "fit": (B, 7)}, of which it needs
-    the keys in its attribute `needs`, and returns a dictionary with "logits" (B, 3) in the order of CLASSES and the
-    fields it computes on the way. For `options` see the class behind the name.
+    Parameters
+    ----------
+    name : str
+        One of NAMES.
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    **options
+        Parameters of the class behind the name.
 
-    Raises D4LensError for an unknown name or option, or an option out of its range.
+    Returns
+    -------
+    nn.Module
+        Its `forward` takes a `LensBatch`, of which it needs the entries in its attribute `needs`. It returns a dictionary
+        with "logits" (B, 3) in the order of CLASSES and the fields it computes on the way.
+
+    Raises
+    ------
+    D4LensError
+        For an unknown name or option, or an option out of its range.
     """
     if name not in _MAKERS:
         raise D4LensError(f"unknown model {name!r}; the models are {', '.join(NAMES)}")
@@ -51,7 +65,7 @@ def build(name: str, observation: Observation, **options: Any) -> nn.Module:
 
 
 def describe(name: str, observation: Observation, options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """What `load` needs to build the network again, as JSON."""
+    """Describe what `load` needs to build the network again, as JSON."""
     return {
         "name": name,
         "options": options,
@@ -62,7 +76,7 @@ def describe(name: str, observation: Observation, options: dict[str, Any], model
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict in eval mode: escnn's keys differ between the modes. The model keeps its mode."""
+    """Copy the state_dict of eval mode, since escnn's keys differ between the modes. The model keeps its mode."""
     training = model.training
     tensors = {name: value.detach().clone() for name, value in model.eval().state_dict().items()}
     model.train(training)
@@ -70,10 +84,25 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """A trained network in eval mode, and its description, from one safetensors file.
+    """Load a trained network from one safetensors file.
 
-    Raises D4LensError for a file that is missing, truncated, no safetensors (a pickle is never read) or not of this
-    project, and for weights that do not fit the network they name.
+    Parameters
+    ----------
+    path : str or Path
+        A file that a training wrote.
+
+    Returns
+    -------
+    nn.Module
+        The network in eval mode.
+    dict
+        Its description, as `describe` makes it, with what the training added.
+
+    Raises
+    ------
+    D4LensError
+        For a file that is missing, truncated, no safetensors (a pickle is never read) or not of this project, and for
+        weights that do not fit the network they name.
     """
     tensors, config = weights.read(path)
     missing = {"name", "options", "observation", "classes"} - set(config)

@@ -7,8 +7,8 @@ rounding only, and any other network becomes exactly invariant.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,56 +16,46 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES, VIEWS
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.models.batch import LensBatch
 from d4lens.parallel import Ranks, together
 
 
-def transform_fit(fit: Tensor, g: int) -> Tensor:
-    """Fit parameters (..., 7) in the order of FIT_COLUMNS as they are for the image transformed by element `g`.
-
-    The source position is a vector; shear and ellipticity are spin-2; the Einstein radius is a scalar.
-    """
-    column: dict[str, Any] = dict(zip(FIT_COLUMNS, fit.unbind(-1), strict=True))
-    for first, second, turn in (
-        ("source_x", "source_y", d4.transform_points),
-        ("gamma1", "gamma2", d4.transform_spin2_values),
-        ("e1", "e2", d4.transform_spin2_values),
-    ):
-        column[first], column[second] = turn(column[first], column[second], g)
-    return torch.stack([column[name] for name in FIT_COLUMNS], dim=-1)
-
-
-def transform_batch(batch: Mapping[str, Tensor], g: int) -> dict[str, Tensor]:
-    """The batch a telescope turned by element `g` would have delivered, all that belongs to an image together.
-
-    batch: "fit" (B, 7) turns as `transform_fit`; any entry of three axes or more is a map of scalars (B, ..., N, N)
-    (counts, residual, significance, convergence) and turns as `d4.transform`; one value an image (a label) stays.
-    """
-    turned = {name: d4.transform(value, g) if value.ndim >= 3 else value for name, value in batch.items()}
-    if "fit" in turned:
-        turned["fit"] = transform_fit(turned["fit"], g)
-    return turned
-
-
 def exported(model: nn.Module) -> nn.Module:
-    """The network to predict with: its plain-convolution form where it has `export()`, float32, channels last, in eval mode.
+    """Make the network to predict with: float32, channels last, in eval mode.
 
-    The given model is left in eval mode.
+    It is of plain convolutions where the model has `export()`. The given model is left in eval mode.
     """
     # escnn keeps the filters that it expands on the way into eval mode; expanded under autograd they cannot be copied.
     with torch.no_grad():
         model.train().eval()
         export = getattr(model, "export", None)
-        network = (export() if callable(export) else model).float().eval()
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network: nn.Module = (export() if callable(export) else model).float().eval()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
 
 
-def predict_logits(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], tta: bool) -> Tensor:
-    """Logits (n, C) float32 on the CPU, one row per image in the batches' order.
+def predict_logits(model: nn.Module, batches: Iterable[LensBatch], tta: bool) -> Tensor:
+    """Predict images batch by batch.
 
-    model: maps a batch to a dict with "logits" (B, C); it runs in eval mode (and gets its mode back), in float32 without
-    autocast, on the device of its parameters. batches: dicts of tensors with equal first lengths, the last as ragged as
-    it likes. tta: average over the eight elements of D4. Raises D4LensError for no images or logits not finite.
+    Parameters
+    ----------
+    model : nn.Module
+        Maps a batch to a dictionary with "logits" (B, C). It runs in eval mode (and gets its mode back), in float32
+        without autocast, on the device of its parameters.
+    batches : iterable of LensBatch
+        Of any lengths.
+    tta : bool
+        Whether to average the logits over the eight elements of D4.
+
+    Returns
+    -------
+    Tensor
+        Logits (n, C) float32 on the CPU, one row per image in the batches' order.
+
+    Raises
+    ------
+    D4LensError
+        For no images, or logits that are not finite.
     """
     training = model.training
     model.eval()
@@ -85,12 +75,30 @@ def predict_logits(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], tt
 
 
 def predict_views(
-    model: nn.Module, batches: Callable[[], Iterable[Mapping[str, Tensor]]]
+    model: nn.Module, batches: Callable[[], Iterable[LensBatch]]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Logits (n, C) of each of VIEWS, and how many images a second each took, reading included.
+    """Predict images in each of VIEWS.
 
-    batches: makes the batches anew for each view. The first batch is predicted once beforehand, so that no clock runs
-    while the device starts up.
+    The first batch is predicted once beforehand, so that no clock runs while the device starts up.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As in `predict_logits`.
+    batches : callable
+        Makes the batches anew for each view.
+
+    Returns
+    -------
+    dict of Tensor
+        Logits (n, C) by view.
+    dict of float
+        Images a second by view, reading included.
+
+    Raises
+    ------
+    D4LensError
+        As `predict_logits`.
     """
     predict_logits(model, itertools.islice(batches(), 1), tta=False)
     logits, speed = {}, {}
@@ -106,17 +114,39 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: Sequence[int], /) -> dict[str, Tensor]: ...
+    def __getitem__(self, rows: Sequence[int], /) -> LensBatch: ...
 
 
 @together()
 def predict_shared(
     ranks: Ranks, network: nn.Module, images: Images, batch_size: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Logits (n, C) of each of VIEWS in the images' order, in each process, and images a second of all together.
+    """Predict images in each of VIEWS with all processes together.
 
-    The batches are those of one process, so the logits are its too, to the bit on one kind of machine. Raises
-    D4LensError for logits that are not finite.
+    The batches are those of one process, so the logits are its too, to the bit on one kind of machine.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        The processes, as `together` hands them in.
+    network : nn.Module
+        As in `predict_logits`.
+    images : Images
+        Every process's own view of all images.
+    batch_size : int
+        Images a batch.
+
+    Returns
+    -------
+    dict of Tensor
+        In each process, logits (n, C) by view in the images' order.
+    dict of float
+        Images a second of all processes together, by view.
+
+    Raises
+    ------
+    D4LensError
+        For logits that are not finite.
     """
     n = len(images)
     rows = ranks.share(n, batch_size)
@@ -131,12 +161,9 @@ def predict_shared(
     return {view: ranks.gather(rows, values, n) for view, values in logits.items()}, dict(zip(speed, speeds))
 
 
-def _batch_logits(model: nn.Module, batch: Mapping[str, Tensor], elements: Iterable[int]) -> Tensor:
+def _batch_logits(model: nn.Module, batch: LensBatch, elements: Iterable[int]) -> Tensor:
     device = next(model.parameters(), torch.empty(0)).device
-    placed = {
-        name: value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
-        for name, value in batch.items()
-    }
+    placed = batch.to(device, torch.float32)
     with torch.autocast(device.type, enabled=False):
-        views = [model(transform_batch(placed, g))["logits"].double() for g in elements]
+        views = [model(placed.turned(g))["logits"].double() for g in elements]
     return torch.stack(views).mean(dim=0).float().cpu()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
+from d4lens.models.batch import LensBatch
 from d4lens.models.channels import needs_of, stack
 from d4lens.models.fields import downsample, exported, summary
 from d4lens.models.unet import Lift, field_layers
@@ -15,9 +16,23 @@ from d4lens.observation import Observation
 
 
 class ResNet(nn.Module):
-    """A timm ResNet on named channels.
+    """A timm ResNet (He et al. 2016) on named channels.
 
-    small_stem: a 3 x 3 stem of stride 1 without max pooling, as usual for small images; four times the work.
+    Parameters
+    ----------
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    channels : sequence of str
+        What it sees, of `channels`.
+    backbone : str
+        Name of timm's.
+    pretrained : bool
+        Whether it starts from ImageNet weights, which timm downloads.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Entries of the batch that are read.
     """
 
     def __init__(
@@ -25,7 +40,6 @@ class ResNet(nn.Module):
         observation: Observation,
         channels: Sequence[str] = ("stretch",),
         backbone: str = "resnet18",
-        small_stem: bool = False,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
@@ -34,19 +48,30 @@ class ResNet(nn.Module):
         self.net = timm.create_model(
             backbone, pretrained=pretrained, in_chans=len(self.channels), num_classes=len(CLASSES)
         )
-        if small_stem:
-            self.net.conv1 = nn.Conv2d(len(self.channels), 64, 3, padding=1, bias=False)
-            self.net.maxpool = nn.Identity()
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{"logits": (B, 3)} of a batch with the keys of `needs`."""
-        return {"logits": self.net(stack(self.channels, batch, self.sky)).to(batch["counts"].dtype)}
+    def forward(self, batch: LensBatch) -> dict[str, Tensor]:
+        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`."""
+        return {"logits": self.net(stack(self.channels, batch, self.sky)).to(batch.counts.dtype)}
 
 
 class D4CNN(nn.Module):
     """A D4-equivariant CNN: lift, one block a level with the size halved between, invariant mean and maximum, a line.
 
     The logits are invariant: the eight views of an image give the same ones.
+
+    Parameters
+    ----------
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    channels : sequence of str
+        What it sees, of `channels`.
+    fields : sequence of int
+        Number of regular fields of each level, finest first.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Entries of the batch that are read.
     """
 
     def __init__(
@@ -65,14 +90,14 @@ class D4CNN(nn.Module):
         self.norms = nn.ModuleList(layers.norm(f) for f in fields)
         self.classify = nn.Linear(2 * fields[-1], len(CLASSES))
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{"logits": (B, 3)} of a batch with the keys of `needs`."""
+    def forward(self, batch: LensBatch) -> dict[str, Tensor]:
+        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`."""
         x = F.relu(self.norms[0](self.lift(stack(self.channels, batch, self.sky))))
         for conv, norm in zip(self.convs, self.norms[1:]):
             x = F.relu(norm(conv(downsample(x))))
         pooled = summary(x).to(self.classify.weight.dtype)
-        return {"logits": self.classify(pooled).to(batch["counts"].dtype)}
+        return {"logits": self.classify(pooled).to(batch.counts.dtype)}
 
     def export(self) -> nn.Module:
-        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
         return exported(self)

@@ -1,8 +1,7 @@
 """The named channels a network may be given of an image, each a scalar under D4 and of order one.
 
-signal    counts above the mean sky, divided by the noise of the sky: linear in surface brightness.
 stretch   Anscombe's root 2 sqrt(k + 3/8) (Anscombe 1948), zero at the mean sky, over ten: the noise is 0.1 everywhere.
-log       ln(1 + signal over sky): the arc's whole dynamic range, faint outskirts included.
+log       ln(1 + counts above the sky over sky): the arc's whole dynamic range, faint outskirts included.
 gradient  length of the stretch's gradient by central differences: edges of the arc, where substructure shows first.
 residual  (counts - smooth lens) / sigma, clipped at +-20 so that one bad fit cannot drown a batch.
 significance  arsinh of the standard deviations by which one more mass at each place would explain the residual: linear
@@ -16,18 +15,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d4lens.errors import D4LensError
+from d4lens.models.batch import LensBatch
 
 _CLIP = 20.0
 
 
-def channel(name: str, batch: dict[str, Tensor], sky: float) -> Tensor:
-    """One channel (B, N, N) of a batch of counts (B, N, N) with mean sky `sky` counts per pixel.
+def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
+    """Compute one channel of a batch.
 
-    Raises D4LensError for an unknown name, or for the residual of a batch without one.
+    Parameters
+    ----------
+    name : str
+        One of the channels above.
+    batch : LensBatch
+        Images with the maps that the channel is read off.
+    sky : float
+        Mean sky in counts per pixel.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N), without unit.
+
+    Raises
+    ------
+    D4LensError
+        For an unknown name, or a batch without the map.
     """
-    counts = batch["counts"]
-    if name == "signal":
-        return (counts - sky) / max(sky, 1.0) ** 0.5
+    counts = batch.counts
     if name == "stretch":
         return _anscombe(counts, sky)
     if name == "log":
@@ -37,25 +52,22 @@ def channel(name: str, batch: dict[str, Tensor], sky: float) -> Tensor:
         across = (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2
         down = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
         # The small constant keeps the derivative finite where the image is flat.
-        return torch.sqrt(across**2 + down**2 + 1e-12)
+        squares: Tensor = across**2 + down**2 + 1e-12
+        return torch.sqrt(squares)
     if name == "residual":
-        if "residual" not in batch:
-            raise D4LensError("this model needs the residual of the smooth-lens fit; run the macrofit stage first")
-        return batch["residual"].clamp(-_CLIP, _CLIP)
+        return batch.need("residual").clamp(-_CLIP, _CLIP)
     if name == "significance":
-        if "significance" not in batch:
-            raise D4LensError("this model needs the significance maps of the fit; run the macrofit stage first")
-        return torch.asinh(batch["significance"])
-    raise D4LensError(f"unknown channel {name!r}; choose among signal, stretch, log, gradient, residual, significance")
+        return torch.asinh(batch.need("significance"))
+    raise D4LensError(f"unknown channel {name!r}; choose among stretch, log, gradient, residual, significance")
 
 
-def stack(names: Sequence[str], batch: dict[str, Tensor], sky: float) -> Tensor:
-    """Channels side by side: (B, len(names), N, N)."""
+def stack(names: Sequence[str], batch: LensBatch, sky: float) -> Tensor:
+    """Stack channels side by side: (B, len(names), N, N)."""
     return torch.stack([channel(name, batch, sky) for name in names], 1)
 
 
 def needs_of(channels: Sequence[str]) -> tuple[str, ...]:
-    """What a batch must hold for these channels."""
+    """Name the entries that a batch must hold for these channels."""
     return ("counts", *(name for name in ("residual", "significance") if name in channels))
 
 

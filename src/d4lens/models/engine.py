@@ -15,8 +15,21 @@ _SEEN = 1e-2
 class LensEngine(nn.Module):
     """alpha = alpha_smooth + grad(psi), lap(psi) = 2 kappa; beta = theta - alpha; I -> S(beta) -> I again.
 
-    source_half_width: arcsec, half the side of the source grid; source_pixels: its pixels a side.
-    Everything runs in float32 at least, under autocast too. No parameter; the kernels and the grid are buffers.
+    Everything runs in float32 at least, under autocast too. There is no parameter; the kernels and the grid are buffers.
+
+    Parameters
+    ----------
+    observation : Observation
+        Pixels of the images.
+    source_half_width : float
+        Half the side of the source grid in arcsec.
+    source_pixels : int
+        Its pixels a side.
+
+    Raises
+    ------
+    PhysicsError
+        For a source grid wider than the image.
     """
 
     x: Tensor
@@ -38,11 +51,20 @@ class LensEngine(nn.Module):
     def forward(self, kappa: Tensor, signal: Tensor, fit: Tensor | None = None) -> dict[str, Tensor]:
         """Lens and unlens one batch.
 
-        kappa: (B, N, N) convergence; with `fit`, that beyond the smooth lens.
-        signal: (B, N, N) counts above the sky.
-        fit: (B, 7) parameters of the smooth lens (FIT_COLUMNS, arcsec), whose deflection is added in closed form.
+        Parameters
+        ----------
+        kappa : Tensor
+            (B, N, N) convergence; with `fit`, that beyond the smooth lens.
+        signal : Tensor
+            (B, N, N) counts above the sky.
+        fit : Tensor, optional
+            (B, 7) parameters of the smooth lens (FIT_COLUMNS, arcsec), whose deflection is added in closed form.
 
-        Returns alpha_x, alpha_y (arcsec), relensed (counts), each (B, N, N); source, coverage (B, n, n).
+        Returns
+        -------
+        dict of Tensor
+            `alpha_x`, `alpha_y` (arcsec) and `relensed` (counts), each (B, N, N); `source` (counts) and `coverage` (rays
+            a pixel), each (B, n, n).
         """
         with torch.autocast(kappa.device.type, enabled=False), unchecked():
             kappa = kappa if kappa.dtype == torch.float64 else kappa.float()

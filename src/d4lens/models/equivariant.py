@@ -20,6 +20,7 @@ every size here is checked, and `downsample` picks the pooling that fits.
 import functools
 import math
 import warnings
+from typing import Any
 from unittest import mock
 
 import torch
@@ -58,7 +59,16 @@ def _type(scalars: int, fields: int) -> enn.FieldType:
 class EquivariantConv(nn.Module):
     """escnn's `R2Conv` between scalars or regular fields, on plain tensors (B, C, n, n), zero padding, stride 1.
 
-    Give either `scalars_in` or `fields_in`, and either `scalars_out` or `fields_out`.
+    Parameters
+    ----------
+    scalars_in, fields_in : int
+        Give one of them: the number of scalars, or of regular fields, that come in.
+    scalars_out, fields_out : int
+        Give one of them: the number that goes out. Scalars alone have a bias.
+    kernel_size : int
+        Pixels a side of the kernel.
+    padding : int, optional
+        Zeros added on each side; by default as many as keep the size.
     """
 
     orbit: Tensor
@@ -94,7 +104,7 @@ class EquivariantConv(nn.Module):
         nn.init.normal_(self.conv.weights, std=math.sqrt(2 / reach))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, channels in, n, n) -> (B, channels out, m, m)."""
+        """Convolve maps (B, channels in, n, n) to (B, channels out, m, m)."""
         conv = self.conv
         kernel, bias = conv.expand_parameters() if conv.training else (conv.filter, conv.expanded_bias)
         # escnn's own forward leaves the kernel channels first, and one such kernel turns all that follows.
@@ -118,7 +128,7 @@ class EquivariantConv(nn.Module):
         return self
 
     def plain(self) -> nn.Conv2d:
-        """The trained layer as a torch convolution."""
+        """Copy the trained layer as a torch convolution."""
         training = self.training
         self.eval()
         weight, bias = self.conv.filter.detach(), self.conv.expanded_bias
@@ -139,9 +149,11 @@ class EquivariantConv(nn.Module):
         return plain
 
 
-def _orbits(n_out: int, n_in: int, points) -> Tensor:
-    """Labels (n_out, n_in, p) of a kernel's entries, equal where K(g x) = rho_out(g) K(x) rho_in(g)^-1 makes them equal;
-    each is the place of one entry of its orbit in the flattened kernel."""
+def _orbits(n_out: int, n_in: int, points: Any) -> Tensor:
+    """Label a kernel's entries (n_out, n_in, p), equal where K(g x) = rho_out(g) K(x) rho_in(g)^-1 makes them equal.
+
+    Each label is the index of one entry of its orbit in the flattened kernel.
+    """
     place = torch.as_tensor(points, dtype=torch.float64)
     index = torch.arange(n_out * n_in * len(place)).view(n_out, n_in, len(place))
     orbit = index.clone()
@@ -165,7 +177,7 @@ def _symmetrised(basis: Tensor, orbit: Tensor) -> Tensor:
     return exact.to(basis.dtype)
 
 
-def _permutation(element, size: int) -> Tensor:
+def _permutation(element: Any, size: int) -> Tensor:
     """Where each channel of a scalar (size 1) or of a regular field (size 8) goes under `element`."""
     if size == 1:
         return torch.zeros(1, dtype=torch.long)
@@ -199,29 +211,29 @@ class EquivariantLayers:
     regular = True
 
     def channels(self, fields: int) -> int:
-        """Channels of so many fields."""
+        """Count the channels of so many fields."""
         return ORDER * fields
 
     def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
-        """A convolution from scalars to fields."""
+        """Make a convolution from scalars to fields."""
         return EquivariantConv(scalars_in=scalars, fields_out=fields, kernel_size=kernel_size, padding=padding)
 
     def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        """A convolution between fields that keeps the size."""
+        """Make a convolution between fields that keeps the size."""
         return EquivariantConv(fields_in=fields_in, fields_out=fields_out, kernel_size=kernel_size)
 
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
-        """A convolution from fields to scalars."""
+        """Make a convolution from fields to scalars."""
         return EquivariantConv(fields_in=fields, scalars_out=scalars, kernel_size=kernel_size, padding=padding)
 
     def norm(self, fields: int) -> nn.Module:
-        """Batch normalisation with the moments shared within a field."""
+        """Make a batch normalisation with the moments shared within a field."""
         return FieldNorm(fields)
 
     def summary(self, x: Tensor) -> Tensor:
-        """`fields.summary`."""
+        """Summarise as `fields.summary`."""
         return summary(x)
 
     def summary_width(self, fields: int) -> int:
-        """Length of the summary of so many fields."""
+        """Return the length of the summary of so many fields."""
         return 2 * fields

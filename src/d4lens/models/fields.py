@@ -5,6 +5,7 @@ that a network exported for prediction does.
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class _FieldNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         channels, fields = x.shape[1], len(weight)
         ones, zeros = weight.new_ones(channels), weight.new_zeros(channels)
         tiny = 1e-12
@@ -36,7 +37,7 @@ class _FieldNorm(torch.autograd.Function):
         return _normalise(x, field_mean, field_variance, weight, bias, eps), field_mean, field_variance
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, variance = ctx.saved_tensors
         fields, each = len(weight), x.shape[1] // len(weight)
         wide = [t.repeat_interleave(each) for t in (weight, mean, variance)]
@@ -77,16 +78,17 @@ class FieldNorm(nn.Module):
         self.momentum, self.eps = momentum, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fields (B, 8 F, n, n), normalised by their own moments in training, by the running ones else."""
+        """Normalise fields (B, 8 F, n, n) by their own moments in training, by the running ones else."""
         if not self.training:
             return _normalise(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+        y: Tensor
         y, mean, variance = _FieldNorm.apply(x, self.weight, self.bias, self.eps)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
         return y
 
     def plain(self) -> nn.BatchNorm2d:
-        """The trained layer as torch's batch normalisation."""
+        """Copy the trained layer as torch's batch normalisation."""
         plain = nn.BatchNorm2d(ORDER * len(self.weight), eps=self.eps, dtype=self.weight.dtype)
         with torch.no_grad():
             for name in ("weight", "bias", "running_mean", "running_var"):
@@ -95,7 +97,7 @@ class FieldNorm(nn.Module):
 
 
 def summary(x: Tensor) -> Tensor:
-    """Mean and maximum of each regular field over the group and the plane, which no element changes: -> (B, 2 F).
+    """Take the mean and the maximum of each regular field (B, 8 F, n, n) over group and plane: invariants (B, 2 F).
 
     Faint masses light a few pixels only: the mean alone would dilute them.
     """
@@ -104,21 +106,22 @@ def summary(x: Tensor) -> Tensor:
 
 
 def invariant(x: Tensor) -> Tensor:
-    """Largest value over the group of each regular field: (B, 8 F, n, n) -> F scalar maps (B, F, n, n)."""
-    return x.unflatten(1, (-1, ORDER)).amax(2)
+    """Take the largest value over the group of each regular field: (B, 8 F, n, n) -> F scalar maps (B, F, n, n)."""
+    largest: Tensor = x.unflatten(1, (-1, ORDER)).amax(2)
+    return largest
 
 
 def downsample(x: Tensor) -> Tensor:
-    """Mean pooling that commutes with a quarter turn: 2 x 2 on an even size, 3 x 3 at stride 2 on an odd one."""
+    """Halve maps (B, C, n, n) by means that commute with a quarter turn: 2 x 2 on an even size, 3 x 3 on an odd one."""
     if x.shape[-1] % 2 == 0:
         return F.avg_pool2d(x, 2)
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
 
 
 def exported(model: nn.Module) -> nn.Module:
-    """A copy in eval mode in which every escnn layer is a plain torch one: faster, and torch alone can save and run it.
+    """Copy a model in eval mode, every escnn layer replaced by a plain torch one.
 
-    The model keeps its mode.
+    The copy is faster, and torch alone can save and run it. The model keeps its mode.
     """
     training = model.training
     with torch.no_grad():  # escnn keeps the filters of eval mode; expanded under autograd they could not be copied

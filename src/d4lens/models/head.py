@@ -17,11 +17,27 @@ _NANO = (
 
 
 def efficientnet(variant: str, channels: int, *, stem_stride: int = 2, pretrained: bool = False) -> EfficientNet:
-    """Maps (B, channels, N, N) -> logits (B, 3).
+    """Build a classifier of maps (B, channels, N, N) with logits (B, 3).
 
-    variant: "nano" (0.1 M parameters, of this project) or a name of timm's, such as "tf_efficientnetv2_b0".
-    stem_stride: 1 keeps the native resolution in the stem. pretrained: ImageNet weights, which timm downloads.
-    Raises D4LensError for an unknown variant, or for weights of "nano", which has none.
+    Parameters
+    ----------
+    variant : str
+        "nano" (0.1 M parameters, of this project) or a name of timm's, such as "tf_efficientnetv2_b0".
+    channels : int
+        Number of maps.
+    stem_stride : int
+        1 keeps the native resolution in the stem.
+    pretrained : bool
+        Whether it starts from ImageNet weights, which timm downloads.
+
+    Returns
+    -------
+    EfficientNet
+
+    Raises
+    ------
+    D4LensError
+        For an unknown variant, or for weights of "nano", which has none.
     """
     if variant == "nano":
         if pretrained:

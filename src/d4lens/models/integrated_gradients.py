@@ -5,36 +5,53 @@ significance, to the image; or the plain gradient times the same difference. The
 pixel by pixel.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from d4lens import lensing
+from d4lens.models.batch import LensBatch
 
 _SMOOTHING = 1.0  # pixels: the highest point of single pixels is noise
 
 
 def maps_read(network: nn.Module) -> tuple[str, ...]:
-    """The maps of a batch that a network's class is read off: counts where it sees no others."""
+    """Name the maps of a batch that a network's class is read off: counts where it sees no others."""
     return tuple(name for name in network.needs if name not in ("counts", "fit")) or ("counts",)  # type: ignore[union-attr]
 
 
 def attribute(
     network: nn.Module,
-    batch: Mapping[str, Tensor],
+    batch: LensBatch,
     smooth: Tensor,
     of_class: Tensor,
     steps: int = 16,
     method: str = "integrated_gradients",
 ) -> Tensor:
-    """How much each pixel adds to the logit of `of_class` (B,) over that of `no`: (B, N, N) float32, at least 0.
+    """Attribute the logit of a class, over that of `no`, to the image's pixels.
 
-    batch: as `network` reads it. smooth: (B, N, N) counts of the fitted smooth lens, the baseline of counts; that of the
-    residual and the significance is zero. steps: points of the midpoint rule.
+    Parameters
+    ----------
+    network : nn.Module
+        A network of this package.
+    batch : LensBatch
+        Images as `network` reads them.
+    smooth : Tensor
+        (B, N, N) counts of the fitted smooth lens, the baseline of counts. That of the residual and the significance is
+        zero.
+    of_class : Tensor
+        (B,) class indices.
+    steps : int
+        Points of the midpoint rule.
+    method : str
+        "integrated_gradients", or "gradient" for the gradient at the image times the difference.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float32, at least 0, smoothed by a pixel.
     """
     names = maps_read(network)
-    fixed = {name: value.detach() for name, value in batch.items()}
+    fixed = {name: value.detach() for name, value in batch.entries().items()}
     start = {name: smooth if name == "counts" else torch.zeros_like(fixed[name]) for name in names}
     way = {name: fixed[name] - start[name] for name in names}
     points = [1.0] if method == "gradient" else [(i + 0.5) / steps for i in range(steps)]
@@ -42,7 +59,7 @@ def attribute(
     with torch.enable_grad():
         for t in points:
             leaves = [(start[name] + t * way[name]).detach().requires_grad_() for name in names]
-            logits = network({**fixed, **dict(zip(names, leaves, strict=True))})["logits"]
+            logits = network(LensBatch(**{**fixed, **dict(zip(names, leaves, strict=True))}))["logits"]
             wanted = (logits.gather(1, of_class[:, None])[:, 0] - logits[:, 0]).sum()
             for name, gradient in zip(names, torch.autograd.grad(wanted, leaves), strict=True):
                 total[name] += gradient / len(points)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
+from d4lens.models.batch import LensBatch
 from d4lens.models.channels import channel, needs_of, stack
 from d4lens.models.engine import LensEngine
 from d4lens.models.fields import exported
 from d4lens.models.head import efficientnet
-from d4lens.models.unet import Descent, PlainLayers, UNet, field_layers, plain_of_equal_parameters
+from d4lens.models.unet import InvariantBranch, PlainLayers, UNet, field_layers, plain_of_equal_parameters
 from d4lens.observation import Observation
 
 UNetKind = Literal["equivariant", "exported", "plain_width", "plain_parameters"]
@@ -22,8 +23,29 @@ OF_FIT = ("residual", "significance")
 
 
 def unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]) -> UNet:
-    """The U-Net: equivariant, exported (the same for prediction, without escnn), or plain with as many channels or about as
-    many parameters as the equivariant one."""
+    """Build the U-Net of one kind.
+
+    Parameters
+    ----------
+    kind : str
+        `equivariant`; `exported`, the same for prediction without escnn; `plain_width` or `plain_parameters`, of ordinary
+        convolutions with as many channels, or about as many parameters, as the equivariant one.
+    n_pixels : int
+        Pixels a side of the image.
+    scalars_in, scalars_out : int
+        Number of maps in and out.
+    fields : sequence of int
+        Number of fields of each level, finest first.
+
+    Returns
+    -------
+    UNet
+
+    Raises
+    ------
+    D4LensError
+        For an unknown kind or unusable `fields`, or where escnn is needed and missing.
+    """
     if kind == "plain_width":
         return UNet(PlainLayers(), n_pixels, scalars_in, scalars_out, fields)
     if kind not in ("equivariant", "exported", "plain_parameters"):
@@ -37,12 +59,32 @@ def unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, field
 class D4LensPINNPublished(nn.Module):
     """The architecture as published: from the image alone to the whole lens's convergence.
 
-    Channels stretch, log and gradient -> U-Net -> kappa >= 0 -> engine (zero-padded Poisson solve, deflection, splat to
+    The channels stretch, log and gradient -> U-Net -> kappa >= 0 -> engine (zero-padded Poisson solve, deflection, splat to
     the source plane, no parameters) -> EfficientNetV2 on the physical channels HEAD_CHANNELS, each standardised: their
     spreads differ by a factor of 700.
 
     Its Poisson residual is a smoothness penalty, as psi comes from the solver itself, and one image cannot fix the
-    mass sheet: both are limits of the published idea, kept here; `D4LensPINN` mends them.
+    mass sheet. Both are limits of the published idea, kept here; `D4LensPINN` mends them.
+
+    Parameters
+    ----------
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    unet_kind : str
+        As in `unet`.
+    fields : sequence of int
+        Number of fields of each level of the U-Net, finest first.
+    head : str
+        The classifier, as in `head.efficientnet`.
+    pretrained : bool
+        Whether the head starts from ImageNet weights.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Entries of the batch that are read.
+    losses : tuple of str
+        Physical losses that have a meaning for the outputs.
     """
 
     HEAD_CHANNELS = ("stretch", "kappa", "psi", "alpha_x", "alpha_y", "source")
@@ -67,49 +109,90 @@ class D4LensPINNPublished(nn.Module):
         self.head = efficientnet(head, len(self.HEAD_CHANNELS), pretrained=pretrained)
         quieten(self.head)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """logits (B, 3); kappa, psi (arcsec²), alpha_x, alpha_y (arcsec), source, coverage, relensed; sigma (counts)."""
-        counts = batch["counts"]
+    def forward(self, batch: LensBatch) -> dict[str, Tensor]:
+        """Compute the logits and the fields on the way.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            Images with the entries of `needs`.
+
+        Returns
+        -------
+        dict of Tensor
+            `logits` (B, 3); `kappa`, `psi` (arcsec²), `alpha_x`, `alpha_y` (arcsec), `relensed` (counts) and `unexplained`
+            (standard deviations), each (B, N, N); `source` (counts) and `coverage`, each (B, N, N) on the source grid.
+        """
+        counts = batch.counts
         drawn, _, _ = self.unet(stack(self.inputs, batch, self.sky))
         # At zero the convergence is 0.13: a deflection of half an arcsec at the ring, from where both ways are open.
         kappa = F.softplus(drawn[:, 0].to(counts.dtype) - 2.0)
-        out = self.engine(kappa, counts - self.sky)
+        out: dict[str, Tensor] = self.engine(kappa, counts - self.sky)
         out["kappa"], out["psi"] = kappa, self.engine.poisson.potential(kappa)
         out["unexplained"] = (counts - self.sky - out["relensed"]) / noise(counts)
         seen = {
             "stretch": channel("stretch", batch, self.sky),
             "source": out["source"] / max(self.sky, 1.0) ** 0.5 / 10,
         }
-        channels = torch.stack([seen.get(name, out.get(name)) for name in self.HEAD_CHANNELS], 1)
+        channels = torch.stack([seen[name] if name in seen else out[name] for name in self.HEAD_CHANNELS], 1)
         channels = self.standardise(channels).contiguous(memory_format=torch.channels_last)
         out["logits"] = self.head(channels).to(counts.dtype)
         return out
 
     def export(self) -> nn.Module:
-        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
         return exported(self)
 
 
 class D4LensPINN(nn.Module):
     """D4LensPINN on the residual of the smooth fit: kappa is what the smooth lens leaves unexplained.
 
-    (1) channels `inputs`, of the image and of what the smooth fit leaves; (2) D4-equivariant U-Net -> residual kappa
-    and, if `own_potential`, a psi of its own, so that lap(psi) - 2 kappa is a statement and no identity; (3) engine:
-    the smooth lens's deflection in closed form plus the residual's, image -> source -> image, leaving `unexplained` =
-    (counts - sky - relensed) / sigma; (4) EfficientNetV2 at native resolution on `head_channels` and the U-Net's
-    features, its logits added to those of the U-Net's own invariants. Exactly D4-equivariant up to the head.
+    1. The channels `inputs` show the image and what the smooth fit leaves of it.
+    2. The D4-equivariant U-Net turns them into the residual kappa and, with the engine, a psi of its own, so that
+       lap(psi) - 2 kappa is a statement and no identity.
+    3. The engine adds the smooth lens's deflection in closed form to the residual's and goes image -> source -> image. It
+       leaves `unexplained` = (counts - sky - relensed) / sigma.
+    4. EfficientNetV2 at native resolution classifies `head_channels` and the U-Net's features. Its logits are added to
+       those of the invariants of the U-Net's coarsest level.
 
-    Options
-    -------
-    inputs: the U-Net's channels, of `channels.py`.
-    head_channels: names among HEAD_CHANNELS; default residual, significance, kappa and (with the engine) unexplained:
-        no raw image, from which a network learns the simulator.
-    engine: False leaves out the lens equation, with its channels and its losses.
-    unet_kind: equivariant, exported, plain_width or plain_parameters. features: give the head the U-Net's last features too.
-    descent: fields of the further halvings of the U-Net's coarsest level before its invariants are classified; () leaves
-        the decision to the head alone.
-    channel_dropout: probability, in training, of blanking each named channel of an image.
-    source_half_width: arcsec of the source grid, whose pixels are the image's in size.
+    Everything before the head is exactly D4-equivariant.
+
+    Parameters
+    ----------
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    inputs : sequence of str
+        The U-Net's channels, of `channels`.
+    head_channels : sequence of str, optional
+        Names among HEAD_CHANNELS. The default is residual, significance, kappa and, with the engine, unexplained: no raw
+        image, from which a network learns the simulator.
+    engine : bool
+        False leaves out the lens equation, with its channels and its losses.
+    unet_kind : str
+        As in `unet`.
+    fields : sequence of int
+        Number of fields of each level of the U-Net, finest first.
+    invariant_fields : sequence of int
+        Fields of the further halvings of the U-Net's coarsest level before its invariants are classified. An empty one
+        leaves the decision to the head alone.
+    head : str
+        The classifier, as in `head.efficientnet`.
+    pretrained : bool
+        Whether the head starts from ImageNet weights.
+    source_half_width : float
+        Half the side of the source grid in arcsec. Its pixels have the size of the image's.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Entries of the batch that are read.
+    losses : tuple of str
+        Physical losses that have a meaning for the outputs.
+
+    Raises
+    ------
+    D4LensError
+        For `head_channels` beyond those allowed, or an unknown kind or head.
     """
 
     OF_IMAGE = ("stretch", "residual", "significance")
@@ -125,12 +208,8 @@ class D4LensPINN(nn.Module):
         engine: bool = True,
         unet_kind: UNetKind = "equivariant",
         fields: Sequence[int] = (2, 4, 8),
-        own_potential: bool = True,
-        features: bool = True,
-        descent: Sequence[int] = (12, 16),
-        channel_dropout: float = 0.0,
+        invariant_fields: Sequence[int] = (12, 16),
         head: str = "nano",
-        head_stem_stride: int = 1,
         pretrained: bool = False,
         source_half_width: float = 1.5,
     ) -> None:
@@ -138,29 +217,45 @@ class D4LensPINN(nn.Module):
         if head_channels is None:
             head_channels = (*OF_FIT, "kappa", "unexplained") if engine else (*OF_FIT, "kappa")
         allowed = [name for name in self.HEAD_CHANNELS if engine or name not in self.OF_ENGINE]
-        if (not head_channels and not features) or not set(head_channels) <= set(allowed):
+        if not head_channels or not set(head_channels) <= set(allowed):
             raise D4LensError(f"head_channels must be names among {', '.join(allowed)}, not {list(head_channels)}")
-        if not 0 <= channel_dropout < 1:
-            raise D4LensError(f"channel_dropout must be at least 0 and below 1, not {channel_dropout}")
         self.sky, self.scale = observation.sky, observation.pixel_scale
         self.inputs, self.head_channels = tuple(inputs), tuple(head_channels)
         self.needs = (*needs_of((*self.inputs, *self.head_channels)), *(("fit",) if engine else ()))
-        self.own_potential, self.features, self.channel_dropout = own_potential and engine, features, channel_dropout
-        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 1 + self.own_potential, fields)
+        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 2 if engine else 1, fields)
         half_width = min(source_half_width, observation.half_width)
         pixels = max(8, round(2 * half_width / observation.pixel_scale))
         self.engine = LensEngine(observation, half_width, pixels) if engine else None
-        width = len(self.head_channels) + (self.unet.channels if features else 0)
-        self.head = efficientnet(head, width, stem_stride=head_stem_stride, pretrained=pretrained)
-        self.descent = Descent(self.unet.layers, (fields[-1], *descent)) if descent else None
-        self.vote = nn.Linear(self.descent.width, len(CLASSES)) if self.descent is not None else None
-        if self.vote is not None:
-            # The head adds to the invariants' vote and begins with little to add: untrained, it would drown it.
+        width = len(self.head_channels) + self.unet.channels
+        self.head = efficientnet(head, width, stem_stride=1, pretrained=pretrained)
+        self.invariants, self.classify_invariants = None, None
+        if invariant_fields:
+            self.invariants = InvariantBranch(self.unet.layers, (fields[-1], *invariant_fields))
+            self.classify_invariants = nn.Linear(self.invariants.width, len(CLASSES))
+            # The head adds to the logits of the invariants and begins with little to add: untrained, it would drown them.
             quieten(self.head)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """logits (B, 3) and kappa; with the engine psi, alpha_x, alpha_y, source, coverage, relensed, unexplained."""
-        counts = batch["counts"]
+    def forward(self, batch: LensBatch) -> dict[str, Tensor]:
+        """Compute the logits and the fields on the way.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            Images with the entries of `needs`.
+
+        Returns
+        -------
+        dict of Tensor
+            `logits` (B, 3) and `kappa` (B, N, N). With the engine also `psi` (arcsec²), `alpha_x`, `alpha_y` (arcsec),
+            `relensed` (counts) and `unexplained` (standard deviations), each (B, N, N), and `source` (counts) and
+            `coverage`, each (B, n, n).
+
+        Raises
+        ------
+        D4LensError
+            For a batch without one of `needs`, or of other pixels.
+        """
+        counts = batch.counts
         of_image = {*self.inputs, *(name for name in self.head_channels if name in self.OF_IMAGE)}
         seen = {name: channel(name, batch, self.sky) for name in of_image}
         drawn, features, floor = self.unet(torch.stack([seen[name] for name in self.inputs], 1))
@@ -169,38 +264,36 @@ class D4LensPINN(nn.Module):
         out = {"kappa": 0.1 * drawn[:, 0]}
         if self.engine is not None:
             signal = counts - self.sky
-            out |= self.engine(out["kappa"], signal, batch["fit"])
+            out |= self.engine(out["kappa"], signal, batch.need("fit"))
             # The network's own psi comes in units of pixels², in which its Laplacian is of order one.
-            own = self.own_potential
-            out["psi"] = self.scale**2 * drawn[:, 1] if own else self.engine.poisson.potential(out["kappa"])
+            out["psi"] = self.scale**2 * drawn[:, 1]
             out["unexplained"] = (signal - out["relensed"]) / noise(counts)
         # Misfits reach hundreds of sigma where the source grid is too coarse for the brightest knot.
         named = {**out, **seen, "unexplained": out.get("unexplained", counts).clamp(-20, 20)}
-        channels = torch.stack([named[name] for name in self.head_channels], 1) if self.head_channels else None
-        if channels is not None and self.training and self.channel_dropout:
-            keep = torch.rand(channels.shape[:2], device=channels.device) >= self.channel_dropout
-            channels = channels * keep[..., None, None]
+        channels = torch.stack([named[name] for name in self.head_channels], 1)
         # In the features' precision and layout: the head's first convolution would convert them to it anyway.
-        parts = [channels.to(features.dtype, memory_format=torch.channels_last)] if channels is not None else []
-        parts += [features] if self.features else []
-        logits = self.head(torch.cat(parts, 1))
-        if self.descent is not None and self.vote is not None:
-            logits = logits + self.vote(self.descent(floor).to(self.vote.weight.dtype))
+        channels = channels.to(features.dtype, memory_format=torch.channels_last)
+        logits = self.head(torch.cat([channels, features], 1))
+        if self.invariants is not None and self.classify_invariants is not None:
+            vector = self.invariants(floor).to(self.classify_invariants.weight.dtype)
+            logits = logits + self.classify_invariants(vector)
         out["logits"] = logits.to(counts.dtype)
         return out
 
     def export(self) -> nn.Module:
-        """A copy for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
         return exported(self)
 
 
 def quieten(head: EfficientNet) -> None:
-    """Scale the classifier's first weights by a tenth: timm draws them for logits of a spread of 4 to 6, where the
-    cross-entropy begins at 3 to 4 instead of chance's 1.1."""
+    """Scale the classifier's first weights by a tenth.
+
+    timm draws them for logits of a spread of 4 to 6, where the cross-entropy begins at 3 to 4 instead of chance's 1.1.
+    """
     with torch.no_grad():
         head.classifier.weight.mul_(0.1)
 
 
 def noise(counts: Tensor) -> Tensor:
-    """Poisson standard deviation of counts (…), taken from the counts themselves; at least one."""
+    """Estimate the Poisson standard deviation of counts of any shape from the counts themselves; at least one."""
     return counts.clamp_min(1.0).sqrt()

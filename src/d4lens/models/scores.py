@@ -48,24 +48,38 @@ ECE_BINS = 15
 
 
 def softmax(logits: ArrayLike) -> Array:
-    """Probabilities (n, C) in float64 of logits (n, C); float64 keeps confident images apart that float32 would tie."""
+    """Turn logits (n, C) into probabilities (n, C) float64, which keeps confident images apart that float32 would tie."""
     logits = np.asarray(logits, dtype=np.float64)
     exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponential / exponential.sum(axis=1, keepdims=True)
+    return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
 
 
 def scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
-    """Every metric of METRICS, without intervals.
+    """Compute every metric of METRICS, without intervals.
 
-    labels: (n,) class indices; probabilities: (n, C), rows summing to 1.
-    Raises D4LensError for a class without an image, a probability that is not finite, or shapes that disagree.
+    Parameters
+    ----------
+    labels : array_like
+        (n,) class indices.
+    probabilities : array_like
+        (n, C), rows summing to 1.
+
+    Returns
+    -------
+    dict of float
+        By metric.
+
+    Raises
+    ------
+    D4LensError
+        For a class without an image, a probability that is not finite, or shapes that disagree.
     """
     labels, probabilities = checked(labels, probabilities)
     return {name: float(value[0]) for name, value in weighted(labels, probabilities, np.ones((1, len(labels)))).items()}
 
 
 def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int64], Array]:
-    """Labels (n,) and probabilities (n, C) as arrays. Raises D4LensError where `scores` would."""
+    """Return labels (n,) and probabilities (n, C) as arrays. Raises D4LensError where `scores` would."""
     labels = np.asarray(labels, dtype=np.int64)
     probabilities = np.asarray(probabilities, dtype=np.float64)
     if labels.ndim != 1 or probabilities.shape != (len(labels), len(CLASSES)):
@@ -91,7 +105,26 @@ def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int
 def weighted(
     labels: NDArray[np.int64], probabilities: Array, weights: Array, metrics: tuple[str, ...] = METRICS
 ) -> dict[str, Array]:
-    """The asked metrics under each row of `weights` (B, n) -> (B,). All sums but ece's are of integers, hence exact."""
+    """Compute metrics under weights of the images.
+
+    All sums but ece's are of integers, hence exact, where the weights are integers.
+
+    Parameters
+    ----------
+    labels : ndarray
+        (n,) class indices.
+    probabilities : ndarray
+        (n, C).
+    weights : ndarray
+        (B, n), each row one weighting.
+    metrics : tuple of str
+        Names of METRICS.
+
+    Returns
+    -------
+    dict of ndarray
+        (B,) by metric.
+    """
     result: dict[str, Array] = {}
     auc = [name for name in metrics if name.startswith("auc_")]
     wanted = [index for index, name in enumerate(CLASSES) if "auc_macro" in auc or f"auc_{name}" in auc]
@@ -128,4 +161,4 @@ def _auc(score: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
     below = np.cumsum(of_negative, axis=1)
     below -= of_negative / 2
     won = np.einsum("bn,bn->b", of_positive, below)
-    return won / (of_positive.sum(axis=1) * of_negative.sum(axis=1))
+    return np.asarray(won / (of_positive.sum(axis=1) * of_negative.sum(axis=1)))

@@ -21,31 +21,31 @@ class Layers(Protocol):
     regular: bool
 
     def channels(self, fields: int) -> int:
-        """Channels of so many fields."""
+        """Count the channels of so many fields."""
         ...
 
     def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
-        """A convolution from scalars to fields."""
+        """Make a convolution from scalars to fields."""
         ...
 
     def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        """A convolution between fields that keeps the size."""
+        """Make a convolution between fields that keeps the size."""
         ...
 
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
-        """A convolution from fields to scalars."""
+        """Make a convolution from fields to scalars."""
         ...
 
     def norm(self, fields: int) -> nn.Module:
-        """Batch normalisation."""
+        """Make a batch normalisation."""
         ...
 
     def summary(self, x: Tensor) -> Tensor:
-        """Vectors (B, summary_width) of the fields (B, C, n, n)."""
+        """Summarise fields (B, C, n, n) in vectors (B, summary_width)."""
         ...
 
     def summary_width(self, fields: int) -> int:
-        """Length of the summary of so many fields."""
+        """Return the length of the summary of so many fields."""
         ...
 
 
@@ -58,32 +58,32 @@ class PlainLayers:
         self.per_field = per_field
 
     def channels(self, fields: int) -> int:
-        """Channels of so many fields."""
+        """Count the channels of so many fields."""
         return max(1, round(fields * self.per_field))
 
     def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
-        """A convolution from scalars to fields."""
+        """Make a convolution from scalars to fields."""
         return nn.Conv2d(scalars, self.channels(fields), kernel_size, padding=padding, bias=False)
 
     def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        """A convolution between fields that keeps the size."""
+        """Make a convolution between fields that keeps the size."""
         widths = self.channels(fields_in), self.channels(fields_out)
         return nn.Conv2d(*widths, kernel_size, padding=kernel_size // 2, bias=False)
 
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
-        """A convolution from fields to scalars."""
+        """Make a convolution from fields to scalars."""
         return nn.Conv2d(self.channels(fields), scalars, kernel_size, padding=padding)
 
     def norm(self, fields: int) -> nn.Module:
-        """Batch normalisation."""
+        """Make a batch normalisation."""
         return nn.BatchNorm2d(self.channels(fields))
 
     def summary(self, x: Tensor) -> Tensor:
-        """Vectors (B, summary_width) of the fields (B, C, n, n)."""
+        """Summarise fields (B, C, n, n) in vectors (B, summary_width)."""
         return torch.cat([x.mean((-2, -1)), x.amax((-2, -1))], 1)
 
     def summary_width(self, fields: int) -> int:
-        """Length of the summary of so many fields."""
+        """Return the length of the summary of so many fields."""
         return 2 * self.channels(fields)
 
 
@@ -96,16 +96,16 @@ class ExportedLayers(PlainLayers):
         super().__init__(ORDER)
 
     def summary(self, x: Tensor) -> Tensor:
-        """`summary` of the fields, which no element of D4 changes: (B, summary_width)."""
+        """Summarise fields in vectors (B, summary_width) that no element of D4 changes."""
         return summary(x)
 
     def summary_width(self, fields: int) -> int:
-        """Length of the summary of so many fields."""
+        """Return the length of the summary of so many fields."""
         return 2 * fields
 
 
 def field_layers(kind: str) -> Layers:
-    """`equivariant` layers, or the `exported` ones of a network that only predicts.
+    """Make the `equivariant` layers, or the `exported` ones of a network that only predicts.
 
     Raises D4LensError where escnn, which the former need, is not installed.
     """
@@ -121,8 +121,8 @@ def field_layers(kind: str) -> Layers:
 
 
 def working_size(n_pixels: int, levels: int) -> int:
-    """Least size at or above `n_pixels` that `levels` - 1 halvings keep whole: 75 -> 76, 150 -> 152 for three levels."""
-    step = 2 ** (levels - 1)
+    """Return the least size at or above `n_pixels` that `levels` - 1 halvings keep whole: 75 -> 76, 150 -> 152 for three levels."""
+    step: int = 2 ** (levels - 1)
     return -(-n_pixels // step) * step
 
 
@@ -141,35 +141,51 @@ class Lift(nn.Module):
         self.conv = layers.lift(scalars, fields, kernel_size=4 if odd else 5, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, scalars, n, n) -> fields (B, C, size, size). Raises D4LensError for another n."""
+        """Lift maps (B, scalars, n, n) to fields (B, C, size, size). Raises D4LensError for another n."""
         if x.shape[-2:] != (self.n_pixels, self.n_pixels):
             raise D4LensError(
                 f"images of {x.shape[-2]} x {x.shape[-1]} pixels were given to a model built for {self.n_pixels} x "
                 f"{self.n_pixels}; build it with the observation of these images"
             )
         x = F.pad(x, [self.margin] * 4) if self.margin else x
-        return self.conv(x.contiguous(memory_format=torch.channels_last))
+        fields: Tensor = self.conv(x.contiguous(memory_format=torch.channels_last))
+        return fields
 
     def restore(self, x: Tensor) -> Tensor:
-        """Maps at the working size back to the image's pixels: means of four where the size was odd, then a crop."""
+        """Bring maps of the working size back to the image's pixels: means of four where the size was odd, then a crop."""
         if self.odd:  # as a convolution: a quarter of the time of avg_pool2d at stride 1
             channels = x.shape[1]
             x = F.conv2d(x, x.new_full((channels, 1, 2, 2), 0.25), groups=channels)
         return self.crop(x)
 
     def crop(self, x: Tensor) -> Tensor:
-        """Without the margin, from the working size, or from one less where the image's size is odd."""
+        """Cut the margin off maps of the working size, or of one less where the image's size is odd."""
         excess = x.shape[-1] - self.n_pixels - self.margin
         # Padding by less than nothing: the gradient of a slice would come back channels first.
         return F.pad(x, [-self.margin, -excess] * 2) if self.margin or excess else x
 
 
 class UNet(nn.Module):
-    """Scalar maps (B, scalars_in, n, n) -> (scalar maps (B, scalars_out, n, n), features (B, channels, n, n), fields of
-    the coarsest level).
+    """U-Net from scalar maps to scalar maps.
 
-    fields: number of fields of each level, finest first. Skips are added, not
-    concatenated, and no block stands at the finest level but the lift: most of the time is spent there.
+    Skips are added, not concatenated, and no block stands at the finest level but the lift: most of the time is spent
+    there.
+
+    Parameters
+    ----------
+    layers : Layers
+        What it is built of.
+    n_pixels : int
+        Pixels a side of the image.
+    scalars_in, scalars_out : int
+        Number of maps in and out.
+    fields : sequence of int
+        Number of fields of each level, finest first.
+
+    Raises
+    ------
+    D4LensError
+        For fewer than two levels, or a level without fields.
     """
 
     def __init__(
@@ -195,7 +211,22 @@ class UNet(nn.Module):
         self.channels = layers.channels(fields[0])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three outputs above of maps (B, scalars_in, n, n)."""
+        """Draw maps.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, scalars_in, n, n).
+
+        Returns
+        -------
+        Tensor
+            Scalar maps (B, scalars_out, n, n).
+        Tensor
+            Features at the image's pixels, (B, channels, n, n).
+        Tensor
+            Fields of the coarsest level.
+        """
         x = F.relu_(self.norm(self.lift(x)))
         skips = []
         for block in self.down:
@@ -207,11 +238,22 @@ class UNet(nn.Module):
         return self.lift.crop(self.project(x)), self.lift.restore(x), floor
 
 
-class Descent(nn.Module):
-    """Fields, halved and convolved once for each further level, to one vector an image; invariant under D4 on
-    equivariant layers.
+class InvariantBranch(nn.Module):
+    """Halve and convolve fields once for each further level, and summarise them in one vector an image.
 
-    fields: number of fields of what comes in, then of each further level.
+    On equivariant layers the vector is invariant under D4.
+
+    Parameters
+    ----------
+    layers : Layers
+        What it is built of.
+    fields : sequence of int
+        Number of fields of what comes in, then of each further level.
+
+    Attributes
+    ----------
+    width : int
+        Length of the vector.
     """
 
     def __init__(self, layers: Layers, fields: Sequence[int]) -> None:
@@ -220,7 +262,7 @@ class Descent(nn.Module):
         self.summary, self.width = layers.summary, layers.summary_width(fields[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fields (B, C, n, n) -> (B, width)."""
+        """Map fields (B, C, n, n) to vectors (B, width)."""
         for block in self.blocks:
             x = block(downsample(x))
         return self.summary(x)
@@ -235,8 +277,10 @@ class _Block(nn.Module):
         return F.relu_(self.norm(self.conv(x)))
 
 
-def plain_of_equal_parameters(equivariant: nn.Module, n_pixels: int, scalars_in: int, scalars_out: int, fields) -> UNet:
-    """The plain U-Net whose number of parameters is nearest to that of `equivariant`."""
+def plain_of_equal_parameters(
+    equivariant: nn.Module, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]
+) -> UNet:
+    """Build the plain U-Net whose number of parameters is nearest to that of `equivariant`."""
     target = sum(p.numel() for p in equivariant.parameters())
 
     def distance(per_field: float) -> int:

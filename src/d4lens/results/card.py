@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from d4lens.classes import VIEWS
 from d4lens.errors import D4LensError
 from d4lens.files import read_json
 from d4lens.inference.pipeline import default_weights
 from d4lens.models import weights
-from d4lens.models.averaging import VIEWS
 from d4lens.models.scores import TABLE
 from d4lens.studies import outcome
 
@@ -19,7 +19,7 @@ MODEL = "d4lenspinn"
 
 
 def largest_training(metrics: str | Path) -> dict[str, Any]:
-    """The evaluation whose network the package ships: no genuine image and no score enters.
+    """Find the evaluation whose network the package ships; no genuine image and no score enters.
 
     Parameters
     ----------
@@ -44,9 +44,22 @@ def largest_training(metrics: str | Path) -> dict[str, Any]:
 
 
 def of_package(metrics: str | Path) -> str:
-    """The card of the weights that ship with the package, scored in the folder metrics/.
+    """Write the card of the weights that ship with the package.
 
-    Raises D4LensError where the weights or their profile's evaluation cannot be read.
+    Parameters
+    ----------
+    metrics : str or Path
+        The folder metrics/.
+
+    Returns
+    -------
+    str
+        Markdown.
+
+    Raises
+    ------
+    D4LensError
+        Where the weights or their profile's evaluation cannot be read.
     """
     _, description = weights.read(default_weights())
     largest = largest_training(metrics)
@@ -64,9 +77,28 @@ def of_package(metrics: str | Path) -> str:
 
 
 def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shipped: str = "") -> str:
-    """The card of a training of `profile`: `description` is its weights' own, the scores those of its evaluation.
+    """Write the card of one training.
 
-    `shipped`: sentences on why the package holds it, if it does.
+    Parameters
+    ----------
+    description : Mapping
+        What its file of weights says of itself.
+    profile : str
+        Where it was trained.
+    metrics : str or Path
+        The folder metrics/, with its evaluation.
+    shipped : str
+        Sentences on why the package holds it, if it does.
+
+    Returns
+    -------
+    str
+        Markdown.
+
+    Raises
+    ------
+    D4LensError
+        Where its evaluation or the study of genuine images cannot be read.
     """
     folder = Path(metrics) / profile
     scores = read_json(folder / "evaluation" / f"{description['name']}-{description['seed']}.json")
@@ -74,9 +106,24 @@ def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shippe
 
 
 def genuine(description: Mapping[str, Any], path: str | Path) -> str:
-    """A sentence on what these very weights made of genuine images; that none were tried where the study has none of them.
+    """Say in a sentence how these very weights classified genuine images.
 
-    Raises D4LensError for a study that cannot be read.
+    Parameters
+    ----------
+    description : Mapping
+        What the file of weights says of itself.
+    path : str or Path
+        The study of genuine images; where it is missing, or has no row of these weights, the sentence says so.
+
+    Returns
+    -------
+    str
+        The sentence.
+
+    Raises
+    ------
+    D4LensError
+        For a study that cannot be read.
     """
     if Path(path).is_file():
         for row in outcome.read(path).records:
@@ -92,7 +139,26 @@ def genuine(description: Mapping[str, Any], path: str | Path) -> str:
 def text(
     description: Mapping[str, Any], profile: str, scores: Mapping[str, Any], genuine: str, shipped: str = ""
 ) -> str:
-    """Markdown of a description and an evaluation: {"n_train", "n_test", "plain": metrics, "tta": metrics}."""
+    """Write the card from its parts.
+
+    Parameters
+    ----------
+    description : Mapping
+        What the file of weights says of itself.
+    profile : str
+        Where it was trained.
+    scores : Mapping
+        Its evaluation: {"n_train", "n_test", "plain": metrics, "tta": metrics}.
+    genuine : str
+        A sentence on genuine images.
+    shipped : str
+        Sentences on why the package holds it, if it does.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
     seen = description["observation"]
     rows = [
         f"| {metric.title} | {' | '.join(_interval(scores[view][name]) for view in VIEWS)} |"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
@@ -15,12 +16,28 @@ from d4lens.results.predictions import PROBABILITIES
 from d4lens.studies.outcome import Outcome, record
 
 
-def study(labels: np.ndarray, tables: Mapping[tuple[str, int, str], pd.DataFrame], command: str) -> Outcome:
-    """The scores of every trained arm on the same images. They are reported, and decide nothing.
+def study(labels: NDArray[np.int64], tables: Mapping[tuple[str, int, str], pd.DataFrame], command: str) -> Outcome:
+    """Score every trained arm on the same genuine images. The scores are reported, and decide nothing.
 
-    labels: (n,) indices into CLASSES. tables: by (arm, seed, fingerprint of the weights), `predict`'s rows of the n images in
-    the labels' order: the class probabilities, chi2 and flag. command: what makes the study again. Raises D4LensError for
-    an image that could not be used, or a class without images.
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        True classes, (n,), indices into CLASSES.
+    tables : Mapping of (str, int, str) to pandas.DataFrame
+        By (arm, seed, fingerprint of the weights): `predict`'s rows of the n images in the labels' order, with class
+        probabilities, chi2 and flag.
+    command : str
+        What makes the study again.
+
+    Returns
+    -------
+    Outcome
+        Shares with Wilson intervals, and macro AUC, by arm.
+
+    Raises
+    ------
+    D4LensError
+        For an image that could not be used.
     """
     records: list[dict[str, Any]] = []
     counts = {name: int((labels == i).sum()) for i, name in enumerate(CLASSES)}

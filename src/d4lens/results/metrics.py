@@ -38,7 +38,19 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Difference:
-    """metric(a) - metric(b) on the same images, its 95 % interval and the two-sided bootstrap p-value of no difference."""
+    """Two models compared on the same images.
+
+    Attributes
+    ----------
+    metric : str
+        One of METRICS.
+    difference : float
+        metric(a) - metric(b); for an error such as `ece` a negative one speaks for a.
+    low, high : float
+        Its 95 % percentile interval over resamples.
+    p_value : float
+        Two-sided bootstrap p-value of no difference.
+    """
 
     metric: str
     difference: float
@@ -50,9 +62,30 @@ class Difference:
 def with_intervals(
     labels: ArrayLike, probabilities: ArrayLike, n_resamples: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Every metric of METRICS as {"value", "low", "high"}, rounded to 6 decimals; same arguments as `scores`.
+    """Measure every metric with its 95 % percentile interval over stratified resamples.
 
-    low and high bound the 95 % percentile interval over `n_resamples` stratified resamples drawn with `seed`.
+    `scipy.stats.bootstrap` has no strata: it draws over all images, and a resample could lose a class.
+
+    Parameters
+    ----------
+    labels : array_like
+        True classes, (n,), indices into CLASSES.
+    probabilities : array_like
+        (n, C).
+    n_resamples : int
+        Bootstrap resamples, at least 1.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    dict of str to dict
+        {"value", "low", "high"} for each of METRICS, rounded to 6 decimals.
+
+    Raises
+    ------
+    D4LensError
+        As `scores`, or for less than one resample.
     """
     labels, probabilities = checked(labels, probabilities)
     value = scores(labels, probabilities)
@@ -64,36 +97,42 @@ def with_intervals(
     return result
 
 
-def paired_bootstrap(
-    labels: ArrayLike,
-    p_a: ArrayLike,
-    p_b: ArrayLike,
-    metric: str = "auc_macro",
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """Is model A better than model B on the same images? metric(A) - metric(B) with interval and p-value.
-
-    labels (n,); p_a and p_b probabilities (n, C) of one training, or (seeds, n, C) of several: the metric is then
-    averaged over the trainings, in each resample anew. Both models see the same resamples, so that what makes an image
-    hard for both cancels. The p-value is twice the smaller share of resamples on either side of zero, each share
-    counted with the observed one added ((b + 1) / (B + 1), Davison & Hinkley 1997, eq. 4.11), at most 1.
-    For an error such as `ece` a negative difference speaks for A. Raises D4LensError as `scores`, or for a metric that
-    is not in METRICS.
-    """
-    return next(iter(compare_all(labels, {"a": p_a, "b": p_b}, metric, n_resamples, seed).values()))
-
-
 def compare_all(
     labels: ArrayLike,
     predictions: Mapping[str, ArrayLike],
-    metric: str = "auc_macro",
-    n_resamples: int = 2000,
-    seed: int = 0,
+    metric: str,
+    n_resamples: int,
+    seed: int,
 ) -> dict[tuple[str, str], Difference]:
-    """`paired_bootstrap` of every pair of models, in the order of `predictions`, from one common set of resamples.
+    """Compare every pair of models on the same images by a paired bootstrap.
 
-    The p-values are those of each pair alone: see `holm`.
+    All models are scored on the same resamples, so that what makes an image hard for both cancels. The p-value is twice the
+    smaller share of resamples on either side of zero, each share counted with the observed one added ((b + 1) / (B + 1),
+    Davison & Hinkley 1997, eq. 4.11), at most 1. It is that of the pair alone: `holm` corrects a family.
+
+    Parameters
+    ----------
+    labels : array_like
+        True classes, (n,), indices into CLASSES.
+    predictions : Mapping of str to array_like
+        Probabilities by model: (n, C) of one training, or (seeds, n, C) of several, over which the metric is then averaged,
+        in each resample anew.
+    metric : str
+        One of METRICS.
+    n_resamples : int
+        Bootstrap resamples, at least 1.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    dict of (str, str) to Difference
+        Pairs (a, b) in the order of `predictions`.
+
+    Raises
+    ------
+    D4LensError
+        As `scores`, for another metric, or for a model without a training.
     """
     if metric not in METRICS:
         raise D4LensError(f"there is no metric '{metric}'; choose one of {', '.join(METRICS)}")
@@ -119,7 +158,7 @@ def compare_all(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of a family of tests, corrected step by step from the smallest (Holm 1979)."""
+    """Correct the p-values of a family of tests for their number (Holm 1979), rounded to 6 decimals."""
     corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -129,10 +168,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201) -> pd.DataFrame:
-    """One-vs-rest ROC curves: columns class, fpr, tpr, on `n_points` equal steps of the false positive rate.
+    """Draw up one-vs-rest ROC curves on equal steps of the false positive rate.
 
-    tpr is the highest reached at that fpr; tied scores are straight pieces. The thinning keeps plots of large test
-    splits small; the AUC is never computed from it.
+    Tied scores are straight pieces. The steps keep plots of large test splits small; the AUC is never computed from them.
+
+    Parameters
+    ----------
+    labels : array_like
+        True classes, (n,), indices into CLASSES.
+    probabilities : array_like
+        (n, C).
+    n_points : int
+        Points a curve.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns class, fpr, and tpr, the highest true positive rate reached at that fpr.
+
+    Raises
+    ------
+    D4LensError
+        As `scores`.
     """
     labels, probabilities = checked(labels, probabilities)
     grid = np.linspace(0, 1, n_points)
@@ -149,7 +206,25 @@ def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201)
 
 
 def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
-    """Counts (C, C): row the true class, column the most probable one."""
+    """Count images by true and most probable class.
+
+    Parameters
+    ----------
+    labels : array_like
+        True classes, (n,), indices into CLASSES.
+    probabilities : array_like
+        (n, C).
+
+    Returns
+    -------
+    numpy.ndarray
+        (C, C): row the true class, column the most probable one.
+
+    Raises
+    ------
+    D4LensError
+        As `scores`.
+    """
     labels, probabilities = checked(labels, probabilities)
     n = len(CLASSES)
     return np.bincount(labels * n + probabilities.argmax(axis=1), minlength=n * n).reshape(n, n)
@@ -190,7 +265,18 @@ def _resampled(
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) of no trials."""
+    """Bound a share by its 95 % interval (Wilson 1927).
+
+    Parameters
+    ----------
+    successes, n : int
+        The share is `successes / n`.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper end; (0, 1) without trials.
+    """
     if not n:
         return 0.0, 1.0
     interval = binomtest(successes, n).proportion_ci(LEVEL, "wilson")

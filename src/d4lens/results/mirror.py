@@ -16,17 +16,15 @@ from typing import Any
 import pandas as pd
 
 from d4lens import files
-from d4lens.classes import CLASSES
+from d4lens.classes import CLASSES, VIEWS
 from d4lens.data import arrays
 from d4lens.files import sha256
-from d4lens.models import averaging, weights
+from d4lens.models import weights
 from d4lens.results import card, tables
 from d4lens.simulator import draw, preset, render
 from d4lens.tracking import Tracker, enabled, run_tags, uri
 from d4lens.tracking import store as places
 
-MODEL = "d4lenspinn"
-"""The registered model's name, and the arm whose first seed it is."""
 _FINGERPRINT = "fingerprint"
 _SERVED = Path(str(packaged("d4lens"))) / "inference" / "served.py"
 _FILES = ("results.csv", "report.json")
@@ -35,9 +33,18 @@ _log = logging.getLogger(__name__)
 
 
 def mirror(root: str | Path, profile: str, arms: Sequence[tuple[str, int]], page: str | Path) -> None:
-    """Show what `profile` gave as one run with a child for each of `arms` (model, seed), and register the model.
+    """Show a reproduction as one run with a child for each training, and register the model. What fails is one warning.
 
-    root: the project's folder. page: the report's path below it, shown where it exists. Whatever fails is one warning.
+    Parameters
+    ----------
+    root : str or Path
+        The project's folder.
+    profile : str
+        What was reproduced.
+    arms : Sequence of (str, int)
+        Its trainings as (model, seed).
+    page : str or Path
+        The page's path below `root`, shown where it exists.
     """
     if not enabled():
         return
@@ -50,13 +57,24 @@ def mirror(root: str | Path, profile: str, arms: Sequence[tuple[str, int]], page
 
 
 def register(root: str | Path, file: Path, run_id: str, profile: str) -> None:
-    """Register the weights in `file` as MODEL under the run `run_id`, with `profile` as alias; once for equal weights.
+    """Register weights as a new version of the model `card.MODEL`; once for equal weights.
 
-    Signature: float64 images (n, N, N) to label, probabilities, chi2, flag. The code is `served.py`, no pickle.
+    Its signature takes float64 images (n, N, N) to label, probabilities, chi2 and flag. The code is `served.py`, no pickle.
+
+    Parameters
+    ----------
+    root : str or Path
+        The project's folder.
+    file : Path
+        The weights.
+    run_id : str
+        The run that trained them.
+    profile : str
+        Becomes the version's alias.
     """
     _, description = weights.read(file)
     client = places.client(Path(root).resolve())
-    known = client.search_model_versions(f"name = '{MODEL}'")
+    known = client.search_model_versions(f"name = '{card.MODEL}'")
     if any(version.tags.get(_FINGERPRINT) == description["fingerprint"] for version in known):
         return
     import mlflow
@@ -75,20 +93,20 @@ def register(root: str | Path, file: Path, run_id: str, profile: str) -> None:
         # it tells the terminal what it does, and tries the example with our progress bar
         with redirect_stderr(StringIO()), mlflow.start_run(run_id=run_id, log_system_metrics=False):
             logged = mlflow.pyfunc.log_model(
-                name=MODEL,
+                name=card.MODEL,
                 python_model=str(_SERVED),
                 artifacts={"weights": str(file)},
                 signature=signature,
                 input_example=example,
                 pip_requirements=["d4lens"],
-                registered_model_name=MODEL,
+                registered_model_name=card.MODEL,
             )
     finally:
         mlflow.set_tracking_uri(before)
     version = str(logged.registered_model_version)
-    client.set_model_version_tag(MODEL, version, _FINGERPRINT, description["fingerprint"])
-    client.update_model_version(MODEL, version, card.of(description, profile, Path(root) / "metrics"))
-    client.set_registered_model_alias(MODEL, profile, version)
+    client.set_model_version_tag(card.MODEL, version, _FINGERPRINT, description["fingerprint"])
+    client.update_model_version(card.MODEL, version, card.of(description, profile, Path(root) / "metrics"))
+    client.set_registered_model_alias(card.MODEL, profile, version)
 
 
 def _mirror(root: Path, profile: str, arms: Sequence[tuple[str, int]], page: Path) -> None:
@@ -110,12 +128,12 @@ def _mirror(root: Path, profile: str, arms: Sequence[tuple[str, int]], page: Pat
                 parent.log_artifact(path, path.name if path.is_dir() else "")
         for arm, description in trained.items():
             run_id = _child(root, profile, arm, description, images, parent.run_id)
-            if arm == next((arm for arm in arms if arm[0] == MODEL), None) and run_id is not None:
+            if arm == next((arm for arm in arms if arm[0] == card.MODEL), None) and run_id is not None:
                 register(root, runs / f"{arm[0]}-{arm[1]}" / "model.safetensors", run_id, profile)
 
 
 def _scale(metrics: Path) -> dict[str, Any]:
-    """What the profile was made with, from its table."""
+    """Read from the profile's table what it was made with."""
     first = tables.read_results(metrics / tables.RESULTS).iloc[0]
     return {name: int(first[name]) for name in ("n_train", "n_test", "n_pixels", "epochs")}
 
@@ -123,23 +141,23 @@ def _scale(metrics: Path) -> dict[str, Any]:
 def _child(
     root: Path, profile: str, arm: tuple[str, int], description: Mapping[str, Any], images: str, parent: str | None
 ) -> str | None:
-    """The run of one training below `parent`, made from its files where tracking missed it; its id."""
+    """Show the run of one training below `parent`, made from its files where tracking missed it; return its id."""
     name, scored = f"{arm[0]}-{arm[1]}", root / "metrics" / profile / "evaluation"
     runs = root / "runs" / profile
-    told = {"arm": {"base": description["name"], "options": description["options"]}, "seed": arm[1]}
+    params = {"arm": {"base": description["name"], "options": description["options"]}, "seed": arm[1]}
     tags = run_tags(root, "train", profile, *arm, images)
-    arguments = True, root, f"d4lens-{profile}", f"{profile}/{name}", description[_FINGERPRINT], told, tags
+    arguments = True, root, f"d4lens-{profile}", f"{profile}/{name}", description[_FINGERPRINT], params, tags
     with Tracker(*arguments, watch=False) as run:
         run.adopt(parent)
         for row in pd.read_csv(runs / name / "history.csv", float_precision="round_trip").to_dict("records"):
             shown = {str(key): float(value) for key, value in row.items() if key != "epoch" and value == value}
             run.log_metrics(shown, step=int(row["epoch"]))
         evaluation = files.read_json(scored / f"{name}.json")
-        for view in averaging.VIEWS:
+        for view in VIEWS:
             run.log_metrics({f"{view}/{metric}": one["value"] for metric, one in evaluation[view].items()})
         if not run.found:
             for path in (runs / "evaluation" / name, runs / "predicted" / f"{name}.parquet", scored / f"{name}.json"):
                 run.log_artifact(path, "evaluation")
-        if arm[0] == MODEL:
+        if arm[0] == card.MODEL:
             run.log_text(card.of(description, profile, root / "metrics"), card.FILE)
     return run.run_id

@@ -18,7 +18,22 @@ _SVG: Any = {"svg.hashsalt": "d4lens", "svg.fonttype": "none"}
 
 
 def curves(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta", n_points: int = 101) -> pd.DataFrame:
-    """ROC curves: columns model, seed, class, fpr, tpr, for tables of predictions by (model, seed)."""
+    """Collect the ROC curves of all trainings.
+
+    Parameters
+    ----------
+    tables : Mapping of (str, int) to pandas.DataFrame
+        Predictions by (model, seed).
+    view : str
+        One of VIEWS.
+    n_points : int
+        Points a curve.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns model, seed, class, fpr, tpr.
+    """
     parts = []
     for (model, seed), table in tables.items():
         curve = metrics.roc_curves(*predictions.of_view(table, view)[1:], n_points)
@@ -27,7 +42,20 @@ def curves(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta", n_
 
 
 def confusions(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta") -> pd.DataFrame:
-    """Numbers of images: columns model, seed, actual, predicted, images, for tables of predictions by (model, seed)."""
+    """Count the images of all trainings by true and predicted class.
+
+    Parameters
+    ----------
+    tables : Mapping of (str, int) to pandas.DataFrame
+        Predictions by (model, seed).
+    view : str
+        One of VIEWS.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns model, seed, actual, predicted, images.
+    """
     rows: list[dict[str, Any]] = []
     for (model, seed), table in tables.items():
         counts = metrics.confusion(*predictions.of_view(table, view)[1:])
@@ -41,17 +69,30 @@ def confusions(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta"
 
 @contextmanager
 def drawing(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure of `size` inches that is written to `path` on leaving; equal drawings give equal bytes."""
+    """Yield a figure that is written on leaving; equal drawings give equal bytes.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; its suffix is the format.
+    size : tuple of float
+        Width and height in inches.
+
+    Yields
+    ------
+    matplotlib.figure.Figure
+        To draw on.
+    """
     with mpl.rc_context(_SVG):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        _save(figure, path)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, metadata={"Date": None})
 
 
 def draw_roc(path: str | Path, table: pd.DataFrame) -> None:
-    """One panel a class, one colour a model, one line a seed, from the table of `curves`."""
-    with mpl.rc_context(_SVG):
-        figure = Figure(figsize=(12, 4.4), layout="constrained")
+    """Draw the table of `curves`: one panel a class, one colour a model, one line a seed."""
+    with drawing(path, (12, 4.4)) as figure:
         axes = figure.subplots(1, len(CLASSES), sharey=True)
         models = list(table["model"].unique())
         for axis, name in zip(axes, CLASSES, strict=True):
@@ -64,16 +105,14 @@ def draw_roc(path: str | Path, table: pd.DataFrame) -> None:
         for index, model in enumerate(models):
             axes[-1].plot([], [], color=f"C{index}", label=model)
         axes[-1].legend(loc="lower right", fontsize="small")
-        _save(figure, path)
 
 
 def draw_confusion(path: str | Path, table: pd.DataFrame) -> None:
-    """One panel a model, seeds together: the share of each class's images (row) predicted as each class (column)."""
+    """Draw the table of `confusions`: one panel a model, seeds together, shares of each true class (row)."""
     models = list(table["model"].unique())
     n_columns = min(3, len(models))
     n_rows = -(-len(models) // n_columns)
-    with mpl.rc_context(_SVG):
-        figure = Figure(figsize=(3.4 * n_columns, 3.4 * n_rows), layout="constrained")
+    with drawing(path, (3.4 * n_columns, 3.4 * n_rows)) as figure:
         axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
         for axis, model in zip(axes, models):
             images = table[table["model"] == model].pivot_table("images", "actual", "predicted", "sum")
@@ -90,9 +129,3 @@ def draw_confusion(path: str | Path, table: pd.DataFrame) -> None:
             axis.set_yticks(ticks, CLASSES)
         for axis in axes[len(models) :]:
             axis.set_visible(False)
-        _save(figure, path)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, metadata={"Date": None})

@@ -21,9 +21,21 @@ COLUMNS = ["path", "label", "tta", *LOGITS, *PROBABILITIES]
 
 
 def tabulate(paths: list[str], labels: ArrayLike, logits: dict[str, ArrayLike]) -> pd.DataFrame:
-    """Predictions of all images, for each of VIEWS in turn: COLUMNS, logits float32, probabilities float64.
+    """Make the table of predictions of all images, for each of VIEWS in turn.
 
-    logits: (n, C) by view.
+    Parameters
+    ----------
+    paths : list of str
+        Names of the n images.
+    labels : array_like
+        True classes, (n,), indices into CLASSES.
+    logits : dict of str to array_like
+        By view, (n, C).
+
+    Returns
+    -------
+    pandas.DataFrame
+        COLUMNS; logits float32, probabilities float64.
     """
     parts = []
     for view in VIEWS:
@@ -42,7 +54,13 @@ def write(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Read a table written by `write`. Raises D4LensError if it is missing or damaged."""
+    """Read a table written by `write`.
+
+    Raises
+    ------
+    D4LensError
+        If it is missing or damaged.
+    """
     try:
         return pd.read_parquet(path, columns=COLUMNS)
     except (OSError, ValueError, KeyError) as error:
@@ -50,21 +68,48 @@ def read(path: str | Path) -> pd.DataFrame:
 
 
 def of_view(table: pd.DataFrame, view: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
-    """Paths, labels (n,) and probabilities (n, C) of one view."""
+    """Return one view of a table of predictions.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `tabulate` makes it.
+    view : str
+        One of VIEWS.
+
+    Returns
+    -------
+    tuple
+        Paths (n), labels (n,) and probabilities (n, C).
+    """
     part = table[table["tta"] == (view == "tta")]
     return part["path"].tolist(), part["label"].to_numpy(np.int64), part[PROBABILITIES].to_numpy(np.float64)
 
 
 def score(table: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, Any]:
-    """Metrics with intervals by view; both views meet the same resamples."""
+    """Measure the metrics with intervals by view, as `metrics.with_intervals`; both views meet the same resamples."""
     return {view: metrics.with_intervals(*of_view(table, view)[1:], n_resamples, seed) for view in VIEWS}
 
 
 def compare(tables: Mapping[tuple[str, int], pd.DataFrame], n_resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Macro AUC with TTA of every pair of models: {"a", "b", "metric", "difference", "low", "high", "p_value", "p_holm"}.
+    """Compare the macro AUC with TTA of every pair of models.
 
-    tables: predictions by (model, seed); a model's seeds are averaged. Raises D4LensError unless all predict the same
-    images in the same order.
+    Parameters
+    ----------
+    tables : Mapping of (str, int) to pandas.DataFrame
+        Predictions by (model, seed); a model's seeds are averaged.
+    n_resamples, seed : int
+        Bootstrap resamples and their seed.
+
+    Returns
+    -------
+    list of dict
+        {"a", "b", "metric", "difference", "low", "high", "p_value", "p_holm"} for each pair.
+
+    Raises
+    ------
+    D4LensError
+        Unless all predict the same images in the same order.
     """
     trainings: dict[str, list[NDArray[np.float64]]] = {}
     first: tuple[list[str], NDArray[np.int64]] | None = None

@@ -54,17 +54,40 @@ COMPARED = ("auc_macro", "accuracy", *_MORE)
 
 
 class Family(NamedTuple):
-    """Arms that are compared with each other: their names in the table, and their paired comparisons."""
+    """Arms that are compared with each other.
+
+    Attributes
+    ----------
+    models : tuple of str
+        Their names in the table.
+    comparisons : Sequence of Mapping
+        Their paired comparisons, as `predictions.compare` makes them.
+    """
 
     models: tuple[str, ...]
     comparisons: Sequence[Mapping[str, Any]]
 
 
 def rows(evaluation: Mapping[str, Any], train_minutes: float) -> list[dict[str, Any]]:
-    """The two rows (plain, with TTA) of one evaluation file.
+    """Make the two rows (plain, with TTA) of one evaluation file.
 
-    evaluation: {"profile", "model", "seed", "n_train", "n_test", "params", "n_pixels", "epochs", "plain": metrics,
-    "tta": metrics}, where metrics are {name: {"value", "low", "high"}}. Raises D4LensError naming what it lacks.
+    Parameters
+    ----------
+    evaluation : Mapping
+        {"profile", "model", "seed", "n_train", "n_test", "params", "n_pixels", "epochs", "plain": metrics, "tta": metrics},
+        where metrics are {name: {"value", "low", "high"}}.
+    train_minutes : float
+        Minutes of training; rounded.
+
+    Returns
+    -------
+    list of dict
+        The rows, by COLUMNS.
+
+    Raises
+    ------
+    D4LensError
+        Naming what the evaluation lacks.
     """
     result = []
     for view in VIEWS:
@@ -83,7 +106,23 @@ def rows(evaluation: Mapping[str, Any], train_minutes: float) -> list[dict[str, 
 
 
 def table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows in the fixed order of columns and models, then seeds, plain before TTA. Raises D4LensError for twins."""
+    """Put rows in the fixed order of columns and models, then seeds, plain before TTA.
+
+    Parameters
+    ----------
+    records : iterable of Mapping
+        Rows as `rows` makes them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows, by COLUMNS.
+
+    Raises
+    ------
+    D4LensError
+        For two rows of the same training and view.
+    """
     ordered = sorted(
         records, key=lambda row: (row["profile"], _position(row["model"]), row["model"], row["seed"], row["tta"])
     )
@@ -101,8 +140,20 @@ def write_profile(
     comparisons: Sequence[Mapping[str, Any]],
     families: Mapping[str, Family] | None = None,
 ) -> None:
-    """Write results.csv, results.json (DVC's metrics: what runs are compared by) and report.json (caption, comparisons) of
-    one profile; `families` by their titles are tables of their own in its report.
+    """Write the results of one profile: results.csv, results.json (DVC's metrics), report.json (caption, comparisons).
+
+    Parameters
+    ----------
+    folder : str or Path
+        metrics/<profile>/.
+    results : pandas.DataFrame
+        As `table` makes it.
+    caption : str
+        Sentences that stand above the table.
+    comparisons : Sequence of Mapping
+        Paired comparisons of the profile's own arms.
+    families : Mapping of str to Family, optional
+        Further tables by their titles.
     """
     folder = Path(folder)
     write_csv(folder / RESULTS, results)
@@ -122,7 +173,13 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """A results.csv. Raises D4LensError if it is missing, or lacks a column."""
+    """Read a results.csv.
+
+    Raises
+    ------
+    D4LensError
+        If it is missing, or lacks a column.
+    """
     path = Path(path)
     try:
         frame = pd.read_csv(path, float_precision="round_trip")
@@ -135,7 +192,13 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
 
 def join_profiles(metrics: str | Path) -> pd.DataFrame:
-    """Write metrics/results.csv and .json from all metrics/<profile>/results.csv, and return them as one table."""
+    """Join all metrics/<profile>/results.csv to metrics/results.csv and .json, and return the table.
+
+    Raises
+    ------
+    D4LensError
+        As `read_results` and `table`.
+    """
     metrics = Path(metrics)
     parts = [read_results(metrics / profile / RESULTS) for profile in profiles(metrics)]
     joined = table(record for part in parts for record in _records(part))
@@ -145,7 +208,7 @@ def join_profiles(metrics: str | Path) -> pd.DataFrame:
 
 
 def profiles(metrics: str | Path) -> list[str]:
-    """The profiles that have results."""
+    """List the profiles that have results."""
     return sorted(path.parent.name for path in Path(metrics).glob(f"*/{RESULTS}"))
 
 
@@ -155,7 +218,24 @@ def markdown(
     comparisons: Sequence[Mapping[str, Any]],
     families: Mapping[str, Family] | None = None,
 ) -> str:
-    """One profile's tables for the README: caption, rows averaged over seeds, and the paired comparisons below."""
+    """Write one profile's tables for the README.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        As `read_results` reads them.
+    caption : str
+        Sentences that stand above the table.
+    comparisons : Sequence of Mapping
+        Paired comparisons of the profile's own arms.
+    families : Mapping of str to Family, optional
+        Further tables by their titles.
+
+    Returns
+    -------
+    str
+        Markdown: caption, rows averaged over seeds, and the paired comparisons below.
+    """
     blocks = []
     for title, rows, pairs in _parts(results, comparisons, families or {}):
         head, body = cells(rows)
@@ -166,7 +246,7 @@ def markdown(
 
 
 def table_text(folder: str | Path) -> str:
-    """The results of a folder metrics/<profile>/ for the terminal."""
+    """Write the results of a folder metrics/<profile>/ for the terminal."""
     results, caption, comparisons = read_profile(folder)
     blocks = []
     for title, rows, _ in _parts(results, comparisons, read_families(folder)):
@@ -209,7 +289,13 @@ def update_readme(readme: str | Path, metrics: str | Path) -> list[str]:
 
 
 def stale_readme_tables(readme: str | Path, metrics: str | Path) -> list[str]:
-    """Profiles whose table in the README is not what their metrics say. Raises D4LensError for a torn pair of markers."""
+    """List the profiles whose table in the README is not what their metrics say.
+
+    Raises
+    ------
+    D4LensError
+        For a marker without its partner.
+    """
     text = Path(readme).read_text(encoding="utf-8")
     marked = re.findall(r"<!-- results:([\w-]+):(begin|end) -->", text)
     for profile in {name for name, _ in marked}:
@@ -240,14 +326,20 @@ def _block(metrics: str | Path, profile: str) -> str:
 
 
 def read_profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, Any]]]:
-    """Results, caption and comparisons of a folder metrics/<profile>/. Raises D4LensError as `read_results`."""
+    """Read results, caption and comparisons of a folder metrics/<profile>/.
+
+    Raises
+    ------
+    D4LensError
+        As `read_results` and `files.read_json`.
+    """
     folder = Path(folder)
     results, report = read_results(folder / RESULTS), read_json(folder / REPORT)
     return results, report["caption"], report["comparisons"]
 
 
 def read_families(folder: str | Path) -> dict[str, Family]:
-    """The families of a folder metrics/<profile>/ by their titles."""
+    """Read the families of a folder metrics/<profile>/ by their titles."""
     found = read_json(Path(folder) / REPORT).get("families", {})
     return {title: Family(tuple(family["models"]), family["comparisons"]) for title, family in found.items()}
 
@@ -265,7 +357,18 @@ def _position(model: str) -> int:
 
 
 def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells: one line a model and view, averaged over seeds."""
+    """Lay a table out as text.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        As `read_results` reads them.
+
+    Returns
+    -------
+    tuple
+        Heads, and one line of cells a model and view, averaged over seeds.
+    """
     several = results["seed"].nunique() > 1
     spread = "± spread" if several else "[95 %]"
     names = (*_VALUES[1:], *_MORE[:-1])
@@ -288,7 +391,7 @@ def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def headline(results: pd.DataFrame, caption: str) -> str:
-    """What the numbers were made with, from the rows themselves."""
+    """Say what the numbers were made with, from the rows themselves, then the caption."""
 
     def each(column: str) -> str:
         values = sorted(results[column].unique())
@@ -312,7 +415,20 @@ def headline(results: pd.DataFrame, caption: str) -> str:
 
 
 def compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The best arm against each of the others, on the same images."""
+    """Compare the best arm with each of the others, on the same images.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        As `read_results` reads them; the arm of the highest macro AUC with TTA is the best.
+    comparisons : Sequence of Mapping
+        As `predictions.compare` makes them.
+
+    Returns
+    -------
+    list of str
+        Lines of Markdown: a sentence, an empty line, and an item for each other arm.
+    """
     averaged = results[results["tta"]].groupby("model", sort=False)["auc_macro"].mean()
     best = averaged.idxmax()
     lines = [

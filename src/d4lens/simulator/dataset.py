@@ -426,9 +426,9 @@ def write_shared(
         write_archive(path, preset, seed, n_train, n_val, workers, progress=True, train_preset=train_preset)
         return
     place = ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers
-    write_shard(*place, progress=ranks.leads, train_preset=train_preset)
+    write_shard(*place, progress=ranks.is_main, train_preset=train_preset)
     ranks.wait()
-    if ranks.leads:
+    if ranks.is_main:
         join_shards(ranks.parts(path), path)
         for part in ranks.parts(path):
             part.unlink()

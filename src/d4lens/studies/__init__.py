@@ -20,7 +20,7 @@ NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if
 
 
 def load(name: str) -> "Study":
-    """The study of that name; its file, and what it needs, is imported here and not before.
+    """Import the study of that name, and what it needs.
 
     Raises
     ------

@@ -54,20 +54,20 @@ def baselines(samples: Samples) -> dict[str, Array]:
     """Hits of BASELINES, (B,) each; those of random points are the chances."""
     near = (distance(samples) <= TOLERANCE).double()
     x, y = lensing.grid(samples.observation.n_pixels, samples.observation.pixel_scale, torch.float64)
-    ring = ((torch.hypot(x, y) - samples.batch["fit"][:, 0, None, None]).abs() < _RING).double()
+    ring = ((torch.hypot(x, y) - samples.batch.need("fit")[:, 0, None, None]).abs() < _RING).double()
     centre = torch.zeros_like(near)
     centre[:, near.shape[1] // 2, near.shape[2] // 2] = 1
     return {
         "random": near.mean((1, 2)).numpy(),
         "random_on_ring": ((near * ring).sum((1, 2)) / ring.sum((1, 2))).numpy(),
         "centre": pointed(centre, samples),
-        "significance": pointed(samples.batch["significance"], samples),
-        "residual": pointed(samples.batch["residual"].abs(), samples),
+        "significance": pointed(samples.batch.need("significance"), samples),
+        "residual": pointed(samples.batch.need("residual").abs(), samples),
     }
 
 
 def play(network: nn.Module, samples: Samples, steps: int, method: str) -> Array:
-    """The pointing game of one network over images with substructure: hits (B,)."""
+    """Play the pointing game with one network over images with substructure: hits (B,)."""
     hits = []
     labels = torch.from_numpy(samples.labels)
     whole = distance(samples).flatten(1)
@@ -79,7 +79,9 @@ def play(network: nn.Module, samples: Samples, steps: int, method: str) -> Array
     return torch.cat(hits).double().numpy()
 
 
-def records(name: str, method: str, hits: Array, kinds: NDArray[np.int64], resamples: int, seed: int) -> list:
+def records(
+    name: str, method: str, hits: Array, kinds: NDArray[np.int64], resamples: int, seed: int
+) -> list[dict[str, Any]]:
     """Share of hits of a model or baseline with its interval over images: of all, of spheres and of vortices."""
     rows = []
     for kind, chosen in (("all", kinds > 0), ("sphere", kinds == 1), ("vort", kinds == 2)):
@@ -92,7 +94,7 @@ def records(name: str, method: str, hits: Array, kinds: NDArray[np.int64], resam
 
 
 def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outcome:
-    """The study's outcome from the rows of `records`."""
+    """Compose the study's outcome from the rows of `records`."""
     of_all = [r for r in rows if r["class"] == "all"]
 
     def share(r: Mapping[str, Any]) -> str:

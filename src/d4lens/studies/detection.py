@@ -1,39 +1,38 @@
 """Networks as detectors of substructure: their evidence for it, and the threshold that a false-alarm rate sets."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.models.averaging import predict_logits
+from d4lens.models.batch import LensBatch
 from d4lens.results.predictions import LOGITS, read
 
 _NO = CLASSES.index("no")
 _BATCH = 64
 
 
-def logits(network: nn.Module, batch: Mapping[str, Tensor], *, tta: bool = False) -> NDArray[np.float64]:
-    """Logits (B, 3) of a batch of any size, worked through in pieces."""
-    n = len(batch["counts"])
-    pieces = ({key: value[i : i + _BATCH] for key, value in batch.items()} for i in range(0, n, _BATCH))
+def logits(network: nn.Module, batch: LensBatch, *, tta: bool = False) -> NDArray[np.float64]:
+    """Predict the logits (B, 3) of a batch of any size, in pieces."""
+    pieces = (batch.rows(slice(i, i + _BATCH)) for i in range(0, len(batch), _BATCH))
     return predict_logits(network, pieces, tta).double().numpy()
 
 
 def evidence(values: ArrayLike) -> NDArray[np.float64]:
-    """Log odds (n,) that an image has substructure, of logits (n, 3): ln(p_sphere + p_vort) - ln p_no.
+    """Compute the log odds (n,) that an image has substructure, of logits (n, 3): ln(p_sphere + p_vort) - ln p_no.
 
     Unlike 1 - p_no it does not saturate, so that thresholds at small false positive rates stay apart.
     """
     values = np.asarray(values, np.float64)
-    return np.logaddexp.reduce(np.delete(values, _NO, axis=1), axis=1) - values[:, _NO]
+    return np.asarray(np.logaddexp.reduce(np.delete(values, _NO, axis=1), axis=1) - values[:, _NO])
 
 
 def threshold(of_no: ArrayLike, false_positive_rate: float) -> float:
-    """The evidence that a share `false_positive_rate` of images without substructure exceeds.
+    """Find the evidence that a share `false_positive_rate` of images without substructure exceeds.
 
     Raises D4LensError without such images.
     """
@@ -44,7 +43,7 @@ def threshold(of_no: ArrayLike, false_positive_rate: float) -> float:
 
 
 def scored(path: str | Path, view: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
-    """Paths, labels (n,) and evidence (n,) that an evaluation's table of predictions holds for a view."""
+    """Read the paths, labels (n,) and evidence (n,) that an evaluation's table of predictions holds for a view."""
     table = read(path)
     table = table[table["tta"] == (view == "tta")]
     return table["path"].tolist(), table["label"].to_numpy(np.int64), evidence(table[LOGITS].to_numpy())

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d4lens.lensing import d4, to_image_plane, to_source_plane, unchecked
-from d4lens.models.averaging import transform_fit
 from d4lens.models.baselines import D4CNN, ResNet
+from d4lens.models.batch import LensBatch, turned_fit
 from d4lens.models.engine import _SEEN
 from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
 
-Batch = Mapping[str, Tensor]
 Edit = Callable[[Tensor], Tensor]
 """Takes an activation and returns what the network goes on with; the same object where nothing changes."""
 
@@ -29,11 +28,25 @@ Edit = Callable[[Tensor], Tensor]
 class Layer:
     """One named activation, (B, C, n, n), or (B, C) past the last map; of the batch (B, N, N), `fit` (B, 7).
 
-    part: input, unet, physics, head, vote, trunk or logits. kind: how it should turn with the image: `scalar`, `vector`
-    (two components), `regular` fields, `fit` parameters, `invariant`, or `plain`, of which nothing is promised; a plain
-    map is compared as scalars. place: where it is met: an entry of the `batch`, the `output` or `input` of `module`, or
-    `key` of the dictionary it returns. channels: first and past the last one. untouched: modules upstream of it or beside
-    it, whose outputs a patch here cannot change, its own before the patch among them.
+    Attributes
+    ----------
+    name : str
+        Its name in the studies' records.
+    part : str
+        input, unet, physics, head, invariants, trunk or logits.
+    kind : str
+        How it should turn with the image: `scalar`, `vector` (two components), `regular` fields, `fit` parameters,
+        `invariant`, or `plain`, of which nothing is promised; a plain map is compared as scalars.
+    place : str
+        Where it is met: an entry of the `batch`, the `output` or `input` of `module`, or `key` of the dictionary that it
+        returns.
+    module, key : str
+        See `place`.
+    channels : tuple of int, optional
+        The first and the one past the last, where it is not all of them.
+    untouched : tuple of str
+        Modules upstream of it or beside it, whose outputs a patch here cannot change, its own before the patch among
+        them.
     """
 
     name: str
@@ -47,7 +60,7 @@ class Layer:
 
 
 def layers_of(network: nn.Module) -> list[Layer]:
-    """The layers of a network of this project, from the input to the logits. Raises TypeError for any other."""
+    """List the layers of a network of this project, from the input to the logits. Raises TypeError for any other."""
     if isinstance(network, ResNet):
         names = [("stem", "maxpool"), *((f"layer{i}",) * 2 for i in range(1, 5)), ("pool", "global_pool")]
         trunk = _chain(
@@ -98,7 +111,7 @@ def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
     whole_unet = (*unet[-1].untouched, "unet.project")
     drawn: Literal["scalar", "plain"] = "scalar" if fields == "regular" else "plain"
     physics = [Layer("convergence", "physics", drawn, "output", "unet.project", channels=(0, 1), untouched=whole_unet)]
-    beside_engine = ("unet", "descent") if _has(network, "descent") else ("unet",)
+    beside_engine = ("unet", "invariants") if _has(network, "invariants") else ("unet",)
     if network.engine is not None:
         vector: Literal["vector", "plain"] = "vector" if fields == "regular" else "plain"
         physics += [
@@ -109,22 +122,22 @@ def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
     head, names = [], list(getattr(network, "head_channels", None) or network.HEAD_CHANNELS)
     for i, name in enumerate(names):
         own = "scalar" if fields == "regular" or name in network.inputs else "plain"
-        head.append(_head_input(f"head.{name}", own, i, i + 1, beside_head))  # type: ignore[arg-type]
+        head.append(_head_input(f"head.{name}", own, i, i + 1, beside_head))
     width = network.head.conv_stem.in_channels
     if width > len(names):
         head.append(_head_input("head.features", fields, len(names), width, beside_head))
     stages = [("stem", "bn1"), *((f"blocks.{i}",) * 2 for i in range(len(network.head.blocks))), ("final", "bn2")]
     stages.append(("logits", "classifier"))
     head += _chain("head", "plain", [(f"head.{n}", f"head.{m}") for n, m in stages], ("head.conv_stem",), beside_head)
-    vote = []
-    if isinstance(network, D4LensPINN) and network.descent is not None:
-        beside_vote = (*(name for name in beside_head if name != "descent"), "head")
+    branch = []
+    if isinstance(network, D4LensPINN) and network.invariants is not None:
+        beside = (*(name for name in beside_head if name != "invariants"), "head")
         summary: Literal["invariant", "plain"] = "invariant" if fields == "regular" else "plain"
-        blocks = [(f"vote.blocks.{i}", f"descent.blocks.{i}") for i in range(len(network.descent.blocks))]
-        vote = _chain("vote", fields, blocks, (), beside_vote)
-        ends = [("vote.summary", "descent"), ("vote.logits", "vote")]
-        vote += _chain("vote", summary, ends, (), beside_vote)
-    return [*unet, *physics, *head, *vote]
+        blocks = [(f"invariants.blocks.{i}",) * 2 for i in range(len(network.invariants.blocks))]
+        branch = _chain("invariants", fields, blocks, (), beside)
+        ends = [("invariants.summary", "invariants"), ("invariants.logits", "classify_invariants")]
+        branch += _chain("invariants", summary, ends, (), beside)
+    return [*unet, *physics, *head, *branch]
 
 
 def _head_input(name: str, kind: Any, first: int, end: int, untouched: tuple[str, ...]) -> Layer:
@@ -138,9 +151,9 @@ def _has(network: nn.Module, name: str) -> bool:
 
 
 def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
-    """The activation as it should be for the image under element `g` of D4; a plain map counts as scalars."""
+    """Turn an activation as it should turn with the image under element `g` of D4; a plain map counts as scalars."""
     if layer.kind == "fit":
-        return transform_fit(x, g)
+        return turned_fit(x, g)
     if x.ndim < 3:
         return x
     if layer.kind == "regular":
@@ -153,27 +166,41 @@ def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
 
 
 def run_edited(
-    network: nn.Module, batch: Batch, edits: Mapping[Layer, Edit], fixed: Mapping[str, Any] | None = None
+    network: nn.Module, batch: LensBatch, edits: Mapping[Layer, Edit], fixed: Mapping[str, Any] | None = None
 ) -> Tensor:
-    """Logits (B, 3) with every layer of `edits` passed through its edit.
+    """Run a network with layers replaced.
 
-    fixed: outputs of modules, as `outputs` gives them, that need not be computed again.
+    Parameters
+    ----------
+    network : nn.Module
+        A network that `layers_of` knows.
+    batch : LensBatch
+        B images as it reads them.
+    edits : mapping
+        By layer, what its activation is passed through.
+    fixed : mapping, optional
+        Outputs of modules, as `outputs` gives them, that need not be computed again.
+
+    Returns
+    -------
+    Tensor
+        Logits (B, 3).
     """
-    entries = dict(batch)
     with ExitStack() as stack:
         for name, value in (fixed or {}).items():
             stack.enter_context(_returning(network.get_submodule(name), value))
         for layer, edit in edits.items():
             if layer.place == "batch":
-                entries[layer.key] = edit(entries[layer.key])
+                batch = replace(batch, **{layer.key: edit(batch.need(layer.key))})
             else:
                 handle = _hook(network.get_submodule(layer.module), layer, edit)
                 stack.callback(handle.remove)
-        return network(entries)["logits"]
+        logits: Tensor = network(batch)["logits"]
+        return logits
 
 
-def capture(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits (B, 3) and a copy of the activation of each layer, by name."""
+def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logits (B, 3) and a copy of the activation of each layer, by name."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Edit:
@@ -186,8 +213,8 @@ def capture(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> tuple[
     return run_edited(network, batch, {layer: keep(layer.name) for layer in layers}), found
 
 
-def outputs(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> dict[str, Any]:
-    """What the modules that some layer leaves untouched return for a batch, for `run_edited` not to compute them again."""
+def outputs(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Record what the modules that some layer leaves untouched return, so that `run_edited` need not compute it again."""
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         for name in {module for layer in layers for module in layer.untouched}:
@@ -195,13 +222,15 @@ def outputs(network: nn.Module, batch: Batch, layers: Sequence[Layer]) -> dict[s
                 lambda _, __, out, name=name: found.__setitem__(name, out)
             )
             stack.callback(handle.remove)
-        network(dict(batch))
+        network(batch)
     return found
 
 
 def blended(donor: Tensor, mask: Tensor | None = None) -> Edit:
-    """The edit that puts `donor` in place of the activation, or only where `mask` (B, n, n) is true; a map larger than the
-    image has a margin on all sides, which is not patched."""
+    """Make the edit that replaces the activation by `donor`, or only where `mask` (B, n, n) is true.
+
+    A map larger than the image has a margin on all sides, which is not patched.
+    """
     if mask is None:
         return lambda _: donor
 
@@ -216,7 +245,7 @@ def blended(donor: Tensor, mask: Tensor | None = None) -> Edit:
 @contextmanager
 def _returning(module: nn.Module, value: Any) -> Iterator[None]:
     # a dictionary is copied, since a network goes on filling in what its engine returned
-    module.forward = lambda *_, **__: dict(value) if isinstance(value, dict) else value  # type: ignore[method-assign]
+    module.forward = lambda *_, **__: dict(value) if isinstance(value, dict) else value
     try:
         yield
     finally:
@@ -243,8 +272,10 @@ def _edited(x: Tensor, layer: Layer, edit: Edit) -> Tensor:
     return x if new is part else x.clone().index_copy_(1, torch.arange(first, end, device=x.device), new.to(x.dtype))
 
 
-def _edited_lens(engine: Any, args: tuple, out: dict[str, Tensor], layer: Layer, edit: Edit) -> dict[str, Tensor]:
-    """The engine's fields with the deflection or the source replaced and what follows from it computed anew."""
+def _edited_lens(
+    engine: Any, args: tuple[Tensor, ...], out: dict[str, Tensor], layer: Layer, edit: Edit
+) -> dict[str, Tensor]:
+    """Replace the deflection or the source among the engine's fields and compute anew what follows from it."""
     alpha = torch.stack([out["alpha_x"], out["alpha_y"]], 1)
     old = alpha if layer.key == "alpha" else out["source"]
     new = edit(old)

@@ -22,9 +22,9 @@ from d4lens import flags
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.data import images as observed
-from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts
+from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts, significance
 from d4lens.models import scores
-from d4lens.models.batch import batch_of
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.params import ParameterGroup, Seed
 from d4lens.progress import Meter
@@ -128,7 +128,7 @@ def simulated(case: Case, seed: int, n_images: int, native: Observation) -> tupl
 
 
 def _clumps(truth: Truth, seed: int) -> Truth:
-    """The same lenses before the second component of the source alone."""
+    """Put the same lenses before the second component of the source alone."""
     angle = 2 * math.pi * np.random.default_rng([seed, 2]).random(len(truth))
     images = truth.images.assign(
         source_x=truth.images["source_x"] + _CLUMP_OFFSET * np.cos(angle),
@@ -143,12 +143,12 @@ class Fitted:
     """One case under one choice of constants: what the networks are given, and how well the smooth lens fits."""
 
     constants: str
-    batch: Mapping[str, Tensor]
+    batch: LensBatch
     result: FitResult
 
 
 def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -> Iterator[Fitted]:
-    """The images (n, N, N) fitted under each of CONSTANTS that the case has; one at a time, to keep memory flat."""
+    """Fit images (n, N, N) under each of CONSTANTS that the case has, one at a time to keep memory flat."""
     standard = preset_model("deeplense", native, binning)
     if case.simulator == "deeplense":
         counts = _binned(native_counts, binning).float()
@@ -173,7 +173,7 @@ def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -
 
 
 def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> SmoothLensModel:
-    """The same smooth lens with other constants."""
+    """Copy a smooth lens with other constants."""
     constants = {**model.constants, **values}
     return SmoothLensModel(
         model.observation,
@@ -188,7 +188,7 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
 
 def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> Fitted:
     result = fit(counts, lens, max_starts=_STARTS)
-    return Fitted(constants, batch_of(counts, result, lens), result)
+    return Fitted(constants, LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens)), result)
 
 
 def _binned(counts: Tensor, factor: int) -> Tensor:
@@ -208,7 +208,7 @@ def measure(
     n_resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Quantities of one case and choice of constants: {"constants", "arm", "quantity", "value", "low", "high", "n"}.
+    """Measure one case and choice of constants: {"constants", "arm", "quantity", "value", "low", "high", "n"}.
 
     Of the fit (arm ""): `chi2`, the mean a pixel; `chi2_no`, of the images without substructure; `unlike_training`, the
     share that `predict` flags. Of each arm: `auc_macro`, `accuracy`, and `false_alarms`, the share of `no` images that
@@ -245,9 +245,20 @@ def measure(
 
 
 def answers(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str], arm: str) -> list[str]:
-    """What a user should do, in sentences with the figures in them, from the rows of `measure` with their "case".
+    """Say in sentences with figures what a user should do.
 
-    words: what each case is, by its name, the training's own first; arm: the network that is spoken of.
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Of `measure`, each with its "case".
+    words : mapping
+        What each case is, by its name; the training's own stands first.
+    arm : str
+        The network that the sentences speak of.
+
+    Returns
+    -------
+    list of str
     """
     found = {(row["case"], row["constants"], row["arm"], row["quantity"]): float(row["value"]) for row in rows}
     own, *others = words
@@ -310,7 +321,7 @@ def measure_all(
     largest: float,
     params: Parameters,
 ) -> list[dict[str, Any]]:
-    """The rows of `measure` for every case, each with its "case".
+    """Take the rows of `measure` for every case, each with its "case".
 
     native: the training's observation before binning. largest: chi2 beyond which an image is unlike the training's.
     """
@@ -327,7 +338,7 @@ def measure_all(
 
 
 def outcome(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) -> Outcome:
-    """The study's outcome from the rows of `measure_all`; `arm` is the network that the answers speak of."""
+    """Compose the study's outcome from the rows of `measure_all`; `arm` is the network that the answers speak of."""
     words = {case.name: case.words for case in cases(native.psf_sigma)}
     records = [
         record(row["value"], row["low"], row["high"], row["n"]) | {name: row[name] for name in _LABELS} for row in rows
@@ -348,8 +359,10 @@ def outcome(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) ->
 
 
 def draw_auc(path: str | Path, table: pd.DataFrame, quantity: str = "auc_macro") -> None:
-    """A quantity of every case, one panel an arm, one mark a choice of constants; columns case, constants, arm, quantity,
-    value, low, high."""
+    """Draw a quantity of every case, one panel an arm, one mark a choice of constants.
+
+    The table has the columns case, constants, arm, quantity, value, low, high.
+    """
     rows = table[table["quantity"] == quantity]
     arms, cases = list(rows["arm"].unique()), list(rows["case"].unique())
     with drawing(path, (3.4 * len(arms) + 1.4, 0.32 * len(cases) + 1.2)) as figure:

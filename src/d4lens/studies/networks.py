@@ -28,12 +28,12 @@ class Arm:
         return Observation.from_dict(self.config["observation"])
 
     def untrained(self, seed: int) -> nn.Module:
-        """The same network before training, exported; `seed` draws its weights."""
+        """Build the same network before training, exported; `seed` draws its weights."""
         return untrained(self.config["name"], self.observation, seed, **self.config["options"])
 
 
 def untrained(name: str, observation: Observation, seed: int, **options: Any) -> nn.Module:
-    """A fresh network, exported, whose weights `seed` draws; torch's random state stays as it was."""
+    """Build a fresh network, exported, whose weights `seed` draws; torch's random state stays as it was."""
     options = {key: value for key, value in options.items() if key != "pretrained"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from d4lens.models.batch import LensBatch
 from d4lens.params import ParameterGroup, Positive, Seed
 from d4lens.progress import progress
 from d4lens.results.metrics import holm
@@ -104,7 +105,7 @@ def measure(
         for layer in layers:
             before = {name: {key: fixed[name][key] for key in layer.untouched} for name in fixed}
 
-            def patch(batch: dict, donor: Tensor, base: dict, layer: Layer = layer) -> Tensor:
+            def patch(batch: LensBatch, donor: Tensor, base: dict[str, Any], layer: Layer = layer) -> Tensor:
                 return run_edited(network, batch, {layer: blended(donor)}, base)
 
             new = {"denoising": patch(without, a_clean[layer.name], before["corrupt"])}
@@ -215,7 +216,7 @@ def outcome(
     resamples: int,
     seed: int,
 ) -> Outcome:
-    """The study's outcome: trained networks by model, one for each training seed, and an untrained one of each model."""
+    """Compose the outcome of trained networks by model, one for each training seed, and an untrained one of each model."""
     records: list[dict[str, Any]] = []
     answers: list[str] = []
     for model, several in trained.items():

@@ -30,37 +30,62 @@ SIGMA_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 5
 
 
 def deviance(counts: Tensor, expected: Tensor) -> Tensor:
-    """Poisson deviance (B,) float64 of counts (B, N, N) given their means: 2 sum[k ln(k/m) - (k - m)]."""
+    """Compute the Poisson deviance (B,) float64 of counts (B, N, N) given their means: 2 sum[k ln(k/m) - (k - m)]."""
     k, m = counts.double(), expected.double()
     return 2 * (torch.xlogy(k, k / m) - (k - m)).flatten(1).sum(1)
 
 
 def mean_counts(truth: Truth, preset: Preset, binning: int) -> Tensor:
-    """Images (B, N, N) float64 without noise, summed over binning x binning pixels."""
+    """Render images (B, N, N) float64 without noise, summed over binning x binning pixels."""
     return bin_mean(render(truth, preset, noise=False), binning) * binning**2
 
 
 def gain(mean: Tensor, lens: SmoothLensModel, initial: Tensor | None = None) -> Array:
-    """Chi-squared (B,) that each image's true substructure gains over the best smooth lens, in the mean over noise.
+    """Compute the chi-squared that an image's true substructure gains over the best smooth lens, in the mean over noise.
 
-    mean: (B, N, N) counts without noise. `lens` is fitted to them, whose free parameters thereby absorb what they can;
-    the Poisson deviance that is left is the non-centrality of the likelihood ratio (Cowan, Cranmer, Gross & Vitells
-    2011, "Asimov data"). initial: (B, F) where the fits start; None starts them from the image's moments.
+    The lens is fitted to counts without noise; its free parameters thereby absorb what they can. The Poisson deviance that
+    is left is the non-centrality of the likelihood ratio (Cowan, Cranmer, Gross & Vitells 2011, "Asimov data").
+
+    Parameters
+    ----------
+    mean : Tensor
+        (B, N, N) counts without noise.
+    lens : SmoothLensModel
+        The smooth lens.
+    initial : Tensor, optional
+        (B, F) where the fits start; None starts them from the image's moments.
+
+    Returns
+    -------
+    ndarray
+        (B,) chi-squared.
     """
     return np.asarray(deviance(mean, fit(mean, lens, initial=initial).model_counts).numpy(), np.float64)
 
 
 def measured_gain(counts: Tensor, smooth: Tensor, mean: Tensor, n_free: int) -> Array:
-    """The same in the images as they are, noise included: deviance of the smooth fit less that of the true mean counts.
+    """Measure the gain in noisy images: deviance of the smooth fit less that of the true mean counts.
 
-    counts, smooth (best fit), mean (B, N, N). The fit follows the noise in `n_free` directions, which is added back;
-    the mean is then `gain`, the variance near 4 gain + 2 n_free: a check of the one against the other.
+    The fit follows the noise in `n_free` directions, which is added back. The mean is then `gain` and the variance near
+    4 gain + 2 n_free: a check of the one against the other.
+
+    Parameters
+    ----------
+    counts, smooth, mean : Tensor
+        (B, N, N) photon counts, best smooth fit, and mean counts.
+    n_free : int
+        Free parameters of the fit.
+
+    Returns
+    -------
+    ndarray
+        (B,) chi-squared.
     """
     return np.asarray((deviance(counts, smooth) - deviance(counts, mean)).numpy() + n_free, np.float64)
 
 
 def ideal_rate(gained: ArrayLike, false_positive_rate: float) -> Array:
-    """Detection probability of the matched filter that knows place and shape: P(N(sqrt(gain), 1) > z)."""
+    """Compute the detection probability of the matched filter that knows place and shape: P(N(sqrt(gain), 1) > z)."""
     if not 0 < false_positive_rate < 1:
         raise PhysicsError(f"false_positive_rate must lie between 0 and 1, not {false_positive_rate}")
     signal = np.sqrt(np.maximum(np.asarray(gained, np.float64), 0.0))
@@ -68,7 +93,7 @@ def ideal_rate(gained: ArrayLike, false_positive_rate: float) -> Array:
 
 
 def curve(gained: Array, detected: Mapping[str, NDArray[np.bool_]], ideal: Array) -> pd.DataFrame:
-    """Detection rate in bins of sqrt(gain), for each arm of `detected` (n,) and for the ideal detector.
+    """Tabulate the detection rate in bins of sqrt(gain), for each arm of `detected` (n,) and for the ideal detector.
 
     Columns arm, sigma_low, sigma_high, sigma (median in the bin), rate, low, high (95 % of a share), images. Empty bins
     have no row.
@@ -87,7 +112,7 @@ def curve(gained: Array, detected: Mapping[str, NDArray[np.bool_]], ideal: Array
 
 
 def one_subhalo(preset: Preset, seed: int, masses: ArrayLike, radii: ArrayLike, azimuths: ArrayLike) -> Truth:
-    """Lenses of the preset with a single point mass each.
+    """Draw lenses of the preset with a single point mass each.
 
     masses: (n,) solar masses. radii: (n,) in Einstein radii of the lens. azimuths: (n,) radians. Image i is the lens
     that `draw` gives index i of `seed`, so the preset's own images differ in the seed.
@@ -109,7 +134,7 @@ def one_subhalo(preset: Preset, seed: int, masses: ArrayLike, radii: ArrayLike, 
 def grid_of(
     mass_edges: Sequence[float], radius_edges: Sequence[float], per_cell: int, seed: int
 ) -> tuple[Array, Array, Array]:
-    """Masses, radii and azimuths (n,), `per_cell` to each cell of the two edges: log-uniform, uniform, uniform."""
+    """Draw masses, radii and azimuths (n,), `per_cell` to each cell of the two edges: log-uniform, uniform, uniform."""
     draws = np.random.default_rng([seed, 1]).random((3, len(mass_edges) - 1, len(radius_edges) - 1, per_cell))
     m, r = np.log10(np.asarray(mass_edges)), np.asarray(radius_edges, np.float64)
     log_mass = m[:-1, None, None] + np.diff(m)[:, None, None] * draws[0]
@@ -124,7 +149,9 @@ def rates(
     mass_edges: Sequence[float],
     radius_edges: Sequence[float],
 ) -> pd.DataFrame:
-    """Detection rate in each cell of mass and radius, for each entry of `detected` (n,): booleans, or probabilities.
+    """Tabulate the detection rate in each cell of mass and radius.
+
+    Each entry of `detected` (n,) holds booleans, or probabilities.
 
     Columns arm, mass_low, mass_high (solar masses), radius_low, radius_high (Einstein radii), rate, low, high, images.
     """
@@ -142,7 +169,7 @@ def rates(
 
 
 def half_mass(table: pd.DataFrame, arm: str, radius_low: float, radius_high: float) -> float:
-    """Mass (Msun) at which an arm's detection rate, averaged over cells within the radii, first reaches one half.
+    """Find the mass (Msun) at which an arm's detection rate, averaged over cells within the radii, first reaches one half.
 
     Interpolated in the logarithm of the mass; NaN where the rate stays below, or begins above.
     """
@@ -159,7 +186,7 @@ def half_mass(table: pd.DataFrame, arm: str, radius_low: float, radius_high: flo
 
 
 def rows_of(truth: Truth, rows: NDArray[np.int64]) -> Truth:
-    """The truth of some images, in the order asked for."""
+    """Take the truth of some images, in the order asked for."""
     images = truth.images.iloc[rows].reset_index(drop=True)
     return Truth(images, truth.subhalos[truth.subhalos["path"].isin(images["path"])].reset_index(drop=True))
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.lensing import d4
-from d4lens.models.averaging import transform_batch
+from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import progress
 from d4lens.studies.intervals import intervals
@@ -63,7 +63,7 @@ class Views:
     targets: by name of TARGETS, (V B, d) with NaN where an image has none. image: (V B,) index of the image.
     """
 
-    batch: dict[str, Tensor]
+    batch: LensBatch
     targets: dict[str, Array]
     image: NDArray[np.int64]
 
@@ -76,10 +76,9 @@ def views(samples: Samples, seed: int) -> Views:
     tables = [_targets(samples, chosen) for chosen in elements]
     batches = []
     for chosen in elements:
-        parts = [transform_batch(samples.rows(slice(i, i + 1)), int(g)) for i, g in enumerate(chosen)]
-        batches.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        batches += [samples.rows(slice(i, i + 1)).turned(int(g)) for i, g in enumerate(chosen)]
     return Views(
-        {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]},
+        LensBatch.joined(batches),
         {name: np.concatenate([table[name] for table in tables]) for name in TARGETS},
         np.tile(np.arange(n), _VIEWS),
     )
@@ -114,16 +113,17 @@ def _targets(samples: Samples, elements: NDArray[np.int64]) -> dict[str, Array]:
 
 
 @torch.inference_mode()
-def features(network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Of every layer, and of the input's maps under PIXELS, pooled features (V B, any); maps by mean and maximum of
-    _POOLED x _POOLED cells, so that both extent and faint peaks remain."""
+def features(network: nn.Module, batch: LensBatch) -> dict[str, Array]:
+    """Pool the features (V B, any) of every layer, and of the input's maps under PIXELS.
+
+    Maps are pooled by mean and maximum of _POOLED x _POOLED cells, so that both extent and faint peaks remain.
+    """
     layers = [layer for layer in layers_of(network) if layer.part != "input"]
     maps = [layer.key for layer in layers_of(network) if layer.part == "input" and layer.kind == "scalar"]
-    size = len(next(iter(batch.values())))
     parts: dict[str, list[Tensor]] = {}
-    for start in progress(range(0, size, _CHUNK), desc="features"):
-        rows = {name: value[start : start + _CHUNK] for name, value in batch.items()}
-        found = {PIXELS: torch.stack([rows[name] for name in maps], 1)} | capture(network, rows, layers)[1]
+    for start in progress(range(0, len(batch), _CHUNK), desc="features"):
+        rows = batch.rows(slice(start, start + _CHUNK))
+        found = {PIXELS: torch.stack([rows.need(name) for name in maps], 1)} | capture(network, rows, layers)[1]
         for name, x in found.items():
             parts.setdefault(name, []).append(_pooled(x if x.ndim != 3 else x[:, None]))
     return {name: torch.cat(values).double().numpy() for name, values in parts.items()}
@@ -196,7 +196,7 @@ def _r2(y: Array, predicted: Array) -> float:
 
 def records(
     model: str, state: str, found: Mapping[str, Array], seen: Views, dimension: int, seeds: Sequence[int]
-) -> list:
+) -> list[dict[str, Any]]:
     """Rows of one network: by layer and target the score, its control and the selectivity over splits and projections."""
     rows = []
     for layer, x in progress(found.items(), len(found), f"probes of {model}, {state}"):
@@ -230,7 +230,7 @@ def over_seeds(values: Array) -> tuple[float, float, float]:
 
 
 def outcome(rows: Sequence[Mapping[str, Any]], dimension: int, twin: str) -> Outcome:
-    """The study's outcome from the rows of `records` of all networks. twin: the arm with the plain U-Net."""
+    """Compose the study's outcome from the rows of `records` of all networks; `twin` is the arm with the plain U-Net."""
     models = list(dict.fromkeys(r["model"] for r in rows))
     trained = [m for m in models if any(r["model"] == m and r["state"] == "trained" for r in rows)]
     answers = [_best(rows, target, trained) for target in TARGETS]
@@ -272,7 +272,7 @@ def _scores(rows: Sequence[Mapping[str, Any]], model: str, target: str, state: s
 
 
 def _best(rows: Sequence[Mapping[str, Any]], target: str, trained: Sequence[str]) -> str:
-    """A sentence: the best layer for a target of each trained network, the untrained one's best, and the pixels."""
+    """Say in a sentence the best layer for a target of each trained network, the untrained one's best, and the pixels."""
     parts = []
     for model in trained:
         found = {state: _scores(rows, model, target, state) for state in ("trained", "untrained")}
@@ -291,7 +291,7 @@ def _best(rows: Sequence[Mapping[str, Any]], target: str, trained: Sequence[str]
 
 
 def _reached(rows: Sequence[Mapping[str, Any]], model: str, target: str) -> str:
-    """The first layer at which a target's score is nine tenths of the network's best."""
+    """Find the first layer at which a target's score is nine tenths of the network's best."""
     found = [r for r in _scores(rows, model, target, "trained") if r["layer"] != PIXELS]
     best = max((r["value"] for r in found), default=0.0)
     return next((r["layer"] for r in found if r["value"] >= 0.9 * best), "none") if best > 0 else "none"

@@ -1,16 +1,17 @@
 """What the network adds to physics: its residual convergence against the true one, and the mass it finds in a rod."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from d4lens.macrofit import FIT_COLUMNS
+from d4lens.models.batch import LensBatch
 
 Array = NDArray[np.float64]
 _TINY = 1e-6  # arcsec²: an estimate of no mass at all, in the logarithm
@@ -21,8 +22,23 @@ _KEPT = ("kappa", "significance", "label", "fit")
 
 @dataclass(frozen=True)
 class Maps:
-    """Of n images: predicted and true residual convergence and the significance map of the fit (n, N, N) float32, labels
-    (n,), fitted Einstein radii (n,) in arcsec, chi2 a pixel of the fits (n,), and rod masses (n,) in arcsec², pi theta_E² (NaN where there is none)."""
+    """What a network draws of n images, and their truth.
+
+    Attributes
+    ----------
+    predicted, true : ndarray
+        (n, N, N) residual convergence.
+    significance : ndarray
+        (n, N, N) significance map of the fit.
+    labels : ndarray
+        (n,) class indices.
+    theta_E : ndarray
+        (n,) fitted Einstein radii in arcsec.
+    chi2 : ndarray
+        (n,) chi-squared a pixel of the fits.
+    rods : ndarray
+        (n,) masses of rods in arcsec², pi theta_E²; NaN where there is none.
+    """
 
     predicted: NDArray[np.float32]
     true: NDArray[np.float32]
@@ -33,18 +49,31 @@ class Maps:
     rods: Array
 
 
-def maps(network: nn.Module, batches: Iterable[Mapping[str, Tensor]], rod_theta_E: ArrayLike) -> Maps:
-    """Run a network that draws a residual convergence over batches with "kappa" (the true one), "label", "residual",
-    "significance" and "fit"; rod_theta_E: (n,) arcsec, NaN without a rod."""
+def maps(network: nn.Module, batches: Iterable[LensBatch], rod_theta_E: ArrayLike) -> Maps:
+    """Run a network that draws a residual convergence.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Its outputs hold "kappa".
+    batches : iterable of LensBatch
+        n images with all entries.
+    rod_theta_E : array_like
+        (n,) Einstein radii of the rods in arcsec; NaN without a rod.
+
+    Returns
+    -------
+    Maps
+    """
     device = next(network.parameters()).device
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("predicted", "chi2", *_KEPT)}
     with torch.inference_mode():
         for batch in batches:
-            drawn = network({name: value.to(device) for name, value in batch.items()})["kappa"]
+            drawn = network(batch.to(device))["kappa"]
             parts["predicted"].append(drawn.float().cpu().numpy())
-            parts["chi2"].append(batch["residual"].double().square().mean((1, 2)).numpy())
+            parts["chi2"].append(batch.need("residual").double().square().mean((1, 2)).numpy())
             for name in _KEPT:
-                parts[name].append(batch[name].numpy())
+                parts[name].append(batch.need(name).numpy())
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     rods = math.pi * np.asarray(rod_theta_E, np.float64) ** 2
     theta_E = joined["fit"][:, FIT_COLUMNS.index("theta_E")].astype(np.float64)
@@ -113,5 +142,5 @@ class Scale:
 
 
 def relative_error(estimate: Array, true: Array) -> Array:
-    """|estimate / true - 1|, (n,)."""
-    return np.abs(estimate / true - 1)
+    """Return |estimate / true - 1|, (n,)."""
+    return np.asarray(np.abs(estimate / true - 1))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from d4lens import lensing
@@ -12,6 +13,7 @@ from d4lens.data.images import bin_pixels
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import PRESET, lens_of, network_batch
 from d4lens.macrofit import fit
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset, render
 
@@ -20,11 +22,20 @@ from d4lens.simulator import Truth, draw, preset, render
 class Samples:
     """Lenses as networks read them, and what is in them.
 
-    batch: counts, residual, significance (B, N, N) and fit (B, 7). smooth: (B, N, N) counts of the fitted smooth lens.
+    Attributes
+    ----------
+    observation : Observation
+        Pixels of the images.
+    batch : LensBatch
+        Counts, residual, significance and fit of B lenses.
+    smooth : Tensor
+        (B, N, N) counts of the fitted smooth lens.
+    truth : Truth
+        Of the simulator.
     """
 
     observation: Observation
-    batch: dict[str, Tensor]
+    batch: LensBatch
     smooth: Tensor
     truth: Truth
 
@@ -32,21 +43,39 @@ class Samples:
         return len(self.truth)
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> NDArray[np.int64]:
         """(B,) class indices."""
-        return self.truth.images["class"].map(CLASSES.index).to_numpy(np.int64, copy=True)
+        return np.array(self.truth.images["class"].map(CLASSES.index), np.int64)
 
-    def rows(self, chosen: slice) -> dict[str, Tensor]:
-        """The batch of some lenses."""
-        return {name: value[chosen] for name, value in self.batch.items()}
+    def rows(self, chosen: slice) -> LensBatch:
+        """Take the batch of some lenses."""
+        return self.batch.rows(chosen)
 
 
 def simulate(n: int, seed: int, observation: Observation, classes: str = "all", substructure: str = "own") -> Samples:
-    """`n` lenses of the preset behind the shipped weights, on the pixels of `observation`, fitted.
+    """Simulate and fit lenses of the preset behind the shipped weights.
 
-    classes: "all" three in turn, or "substructure" for spheres and vortices in turn. substructure: as `simulate.draw`
-    takes it; "none" gives the same lenses, sources and noise without their masses. A `seed` that no training used gives
-    images that no network has seen. Raises D4LensError for pixels that are no whole multiple of the preset's.
+    Parameters
+    ----------
+    n : int
+        Number of lenses.
+    seed : int
+        One that no training used gives images that no network has seen.
+    observation : Observation
+        Pixels of the images.
+    classes : str
+        "all" three in turn, or "substructure" for spheres and vortices in turn.
+    substructure : str
+        As `simulator.draw` takes it; "none" gives the same lenses, sources and noise without their masses.
+
+    Returns
+    -------
+    Samples
+
+    Raises
+    ------
+    D4LensError
+        For pixels that are no whole multiple of the preset's.
     """
     chosen = preset(PRESET)
     native = chosen.observation
@@ -66,8 +95,10 @@ def simulate(n: int, seed: int, observation: Observation, classes: str = "all", 
 
 
 def pairs(n: int, seed: int, observation: Observation) -> tuple[Samples, Samples]:
-    """`n` lenses with their substructure, spheres and vortices in turn, and the same without it: equal macro-lens, source
-    and noise stream, each fitted by itself as an observer would."""
+    """Simulate `n` lenses with their substructure, spheres and vortices in turn, and the same without it.
+
+    Both have the same macro-lens, source and noise stream. Each is fitted by itself as an observer would.
+    """
     return (
         simulate(n, seed, observation, "substructure"),
         simulate(n, seed, observation, "substructure", "none"),
@@ -75,8 +106,10 @@ def pairs(n: int, seed: int, observation: Observation) -> tuple[Samples, Samples
 
 
 def distance(samples: Samples) -> Tensor:
-    """Of each pixel to the substructure, (B, N, N) arcsec: the most massive subhalo, or the nearest point of the rod;
-    NaN where an image has none."""
+    """Measure the distance of each pixel to the substructure, (B, N, N) arcsec.
+
+    It is that to the most massive subhalo, or to the nearest point of the rod; NaN where an image has none.
+    """
     observation = samples.observation
     x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
     found = torch.full((len(samples), *x.shape), torch.nan, dtype=torch.float64)
@@ -97,7 +130,7 @@ def distance(samples: Samples) -> Tensor:
 
 
 def radius(samples: Samples) -> Tensor:
-    """Of each pixel from the lens's centre minus the true Einstein radius, (B, N, N) arcsec."""
+    """Measure each pixel's distance from the lens's centre less the true Einstein radius, (B, N, N) arcsec."""
     x, y = lensing.grid(samples.observation.n_pixels, samples.observation.pixel_scale, torch.float64)
     theta_E = torch.from_numpy(samples.truth.images["theta_E"].to_numpy(np.float64, copy=True))
     return torch.hypot(x, y) - theta_E[:, None, None]

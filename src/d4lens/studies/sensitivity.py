@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model
-from d4lens.models.batch import batch_of
+from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model, significance
+from d4lens.models.averaging import Images
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive, Seed
 from d4lens.progress import Meter
@@ -81,23 +82,34 @@ class Parameters(ParameterGroup):
 def _row(
     quantity: str, of: str, by: str, measured: Sequence[float], n: int, bins: Mapping[str, float] | None = None
 ) -> Row:
-    """A record of the study; measured: the value, and its interval where it has one."""
+    """Make a record of the study; `measured` holds the value, and its interval where it has one."""
     value, low, high = (*measured, math.nan, math.nan)[:3]
     return record(value, low, high, n) | {"quantity": quantity, "class": of, "by": by, **(bins or {})}
 
 
-class SupportsRows(Protocol):
-    """A split that is read by rows."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Sequence[int]) -> Mapping[str, Tensor]: ...
-
-
 @dataclass(frozen=True)
 class Scene:
-    """The test split with its truth: counts (n, N, N), labels and paths (n), the preset that made the images, the smooth
-    lens, its fitted parameters (n, F), and the largest value (n,) of each image's significance map."""
+    """The test split with its truth.
+
+    Attributes
+    ----------
+    counts : ndarray
+        (n, N, N) photon counts.
+    labels : ndarray
+        (n,) class indices.
+    paths : list of str
+        Of the n images.
+    truth : Truth
+        Of the simulator.
+    made_by : Preset
+        The preset that made the images.
+    lens : SmoothLensModel
+        The smooth lens.
+    fitted : Tensor
+        (n, F) its fitted parameters.
+    strongest : ndarray
+        (n,) largest value of each image's significance map.
+    """
 
     counts: NDArray[Any]
     labels: NDArray[np.int64]
@@ -110,7 +122,7 @@ class Scene:
 
 
 def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
-    """Read it. Raises D4LensError where the images have no truth or no photon counts."""
+    """Read the scene. Raises D4LensError where the images have no truth or no photon counts."""
     facts, images = arrays.load_facts(arrays_folder), arrays.load_split(arrays_folder, "test")
     truth = arrays.load_truth(arrays_folder, "test")
     if truth is None or facts["units"] != "counts":
@@ -161,8 +173,9 @@ class Limit:
 
 
 def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: float) -> Limit:
-    """What the substructure of each image gains in chi-squared, and how often each arm (with TTA), and the significance
-    map without a network, detects it.
+    """Measure what each image's substructure gains in chi-squared, and how often it is detected.
+
+    The detectors are each arm with TTA, and the significance map without a network.
 
     An arm detects what exceeds the threshold that the given share of the images without substructure exceeds.
     """
@@ -217,8 +230,30 @@ def detections(
     above: Mapping[str, float],
     false_positive_rate: float,
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-    """The chi-squared that each image (n,) gains, and by arm which it detects (booleans, plain view), STRONGEST beside the
-    arms; under `ideal` the probability that the ideal detector does."""
+    """Simulate and fit images, and let each arm detect their substructure in the plain view.
+
+    Parameters
+    ----------
+    truth : Truth
+        Of n images.
+    made_by : Preset
+        Renders them.
+    lens : SmoothLensModel
+        Is fitted to them.
+    arms : mapping
+        Networks by name.
+    above : mapping
+        Threshold of each arm's evidence, and of STRONGEST.
+    false_positive_rate : float
+        Of the ideal detector.
+
+    Returns
+    -------
+    ndarray
+        (n,) chi-squared that the substructure gains.
+    dict of ndarray
+        (n,) booleans for each arm and STRONGEST; under `ideal` the probability that the ideal detector finds it.
+    """
     every = []
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("ideal", *arms, STRONGEST)}
     n = len(truth)
@@ -227,7 +262,7 @@ def detections(
             part = physical_limit.rows_of(truth, np.arange(first, min(first + _CHUNK, n)))
             counts = torch.from_numpy(_summed(render(part, made_by).numpy(), lens.binning)).float()
             result = fit(counts, lens)
-            batch = batch_of(counts, result, lens)
+            batch = LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens))
             gained = physical_limit.gain(
                 physical_limit.mean_counts(part, made_by, lens.binning), lens, result.parameters
             )
@@ -235,13 +270,13 @@ def detections(
             found["ideal"].append(physical_limit.ideal_rate(gained, false_positive_rate))
             for name, network in arms.items():
                 found[name].append(detection.evidence(detection.logits(network, batch)) > above[name])
-            found[STRONGEST].append(batch["significance"].flatten(1).amax(1).double().numpy() > above[STRONGEST])
+            found[STRONGEST].append(batch.need("significance").flatten(1).amax(1).double().numpy() > above[STRONGEST])
             meter.to(min(first + _CHUNK, n))
     return np.concatenate(every), {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _thresholds(scene: Scene, arms: Iterable[str], predicted: Mapping[str, Path], rate: float) -> dict[str, float]:
-    """By arm, the evidence that the given share of the test split's images without substructure exceeds, plain view."""
+    """Find by arm the evidence that the given share of the test split's images without substructure exceeds, plain view."""
     no = scene.labels == CLASSES.index("no")
     scores = evidence({arm: predicted[arm] for arm in arms}, "plain", scene.labels) | {STRONGEST: scene.strongest}
     return {arm: detection.threshold(values[no], rate) for arm, values in scores.items()}
@@ -250,8 +285,10 @@ def _thresholds(scene: Scene, arms: Iterable[str], predicted: Mapping[str, Path]
 def subhalo_map(
     scene: Scene, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: Parameters
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Detection rate of a single subhalo over its mass and radius, and over its significance: columns as of
-    `physical_limit.rates` and `physical_limit.curve`."""
+    """Map the detection rate of a single subhalo over its mass and radius, and over its significance.
+
+    The columns are those of `physical_limit.rates` and `physical_limit.curve`.
+    """
     rate, edges = params.false_positive_rate, (params.mass_edges, params.radius_edges)
     masses, radii, azimuths = physical_limit.grid_of(*edges, params.per_cell, params.seed)
     truth = physical_limit.one_subhalo(scene.made_by, params.seed, masses, radii, azimuths)
@@ -264,7 +301,10 @@ def subhalo_map(
 def place_map(
     scene: Scene, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: Parameters
 ) -> pd.DataFrame:
-    """Detection rate of a subhalo of one mass over its place in the fiducial lens: columns arm, x, y (arcsec), rate, images."""
+    """Map the detection rate of a subhalo of one mass over its place in the fiducial lens.
+
+    The columns are arm, x, y (arcsec), rate, images.
+    """
     rate, at = params.false_positive_rate, params.places
     native = scene.made_by.observation
     made_by = preset("deeplense", {**native.to_dict(), **FIDUCIAL})
@@ -288,8 +328,8 @@ def _summed(images: NDArray[Any], factor: int) -> NDArray[Any]:
     return np.asarray(images.reshape(b, n // factor, factor, n // factor, factor).sum((2, 4)))
 
 
-def maps(network: nn.Module, images: SupportsRows, truth: arrays.Truth | None, at_most: int) -> recovery.Maps:
-    """`recovery.maps` of up to `at_most` images of a split, evenly spread over it (the splits are sorted by class).
+def maps(network: nn.Module, images: Images, truth: arrays.Truth | None, at_most: int) -> recovery.Maps:
+    """Take `recovery.maps` of up to `at_most` images of a split, evenly spread over it (the splits are sorted by class).
 
     images: `images[rows]` is the batch of these rows, as `train.data.Lenses` gives it with NEEDS and the convergence.
     """
@@ -358,7 +398,7 @@ def recover(select: recovery.Maps, test: recovery.Maps, pixel_scale: float, n_re
 
 
 def curve_records(curve: pd.DataFrame, of: str) -> list[Row]:
-    """Detection rates over significance as rows of the study."""
+    """Turn detection rates over significance into rows of the study."""
     rows = []
     for r in curve.to_dict("records"):
         bins = {key: float(r[key]) for key in ("sigma_low", "sigma_high")}
@@ -367,7 +407,7 @@ def curve_records(curve: pd.DataFrame, of: str) -> list[Row]:
 
 
 def map_records(table: pd.DataFrame) -> list[Row]:
-    """The map over mass and radius as rows of the study."""
+    """Turn the map over mass and radius into rows of the study."""
     keys = ("mass_low", "mass_high", "radius_low", "radius_high")
     rows = table.to_dict("records")
     return [
@@ -384,7 +424,7 @@ def map_records(table: pd.DataFrame) -> list[Row]:
 
 
 def place_records(table: pd.DataFrame) -> list[Row]:
-    """Mean detection rate over all places of the fiducial lens: what share of the field is open to a subhalo of its mass."""
+    """Take the mean detection rate over all places of the fiducial lens: what share of the field is open to a subhalo of its mass."""
     found = []
     for arm, rows in table.groupby("arm", sort=False):
         found.append(_row("detected_anywhere", "one subhalo", str(arm), (float(rows["rate"].mean()),), len(rows)))
@@ -392,7 +432,7 @@ def place_records(table: pd.DataFrame) -> list[Row]:
 
 
 def half_masses(table: pd.DataFrame) -> list[Row]:
-    """The mass that each arm detects every second time on the ring, Msun."""
+    """Find the mass (Msun) that each arm detects every second time on the ring."""
     rows = []
     for arm in table["arm"].unique():
         mass = physical_limit.half_mass(table, arm, *_RING)
@@ -403,7 +443,7 @@ def half_masses(table: pd.DataFrame) -> list[Row]:
 
 
 def answers(records: Sequence[Row], arm: str, false_positive_rate: float) -> list[str]:
-    """The study's outcome in sentences; `arm` is the network spoken of."""
+    """Say the study's outcome in sentences; `arm` is the network spoken of."""
     found = {(r["quantity"], r["class"], r["by"]): r for r in records if "sigma_low" not in r and "mass_low" not in r}
 
     def value(quantity: str, of: str, by: str) -> float:
@@ -457,7 +497,7 @@ def outcome(
     recovered: Recovered,
     params: Parameters,
 ) -> Outcome:
-    """The study's outcome from its parts."""
+    """Compose the study's outcome from its parts."""
     cells, curve = subhalos
     records = [
         *limit.records,
@@ -488,8 +528,10 @@ def outcome(
 
 
 def draw_limit(path: str | Path, table: pd.DataFrame, false_positive_rate: float) -> None:
-    """Detection rate against the ideal detector's sigma, one line an arm, one panel for each of `images_of`; the other
-    columns as of `physical_limit.curve`."""
+    """Draw the detection rate against the ideal detector's sigma, one line an arm, one panel for each of `images_of`.
+
+    The other columns are those of `physical_limit.curve`.
+    """
     sets = list(table["images_of"].unique())[::-1]
     arms = list(table["arm"].unique())
     with drawing(path, (5.2 * len(sets), 4.2)) as figure:
@@ -510,7 +552,7 @@ def draw_limit(path: str | Path, table: pd.DataFrame, false_positive_rate: float
 
 
 def draw_subhalos(path: str | Path, table: pd.DataFrame) -> None:
-    """Detection rate of one subhalo over radius and mass, one panel an arm, from the table of `physical_limit.rates`."""
+    """Draw the detection rate of one subhalo over radius and mass, one panel an arm, from the table of `physical_limit.rates`."""
     arms = list(table["arm"].unique())
     with drawing(path, (3.6 * len(arms), 3.6)) as figure:
         axes = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
@@ -527,7 +569,7 @@ def draw_subhalos(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def draw_places(path: str | Path, table: pd.DataFrame, theta_E: float, mass: float) -> None:
-    """Detection rate of a subhalo of one mass over its place in one lens; columns arm, x, y (arcsec), rate."""
+    """Draw the detection rate of a subhalo of one mass over its place in one lens; columns arm, x, y (arcsec), rate."""
     arms = list(table["arm"].unique())
     angle = np.linspace(0, 2 * math.pi, 200)
     with drawing(path, (3.6 * len(arms), 3.6)) as figure:
@@ -568,7 +610,7 @@ def drawings(
     recovered: Recovered,
     params: Parameters,
 ) -> list[Drawing]:
-    """The study's drawings from its parts."""
+    """List the study's drawings from its parts."""
     cells, curve = subhalos
     rate, mass = params.false_positive_rate, params.places.mass
     both = pd.concat([limit.curve.assign(images_of="test split"), curve.assign(images_of="one subhalo")])

@@ -65,7 +65,7 @@ class Inputs:
     root: Path = Path(".")
 
     def folder(self, need: str) -> Path:
-        """The folder of one of the declared needs.
+        """Find the folder of one of the declared needs.
 
         Raises
         ------
@@ -82,11 +82,11 @@ class Inputs:
         return path
 
     def arms(self, wanted: Sequence[str], every: bool = False) -> list[Arm]:
-        """The trained arms `wanted`, those that the profile has or `every` one; needs "networks". As `load_arms`."""
+        """Load the trained arms `wanted`, as `load_arms` does; needs "networks"."""
         return load_arms(self.folder("networks"), wanted, self.models, self.seeds, every)
 
     def predictions(self) -> dict[str, Path]:
-        """By arm, the file of the first seed's predictions of the test split; needs "predictions"."""
+        """Name by arm the file of the first seed's predictions of the test split; needs "predictions"."""
         folder = self.folder("predictions")
         return {model: folder / f"{model}-{self.seeds[0]}.parquet" for model in self.models}
 

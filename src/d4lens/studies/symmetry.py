@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.lensing import d4
-from d4lens.macrofit.split import MAPS
+from d4lens.macrofit.smooth_lens import MAPS
 from d4lens.models import scores
-from d4lens.models.averaging import transform_batch
+from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import progress
 from d4lens.results import metrics
@@ -49,19 +49,19 @@ class Parameters(ParameterGroup):
 
 
 def bound(dtype: torch.dtype) -> float:
-    """Largest relative error that rounding may make in `dtype`."""
+    """Return the largest relative error that rounding may make in `dtype`."""
     return ROUNDING * torch.finfo(dtype).eps
 
 
 @torch.inference_mode()
-def errors(network: nn.Module, batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[Layer, float]:
-    """The largest relative error of each layer over the elements of D4. The network's dtype must be `dtype`."""
-    batch = {name: value.to(dtype) for name, value in batch.items()}
+def errors(network: nn.Module, batch: LensBatch, dtype: torch.dtype) -> dict[Layer, float]:
+    """Measure the largest relative error of each layer over the elements of D4. The network's dtype must be `dtype`."""
+    batch = batch.to(dtype=dtype)
     layers = layers_of(network)
     straight = capture(network, batch, layers)[1]
     worst = dict.fromkeys(layers, 0.0)
     for g in d4.ELEMENTS[1:]:
-        seen = capture(network, transform_batch(batch, g), layers)[1]
+        seen = capture(network, batch.turned(g), layers)[1]
         for layer in layers:
             x = straight[layer.name]
             off = float((seen[layer.name] - turned(layer, x, g)).norm() / x.norm().clamp_min(torch.finfo(dtype).tiny))
@@ -75,17 +75,17 @@ def broken(found: Mapping[Layer, float], dtype: torch.dtype) -> list[str]:
 
 
 @torch.inference_mode()
-def orbit(network: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """Logits (8, n, C) float64 of all images under each element."""
+def orbit(network: nn.Module, batches: Iterable[LensBatch]) -> Tensor:
+    """Predict the logits (8, n, C) float64 of all images under each element."""
     rows = [
-        torch.stack([network(transform_batch(batch, g))["logits"].double() for g in d4.ELEMENTS])
+        torch.stack([network(batch.turned(g))["logits"].double() for g in d4.ELEMENTS])
         for batch in progress(batches, desc="orbits")
     ]
     return torch.cat(rows, 1)
 
 
 def averaged(logits: Tensor) -> Tensor:
-    """What test-time averaging makes of the orbit's logits (8, n, C): each view's, summed in the order that view meets them."""
+    """Average the orbit's logits (8, n, C) as test-time averaging of each view does, in the order that view meets them."""
     views = []
     for g in d4.ELEMENTS:
         order = [d4.compose(h, g) for h in d4.ELEMENTS]
@@ -94,7 +94,7 @@ def averaged(logits: Tensor) -> Tensor:
 
 
 def spread(logits: Tensor) -> Array:
-    """Standard deviation over the orbit of each image's logits, (n,): root mean square over the classes."""
+    """Take the standard deviation over the orbit of each image's logits, (n,): root mean square over the classes."""
     return logits.std(0, unbiased=False).square().mean(1).sqrt().numpy()
 
 
@@ -107,7 +107,7 @@ def flipped(logits: Tensor) -> Array:
 def layer_records(
     model: str, state: str, found: Mapping[torch.dtype, Mapping[Layer, float]], n: int
 ) -> list[dict[str, Any]]:
-    """A row for each layer and precision; the value has two digits, since more of a rounding error mean nothing."""
+    """Make a row for each layer and precision. The value has two digits: more of a rounding error mean nothing."""
     return [
         {
             **{"model": model, "state": state, "layer": layer.name, "kind": layer.kind},
@@ -119,8 +119,10 @@ def layer_records(
     ]
 
 
-def orbit_records(model: str, several: Sequence[Tensor], labels: NDArray[np.int64], resamples: int, seed: int) -> list:
-    """Rows of a model's trainings: spread, flips and AUC under each element, plain and averaged over the orbit."""
+def orbit_records(
+    model: str, several: Sequence[Tensor], labels: NDArray[np.int64], resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Make the rows of a model's trainings: spread, flips and AUC under each element, plain and averaged over the orbit."""
     rows = []
     for view, stacks in (("plain", several), ("tta", [averaged(logits) for logits in several])):
         about: dict[str, Any] = {"model": model, "view": view}
@@ -147,7 +149,7 @@ def _mean_interval(values: Array, resamples: int, seed: int) -> tuple[float, flo
 
 
 def outcome(rows: Sequence[Mapping[str, Any]]) -> Outcome:
-    """The study's outcome from the rows of `layer_records` and `orbit_records`."""
+    """Compose the study's outcome from the rows of `layer_records` and `orbit_records`."""
     answers = []
     by_layer = [r for r in rows if r["quantity"] == "equivariance_error"]
     for model in dict.fromkeys(r["model"] for r in by_layer):
@@ -215,7 +217,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     for arm in arms:
         for state, network in (("trained", arm.networks[0]), ("untrained", arm.untrained(params.seed))):
             off = {kind: errors(network.to(kind), few, kind) for kind in (torch.float64, torch.float32)}
-            found += layer_records(arm.name, state, off, len(few["counts"]))
+            found += layer_records(arm.name, state, off, len(few))
         orbits = [orbit(network.float(), batches) for network in arm.networks]
         found += orbit_records(arm.name, orbits, labels, params.bootstrap, params.seed)
     by_layer = [

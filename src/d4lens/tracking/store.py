@@ -22,12 +22,12 @@ class StoreError(Exception):
 
 
 def uri(folder: str | Path) -> str:
-    """The store's address: absolute, since MLflow takes a relative one from the folder it happens to run in."""
+    """Return the store's address: absolute, since MLflow takes a relative one from the folder it happens to run in."""
     return f"sqlite:///{Path(folder).resolve() / DATABASE}"
 
 
 def mlflow_client() -> Any:
-    """MLflow's client class, kept quiet."""
+    """Import MLflow's client class and keep it quiet."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
@@ -38,14 +38,26 @@ def mlflow_client() -> Any:
 
 
 def client(store: Path) -> Any:
-    """A client of the store in the folder `store`."""
+    """Make a client of the store in the folder `store`."""
     return mlflow_client()(tracking_uri=uri(store))
 
 
 def probe(store: Path, seconds: float) -> None:
-    """Raise StoreError unless the database could be written within `seconds`.
+    """Check that the database can be written now.
 
     MLflow itself would wait 20 s for a lock at each call, and retry for minutes to open a file that is no database.
+
+    Parameters
+    ----------
+    store : Path
+        The folder of the store.
+    seconds : float
+        How long to wait for a lock.
+
+    Raises
+    ------
+    StoreError
+        Where it cannot.
     """
     path = store / DATABASE
     try:
@@ -63,5 +75,5 @@ def probe(store: Path, seconds: float) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of what an exception says, or its kind."""
+    """Return the first line of an exception's message, or its kind."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -5,14 +5,18 @@ import sys
 
 
 def watching() -> bool:
-    """Whether to look: unless the environment says MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false."""
+    """Tell whether to sample: unless the environment says MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false."""
     return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0")
 
 
 def sample() -> dict[str, float]:
-    """Processor load in percent since the last call, memory in MB, and a used GPU's; empty without psutil.
+    """Sample the machine.
 
-    The first call of a process starts the clock and reports no load.
+    Returns
+    -------
+    dict of str to float
+        Processor load in percent since the last call (none at the first), memory in MB, and that of a GPU in use; empty
+        without psutil.
     """
     try:
         import psutil

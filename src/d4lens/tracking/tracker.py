@@ -34,10 +34,29 @@ _log = logging.getLogger(__name__)
 class Tracker:
     """One MLflow run, written live. Also a context manager: an exception marks the run FAILED, Ctrl-C KILLED.
 
-    enabled: False makes every call do nothing. folder: the project, which holds mlflow.db and mlartifacts/.
-    experiment, name: where the run appears and what it is called. fingerprint: equal fingerprints share a run.
-    params: may be nested; keys are joined by dots. tags: text. Of both, what the run has already is left alone. The tag
-    data_hash also names the run's input. watch: sample the machine (`system`) with each step's metrics.
+    Parameters
+    ----------
+    enabled : bool
+        False makes every call do nothing.
+    folder : str or Path
+        The project, which holds mlflow.db and mlartifacts/.
+    experiment, name : str
+        Where the run appears and what it is called.
+    fingerprint : str
+        Equal fingerprints share a run.
+    params : Mapping, optional
+        May be nested; keys are joined by dots. What the run has already stays.
+    tags : Mapping of str to str, optional
+        What the run has already stays. The tag data_hash also names the run's input.
+    watch : bool
+        Sample the machine (`system`) with each step's metrics.
+
+    Attributes
+    ----------
+    run_id : str or None
+        The run, once the store could be written.
+    found : bool
+        Whether the run was there before.
     """
 
     def __init__(
@@ -64,7 +83,6 @@ class Tracker:
         self._watch = watch and enabled and system.watching()
         self.run_id: str | None = None
         self.found = False
-        """Whether the run was there before."""
         if self._watch:
             system.sample()
         self._flush()
@@ -198,7 +216,7 @@ class Tracker:
             self._client.log_inputs(run.info.run_id, [DatasetInput(data, [context])])
 
     def _write_metrics(self, rows: list[_Row], beside: list[_Row]) -> None:
-        """The rows that are new; `beside` only if any is."""
+        """Write the rows that are new; `beside` only if any is."""
         from mlflow.entities import Metric
 
         new = [row for row in rows if (row[0], row[3], _stored(row[1])) not in self._known]
@@ -210,18 +228,17 @@ class Tracker:
 
 
 def _stored(value: float) -> float | None:
-    """A metric as the store gives it back, to compare by: infinity is the largest float there; None for NaN, which equals
-    nothing."""
+    """Return a metric as the store gives it back: infinity as the largest float; None for NaN, which equals nothing."""
     return None if math.isnan(value) else max(-sys.float_info.max, min(value, sys.float_info.max))
 
 
 def enabled() -> bool:
-    """Whether the stages track: unless the environment says D4LENS_TRACKING=off. No parameter, as no result hangs on it."""
+    """Tell whether the stages track: unless the environment says D4LENS_TRACKING=off. No result depends on it."""
     return os.environ.get("D4LENS_TRACKING", "on").lower() not in ("off", "0", "false", "no")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters as text: {"train": {"epochs": 8}} -> {"train.epochs": "8"}; lists as JSON."""
+    """Write nested parameters as text: {"train": {"epochs": 8}} -> {"train.epochs": "8"}; lists as JSON."""
     result: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -232,7 +249,26 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def run_tags(folder: str | Path, stage: str, profile: str, model: str, seed: int, data_hash: str) -> dict[str, str]:
-    """The tags of a run: profile, model, seed, DVC stage and experiment, data hash, git commit ("-dirty" if changed)."""
+    """Collect the tags of a run.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The project, whose git commit is noted, with "-dirty" if files differ.
+    stage : str
+        DVC's stage.
+    profile, model : str
+        Of the run.
+    seed : int
+        Of the run.
+    data_hash : str
+        SHA-256 of the images' manifest.
+
+    Returns
+    -------
+    dict of str to str
+        Also DVC's experiment, where the environment names one.
+    """
     tags = {"profile": profile, "model": model, "seed": str(seed), "dvc_stage": stage, "data_hash": data_hash}
     if name := os.environ.get("DVC_EXP_NAME"):
         tags["dvc_experiment"] = name

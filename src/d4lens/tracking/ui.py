@@ -13,9 +13,24 @@ from d4lens.tracking.tracker import PARENT
 
 
 def compare_urls(folder: str | Path, address: str) -> dict[str, str]:
-    """For each experiment with runs: the page of the UI at `address` that compares its trainings side by side.
+    """Find the pages of the UI that compare the trainings of each experiment.
 
-    Raises StoreError for a store that cannot be read.
+    Parameters
+    ----------
+    folder : str or Path
+        The project's folder.
+    address : str
+        Of the UI, such as "http://127.0.0.1:5000".
+
+    Returns
+    -------
+    dict of str to str
+        The page by experiment; only experiments with runs.
+
+    Raises
+    ------
+    StoreError
+        For a store that cannot be read.
     """
     place = Path(folder).resolve()
     if not (place / DATABASE).exists():

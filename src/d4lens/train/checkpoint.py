@@ -33,11 +33,28 @@ Fingerprint = dict[str, str]
 
 @dataclass
 class Progress:
-    """All that a training knows at the end of an epoch.
+    """State of a training at the end of an epoch.
 
-    epoch: epochs done. history: one row an epoch. best_epoch, best_score: of the selection split. seconds: spent,
-    in all sessions. threads: numbers of threads it was trained with. n_images: in the training set. tensors: "model.*",
-    "optimizer.*" and "best.*"; of a finished training "best.*" alone.
+    Attributes
+    ----------
+    epoch : int
+        Epochs done.
+    history : list of dict
+        One row an epoch.
+    best_epoch : int
+        The epoch with the best score on the selection split.
+    best_score : float
+        That score.
+    seconds : float
+        Time spent, in all sessions.
+    training_seconds : float
+        The same without validation and checkpoints.
+    threads : list of int
+        Numbers of threads it was trained with.
+    n_images : int
+        Size of the training set.
+    tensors : dict of Tensor
+        "model.*", "optimizer.*" and "best.*"; of a finished training "best.*" alone.
     """
 
     epoch: int = 0
@@ -51,17 +68,29 @@ class Progress:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors under one of the three names, without it."""
+        """Return the tensors under one of the three names, without it."""
         return {
             key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")
         }
 
 
 def fingerprint(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data: str | Path) -> Fingerprint:
-    """Digests of the parameters, of what the machine makes of them, of all files in the data folders, and of the code
-    that trains and its libraries.
+    """Take the digests that tie a training to its input.
 
-    setting: processes, device and precision; not the threads, which change the last bits only.
+    Parameters
+    ----------
+    parameters : mapping
+        What the training was asked for.
+    setting : mapping
+        What the machine makes of it: processes, device and precision. Threads are left out, since they change the last
+        bits only.
+    *data : str or Path
+        Folders whose files all count.
+
+    Returns
+    -------
+    dict of str
+        Digests of the parameters, of the setting, of the data, and of the code that trains with its libraries.
     """
     return {
         "parameters": _digest(json.dumps(parameters, sort_keys=True, default=str)),
@@ -72,17 +101,17 @@ def fingerprint(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data
 
 
 def code() -> str:
-    """Digest of the code that runs in a training and of the libraries' versions."""
+    """Take the digest of the code that runs in a training and of the libraries' versions."""
     return _digest(imports.digest("train.loop"), *(f"{name} {number}" for name, number in versions().items()))
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide a training's result."""
+    """Look up the versions of the libraries that decide a training's result."""
     return {name: version(name) for name in _LIBRARIES}
 
 
 def combined(parts: Fingerprint) -> str:
-    """One digest of them all, for a run's name elsewhere."""
+    """Join all into one digest, for a run's name elsewhere."""
     return _digest(json.dumps(parts, sort_keys=True))
 
 
@@ -109,7 +138,7 @@ def sole_writer(folder: str | Path) -> Iterator[None]:
 
 
 def _files(folder: str | Path) -> list[Path]:
-    """The folder's checkpoints, newest first."""
+    """List the folder's checkpoints, newest first."""
     return sorted(Path(folder).glob("epoch-*.safetensors"), reverse=True)
 
 
@@ -123,10 +152,10 @@ def save(folder: str | Path, progress: Progress, prints: Fingerprint) -> Path:
 
 
 def finish(folder: str | Path, progress: Progress, prints: Fingerprint) -> None:
-    """Leave of a training its history and best weights alone, in the last epoch's place.
+    """Keep a finished training's history and best weights alone, in the last epoch's place.
 
-    Its outs may still get lost, as those of a trainer whose DVC was killed: the next DVC removes what it does not know of.
-    Where there is no room, nothing is left.
+    Its outs may still get lost: where DVC was killed while it trained, the next DVC removes them. Where there is no room
+    on the disk, nothing is kept.
     """
     last, *older = _files(folder)
     for path in older:
@@ -160,7 +189,20 @@ def _write(path: Path, progress: Progress, prints: Fingerprint) -> None:
 
 
 def latest(folder: str | Path, prints: Fingerprint) -> Progress:
-    """The newest whole checkpoint of this fingerprint, or a fresh start; whatever is passed over is logged with its why."""
+    """Read the newest whole checkpoint.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The training's.
+    prints : dict of str
+        Its fingerprint.
+
+    Returns
+    -------
+    Progress
+        A fresh one where there is no checkpoint of this fingerprint. The log says why one is passed over.
+    """
     for path in _files(folder):
         try:
             tensors, description = weights.read(path)

@@ -16,7 +16,7 @@ from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, MAPS
-from d4lens.models.averaging import transform_batch
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.simulator.draw import SUBHALO_COLUMNS, Truth
 from d4lens.simulator.fields import substructure_convergence
@@ -26,8 +26,23 @@ _SUBSET = 2**31 + 1  # no epoch: the seed of a smaller training set
 
 @dataclass
 class Lenses(Dataset):  # type: ignore[type-arg]
-    """One split. `dataset[rows]` is the batch of these rows: what the model needs, "label", "index" and, where the
-    truth is known and asked for, "kappa"."""
+    """One split of a data set; `dataset[rows]` is the `LensBatch` of these rows.
+
+    Attributes
+    ----------
+    counts : ndarray
+        (n, N, N) photon counts.
+    labels : ndarray
+        (n,) class indices.
+    residual, significance : ndarray, optional
+        (n, N, N) maps of the smooth fit in standard deviations.
+    fit : ndarray, optional
+        (n, 7) parameters of the smooth lens, FIT_COLUMNS.
+    kappa : ndarray, optional
+        (n, N, N) true convergence of the substructure.
+    rows : ndarray, optional
+        (n,) rows of the split's arrays, where these are not all of them.
+    """
 
     counts: NDArray[Any]
     labels: NDArray[np.int64]
@@ -35,15 +50,15 @@ class Lenses(Dataset):  # type: ignore[type-arg]
     significance: NDArray[Any] | None = None
     fit: NDArray[np.float32] | None = None
     kappa: NDArray[np.float16] | None = None
-    rows: NDArray[np.int64] | None = None  # of the split's arrays, where it is not all of them
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def first(self, count: int, seed: int) -> "Lenses":
-        """`count` images drawn by `seed`, copied into memory; of one seed the larger set contains the smaller.
+        """Draw `count` images by `seed` and copy them into memory.
 
-        Raises D4LensError where there are fewer.
+        Of one seed the larger set contains the smaller. Raises D4LensError where there are fewer images.
         """
         if count > len(self):
             raise D4LensError(f"train.limit is {count} but the split train holds {len(self)} images; lower it")
@@ -51,18 +66,16 @@ class Lenses(Dataset):  # type: ignore[type-arg]
         parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
         return replace(self, rows=rows, **{name: part[rows] for name, part in parts.items() if part is not None})
 
-    def __getitem__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def __getitem__(self, rows: Sequence[int]) -> LensBatch:
         index = np.asarray(rows)
-        batch = {
-            "counts": torch.from_numpy(self.counts[index].astype(np.float32)),
-            "label": torch.from_numpy(self.labels[index]),
-            "index": torch.from_numpy(index if self.rows is None else self.rows[index]),
-        }
-        for name in (*MAPS, "fit", "kappa"):
-            values = getattr(self, name)
-            if values is not None:
-                batch[name] = torch.from_numpy(values[index]).float()  # of halves ten times as fast as numpy's cast
-        return batch
+        others = {name: getattr(self, name) for name in (*MAPS, "fit", "kappa")}
+        return LensBatch(
+            torch.from_numpy(self.counts[index].astype(np.float32)),
+            label=torch.from_numpy(self.labels[index]),
+            index=torch.from_numpy(index if self.rows is None else self.rows[index]),
+            # halves are cast ten times as fast by torch as by numpy
+            **{name: torch.from_numpy(v[index]).float() for name, v in others.items() if v is not None},
+        )
 
 
 def load(
@@ -74,9 +87,31 @@ def load(
     *,
     with_kappa: bool = False,
 ) -> Lenses:
-    """A split with what a model `needs`; with_kappa adds the true convergence of the substructure, smoothed to 2 pixels.
+    """Load a split with what a model needs.
 
-    Raises D4LensError where the fit is needed and missing, or is not of these images.
+    Parameters
+    ----------
+    arrays_folder : str or Path
+        Out of the stage `preprocess`.
+    macrofit_folder : str or Path, optional
+        Out of the stage `macrofit`; None where nothing of the fit is needed.
+    split : str
+        Name of the split.
+    needs : sequence of str
+        Entries of `LensBatch`.
+    observation : Observation
+        Pixels of the images.
+    with_kappa : bool
+        Whether to add the true convergence of the substructure, smoothed to two pixels, where the truth is known.
+
+    Returns
+    -------
+    Lenses
+
+    Raises
+    ------
+    D4LensError
+        Where the fit is needed and missing, or is not of these images.
     """
     images = arrays.load_split(arrays_folder, split)
     lenses = Lenses(images.counts, images.labels)
@@ -125,10 +160,23 @@ def _convergence(truth: Truth, observation: Observation, chunk: int = 512) -> ND
 
 
 class EpochBatches(Sampler[list[int]]):
-    """Rows of each batch of one epoch; the order is a function of (seed, epoch) and of nothing that ran before.
+    """Rows of each batch of one epoch, in an order that depends on (seed, epoch) and on nothing that ran before.
 
-    With `world` > 1 each rank takes every world-th row of a global batch; the last one is filled up from its own rows,
-    so that all ranks make the same number of steps. `set_epoch` counts from `first`, where a resumed training begins.
+    Each of several processes takes every world-th row of a global batch. The last batch is filled up from its own rows,
+    so that all processes make the same number of steps.
+
+    Parameters
+    ----------
+    size : int
+        Number of images.
+    batch : int
+        Images a batch and process.
+    seed : int
+        Of the order.
+    first : int
+        The epoch at which a resumed training begins; `set_epoch` counts from it.
+    rank, world : int
+        This process, and how many there are.
     """
 
     def __init__(self, size: int, batch: int, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> None:
@@ -166,18 +214,28 @@ class InOrder(Sampler[list[int]]):
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """The seed of everything random within one epoch but the order of the images."""
+    """Derive the seed of everything random within one epoch but the order of the images."""
     return int(np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(1)[0])
 
 
-def augment(batch: dict[str, Tensor], elements: Tensor) -> dict[str, Tensor]:
-    """Each image of the batch under its own element of D4 (`elements`, (B,) of 0..7), with all that belongs to it.
+def augment(batch: LensBatch, elements: Tensor) -> LensBatch:
+    """Turn each image of a batch, with all that belongs to it, by its own element of D4.
 
-    The batch comes back sorted by element: its order means nothing, and slices are cheaper than a scatter.
+    Parameters
+    ----------
+    batch : LensBatch
+        B images.
+    elements : Tensor
+        (B,) elements, 0 to 7.
+
+    Returns
+    -------
+    LensBatch
+        Sorted by element: the order of a batch means nothing, and slices are cheaper than a scatter.
     """
     parts = []
     for g in d4.ELEMENTS:
         rows = torch.nonzero(elements == g)[:, 0]
         if len(rows):
-            parts.append(transform_batch({name: value[rows.to(value.device)] for name, value in batch.items()}, g))
-    return {name: torch.cat([part[name] for part in parts]) for name in batch}
+            parts.append(batch.rows(rows.to(batch.counts.device)).turned(g))
+    return LensBatch.joined(parts)

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import lightning as L
 import pandas as pd
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from d4lens import models
@@ -35,10 +35,10 @@ _BUILD = 2**31  # no epoch: the seed of the first weights
 
 
 class Mirror(Protocol):
-    """Whoever wants to see the numbers as they come, such as `d4lens.tracking.Tracker`."""
+    """Receiver of each epoch's numbers, such as `d4lens.tracking.Tracker`."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """One epoch's row, without its number."""
+        """Take one epoch's row, without its number."""
         ...
 
 
@@ -51,8 +51,10 @@ def fingerprint(
     params: TrainParams,
     devices: int = 1,
 ) -> str:
-    """The name of the result of `train` with these arguments: equal for equal parameters, data, code, processes, device
-    and precision."""
+    """Name the result of `train` with these arguments.
+
+    Names are equal for equal parameters, data, code, processes, device and precision.
+    """
     return checkpoint.combined(_prints(arrays_folder, macrofit_folder, model_name, options, seed, params, devices))
 
 
@@ -85,9 +87,9 @@ def _device() -> str:
 
 
 def _agree(prints: checkpoint.Fingerprint, place: Ranks) -> None:
-    """Raises D4LensError in a process that would train otherwise than the first."""
+    """Check that all processes train alike. Raises D4LensError in one that would train otherwise than the first."""
     mine = [float(int(digest[:12], 16)) for digest in prints.values()]  # 48 bits: exact
-    first = place.total(value if place.leads else 0.0 for value in mine)
+    first = place.total(value if place.is_main else 0.0 for value in mine)
     other = [name for name, a, b in zip(prints, mine, first) if a != b]
     if other:
         raise D4LensError(
@@ -109,19 +111,43 @@ def train(
     tracker: Mirror | None = None,
     devices: int = 1,
 ) -> dict[str, float]:
-    """Train one network and keep the epoch that the `select` split likes best.
+    """Train one network and keep the epoch with the best score on the `select` split.
 
-    arrays_folder, macrofit_folder: outputs of the stages preprocess and macrofit (None where the model needs no fit).
-    work_folder: checkpoints, one an epoch; the same call after any interruption goes on from the last, and ends with
-    the weights and history of a training never interrupted (bit for bit on one machine's CPU with as many threads). At the
-    end it keeps the result: the same call then trains nothing and writes the same outs.
-    out_folder: gets model.safetensors (weights and description), history.csv (one row an epoch), timing.json.
-    tracker: is told each epoch's row. devices: processes of a distributed training, each with its own share of a batch
-    `devices` times as large; one accelerator each, or one CPU process each where there is none. Under torchrun and its
-    like (`d4lens.parallel`) their processes count instead, on all machines, and all end where one does.
+    Parameters
+    ----------
+    arrays_folder, macrofit_folder : str or Path
+        Outs of the stages `preprocess` and `macrofit`; the latter is None where the model needs no fit.
+    out_folder : str or Path
+        Gets model.safetensors (weights and description), history.csv (one row an epoch) and timing.json.
+    work_folder : str or Path
+        Checkpoints, one an epoch. The same call after any interruption goes on from the last, and ends with the weights
+        and history of a training never interrupted (bit for bit on one machine's CPU with as many threads). At the end
+        the folder keeps the result: the same call then trains nothing and writes the same outs.
+    model_name : str
+        One of `models.NAMES`.
+    options : dict
+        Of the network, as `models.build` takes them.
+    seed : int
+        Of the first weights, the order of the images and their augmentation.
+    params : TrainParams
+        Group `train` of the parameters.
+    tracker : Mirror, optional
+        Receives each epoch's row.
+    devices : int
+        Processes of a distributed training, each with its own share of a batch `devices` times as large: one accelerator
+        each, or one CPU process each where there is none. Under torchrun and its like (`d4lens.parallel`) their
+        processes count instead, on all machines, and all end where one does.
 
-    Returns the best epoch's row. Raises D4LensError for unusable folders, options or parameters, for a loss that is not
-    finite, and while another process trains in work_folder.
+    Returns
+    -------
+    dict of float
+        The best epoch's row.
+
+    Raises
+    ------
+    D4LensError
+        For unusable folders, options or parameters, for a loss that is not finite, and while another process trains in
+        `work_folder`.
     """
     prints = _prints(arrays_folder, macrofit_folder, model_name, options, seed, params, devices)
     observation = arrays.load_observation(arrays_folder)
@@ -167,7 +193,7 @@ def train(
 
 
 def precision(wanted: str) -> str:
-    """Lightning's name of the precision; `auto` is bfloat16 where the hardware computes in it, else float32."""
+    """Return Lightning's name of the precision; `auto` is bfloat16 where the hardware computes in it, else float32."""
     if wanted != "auto":
         return wanted
     if torch.cuda.is_available():
@@ -267,7 +293,7 @@ class _Keeper(L.Callback):
             )
 
     def mirror(self, rows: Iterable[dict[str, float]]) -> None:
-        """Tell the tracker of epochs."""
+        """Send rows of epochs to the tracker."""
         if self.tracker is not None:
             for row in rows:
                 self.tracker.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from d4lens.lensing import grid
+from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 
 Outputs = dict[str, Tensor]
@@ -17,27 +18,27 @@ Outputs = dict[str, Tensor]
 KAPPA_UNIT = 0.05
 
 
-def total_variation(out: Outputs, batch: Outputs, observation: Observation) -> Tensor:
-    """Mean of |d kappa/dx| + |d kappa/dy| by forward differences, per arcsec (Rudin, Osher & Fatemi 1992)."""
+def total_variation(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+    """Take the mean of |d kappa/dx| + |d kappa/dy| by forward differences, per arcsec (Rudin, Osher & Fatemi 1992)."""
     kappa = out["kappa"]
     across, down = kappa.diff(dim=-1).abs().mean(), kappa.diff(dim=-2).abs().mean()
     return (across + down) / observation.pixel_scale
 
 
-def sparsity(out: Outputs, batch: Outputs, observation: Observation) -> Tensor:
-    """Mean of |kappa|: most of the sky is empty."""
+def sparsity(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+    """Take the mean of |kappa|: most of the sky is empty."""
     return out["kappa"].abs().mean()
 
 
-def centre(out: Outputs, batch: Outputs, observation: Observation) -> Tensor:
-    """Mean of |kappa| (r / half the image's side)²: mass belongs near the lens, the image cannot weigh it elsewhere."""
+def centre(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+    """Take the mean of |kappa| (r / half the image's side)²: mass belongs near the lens, the image cannot weigh it elsewhere."""
     kappa = out["kappa"]
     x, y = grid(observation.n_pixels, observation.pixel_scale, dtype=kappa.dtype, device=kappa.device)
     return (kappa.abs() * ((x**2 + y**2) / observation.half_width**2)).mean()
 
 
-def poisson(out: Outputs, batch: Outputs, observation: Observation) -> Tensor:
-    """Mean of (lap(psi) - 2 kappa)², the Laplacian by five points, over the pixels that have four neighbours.
+def poisson(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+    """Take the mean of (lap(psi) - 2 kappa)², the Laplacian by five points, over the pixels that have four neighbours.
 
     Where psi is the network's own it ties psi to kappa; where psi solves the equation it measures roughness only.
     """
@@ -47,17 +48,17 @@ def poisson(out: Outputs, batch: Outputs, observation: Observation) -> Tensor:
     return (laplacian - 2 * kappa).square().mean()
 
 
-def consistency(out: Outputs, batch: Outputs, observation: Observation) -> Tensor:
-    """Mean of sqrt(1 + r²) - 1, r the misfit in sigma of the re-lensed image: quadratic for noise, linear for blunders."""
+def consistency(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+    """Take the mean of sqrt(1 + r²) - 1, r the misfit in sigma of the re-lensed image: quadratic for noise, linear for blunders."""
     return (torch.sqrt(1 + out["unexplained"].square()) - 1).mean()
 
 
-def convergence(out: Outputs, batch: Outputs, observation: Observation) -> Tensor:
-    """Mean squared error of kappa against the true convergence of the substructure, in units of KAPPA_UNIT²."""
-    return ((out["kappa"] - batch["kappa"]) / KAPPA_UNIT).square().mean()
+def convergence(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+    """Take the mean squared error of kappa against the true convergence of the substructure, in units of KAPPA_UNIT²."""
+    return ((out["kappa"] - batch.need("kappa")) / KAPPA_UNIT).square().mean()
 
 
-PHYSICS: dict[str, Callable[[Outputs, Outputs, Observation], Tensor]] = {
+PHYSICS: dict[str, Callable[[Outputs, LensBatch, Observation], Tensor]] = {
     "total_variation": total_variation,
     "sparsity": sparsity,
     "centre": centre,
@@ -73,13 +74,32 @@ _INPUTS = {
 
 
 def physics(
-    names: tuple[str, ...], weights: dict[str, float], out: Outputs, batch: Outputs, observation: Observation
+    names: tuple[str, ...], weights: dict[str, float], out: Outputs, batch: LensBatch, observation: Observation
 ) -> dict[str, Tensor]:
-    """The named losses that can be had from these outputs; one of weight zero is measured but sends no gradient."""
+    """Compute the named losses that can be had from these outputs.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Names of PHYSICS.
+    weights : dict of float
+        Weight of each. One of weight zero is measured but sends no gradient.
+    out : dict of Tensor
+        The network's outputs.
+    batch : LensBatch
+        What the network was given, with the true convergence where it is known.
+    observation : Observation
+        Pixels of the images.
+
+    Returns
+    -------
+    dict of Tensor
+        Scalars, without unit, by name.
+    """
     values = {}
     for name in names:
         wanted = _INPUTS.get(name, ("kappa",))
-        if any(key not in out for key in wanted) or (name == "convergence" and "kappa" not in batch):
+        if any(key not in out for key in wanted) or (name == "convergence" and batch.kappa is None):
             continue
         with torch.set_grad_enabled(torch.is_grad_enabled() and weights[name] > 0):
             values[name] = PHYSICS[name](out, batch, observation)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from d4lens import models
 from d4lens.errors import D4LensError
 from d4lens.models import scores, weights
+from d4lens.models.batch import LensBatch
 from d4lens.models.fields import FieldNorm
 from d4lens.observation import Observation
 from d4lens.params import TrainParams
@@ -25,9 +26,25 @@ NONFINITE = "nonfinite.safetensors"
 
 
 class Training(L.LightningModule):
-    """Trains `net` from where `progress` stands; each epoch's randomness hangs on (seed, epoch) alone.
+    """Lightning module that trains a network from where its progress stands.
 
-    The learning rate is a function of the step, so that a resumed schedule cannot differ.
+    Each epoch's randomness depends on (seed, epoch) alone. The learning rate is a function of the step, so that a resumed
+    schedule cannot differ.
+
+    Parameters
+    ----------
+    net : nn.Module
+        A network of `d4lens.models`.
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    params : TrainParams
+        Group `train` of the parameters.
+    seed : int
+        Of the order of the images and of their augmentation.
+    progress : Progress
+        Of the epochs done; it is updated in place.
+    inspect_folder : Path
+        Gets the tensors of a batch whose loss is not finite.
     """
 
     def __init__(
@@ -82,7 +99,7 @@ class Training(L.LightningModule):
         return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Linear warm-up over `warmup_fraction` of all steps, then half a cosine to zero (Loshchilov & Hutter 2017)."""
+        """Warm up linearly over `warmup_fraction` of all steps, then fall by half a cosine to zero (Loshchilov & Hutter 2017)."""
         warm = self.params.warmup_fraction * steps
         if step < warm:
             return self.params.learning_rate * (step + 1) / (warm + 1)
@@ -93,7 +110,7 @@ class Training(L.LightningModule):
         self.sums, self.row = {}, {}
         self.started = time.perf_counter()
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: LensBatch, batch_idx: int) -> None:
         """Seed the epoch at its first batch; set the learning rate of this step."""
         if batch_idx == 0:  # not earlier: making the loader's iterator draws a number
             torch.manual_seed(epoch_seed(self.seed, self.epoch, self.global_rank))
@@ -109,31 +126,34 @@ class Training(L.LightningModule):
         if self.params.gradient_clip:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.params.gradient_clip)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The total loss of one batch, augmented. Raises D4LensError where it is not finite, leaving the tensors in a file."""
+    def training_step(self, batch: LensBatch, batch_idx: int) -> Tensor:
+        """Return the total loss of one batch, augmented.
+
+        Raises D4LensError where it is not finite, leaving the tensors in a file.
+        """
         if self.params.augment:
-            batch = augment(batch, torch.randint(8, (len(batch["label"]),)))
+            batch = augment(batch, torch.randint(8, (len(batch),)))
         out = self.net(batch)
         smoothing = self.params.label_smoothing
-        terms = {"classification": F.cross_entropy(out["logits"], batch["label"], label_smoothing=smoothing)}
+        terms = {"classification": F.cross_entropy(out["logits"], batch.need("label"), label_smoothing=smoothing)}
         with torch.autocast(self.device.type, enabled=False):
             terms |= losses.physics(self.losses, self.weights, out, batch, self.observation)
-        total = sum((self.weights.get(name, 1.0) * v for name, v in terms.items() if self.weights.get(name, 1.0) > 0))
+        total: Tensor = sum(
+            (self.weights.get(name, 1.0) * v for name, v in terms.items() if self.weights.get(name, 1.0) > 0)
+        )
         if not torch.isfinite(total):
             self._refuse(terms, batch, out, batch_idx)
-        self._add({"loss": total, **terms}, len(batch["label"]))
+        self._add({"loss": total, **terms}, len(batch))
         return total
 
-    def _refuse(
-        self, terms: dict[str, Tensor], batch: dict[str, Tensor], out: dict[str, Tensor], batch_idx: int
-    ) -> None:
+    def _refuse(self, terms: dict[str, Tensor], batch: LensBatch, out: dict[str, Tensor], batch_idx: int) -> None:
         """Stop, with the batch, what the network made of it and the terms of the loss in a file to look at."""
         step = self.epoch * int(self.trainer.num_training_batches) + batch_idx
         bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["their sum"]
-        rows = sorted(batch["index"].tolist())
+        rows = sorted(batch.need("index").tolist())
         tensors = {
             f"{kind}.{k}": v
-            for kind, part in (("batch", batch), ("out", out), ("loss", terms))
+            for kind, part in (("batch", batch.entries()), ("out", out), ("loss", terms))
             for k, v in part.items()
         }
         kept = self.inspect_folder / NONFINITE
@@ -153,9 +173,9 @@ class Training(L.LightningModule):
         self.progress.training_seconds += time.perf_counter() - self.started
         self.scored = []
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: LensBatch, batch_idx: int) -> None:
         """Keep the batch's logits."""
-        self.scored.append((self.net(batch)["logits"].float().cpu(), batch["label"].cpu()))
+        self.scored.append((self.net(batch)["logits"].float().cpu(), batch.need("label").cpu()))
 
     def on_validation_epoch_end(self) -> None:
         """Score the selection split. Raises D4LensError for logits that are not finite."""
@@ -172,7 +192,7 @@ class Training(L.LightningModule):
         }
 
     def close_epoch(self) -> None:
-        """Close the epoch's row, and take the weights if the selection split has never liked any better."""
+        """Close the epoch's row, and take the weights if they score best so far on the selection split."""
         totals = {
             name: float(self.trainer.strategy.reduce(value, reduce_op="sum")) for name, value in self.sums.items()
         }

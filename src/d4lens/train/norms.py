@@ -1,8 +1,10 @@
 """Batch normalisation over the batches of all processes: a step of several is then the step of one on all their images."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from d4lens.models.fields import ORDER, FieldNorm
@@ -23,11 +25,11 @@ class _Mean(torch.autograd.Function):
     """The mean over the processes, through which gradients flow back to all of them."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return _mean(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _mean(gradient)
 
 
@@ -86,7 +88,8 @@ class _SyncedBatchNorm(nn.BatchNorm2d):
 
 class _SyncedBatchNormAct(BatchNormAct2d):
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(_batch_norm(self, x))) if self.training else super().forward(x)
+        out: Tensor = self.act(self.drop(_batch_norm(self, x))) if self.training else super().forward(x)
+        return out
 
 
 _SYNCED: dict[type[nn.Module], type[nn.Module]] = {

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from d4lens.classes import CLASSES
+from d4lens.classes import CLASSES, VIEWS
 from d4lens.data import arrays
 from d4lens.data.preprocess import build
 from d4lens.errors import D4LensError
 from d4lens.files import write_json
 from d4lens.inference.pipeline import default_weights
 from d4lens.macrofit import fit_split, preset_model
-from d4lens.models import averaging, scores
+from d4lens.models import scores
 from d4lens.observation import Observation
 from d4lens.results import page, predictions, tables
 from d4lens.results.page import chart, gallery
@@ -46,7 +46,7 @@ def project(tmp_path_factory):
     for model, seed in ARMS:
         name, runs = f"{model}-{seed}", root / "runs" / "small"
         logits = np.eye(len(CLASSES))[split.labels] + rng.normal(size=(N_TEST, len(CLASSES)))
-        table = predictions.tabulate(split.paths, split.labels, {view: logits for view in averaging.VIEWS})
+        table = predictions.tabulate(split.paths, split.labels, {view: logits for view in VIEWS})
         predictions.write(runs / "predicted" / f"{name}.parquet", table)
         measured = {metric: {"value": 0.9, "low": 0.8, "high": 0.95} for metric in scores.METRICS}
         sizes = {"n_train": 9, "n_test": N_TEST, "params": 10, "n_pixels": 75, "epochs": 2}
@@ -156,7 +156,7 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
     run(*dvc, "init", "--no-scm", "-q")
     assert "study@brightness" in run(*dvc, "stage", "list", "dvc.yaml")
     assert "Median photon counts of an image" in run(*dvc, "repro", "--single-item", "study@brightness")
-    run(sys.executable, "stages/report.py", "--profile", "quick")
+    run(sys.executable, "stages/page.py", "--profile", "quick")
     text = (copy / "reports" / "report.html").read_text()
     for word in (
         "Brightness: photon counts by class",
@@ -172,7 +172,7 @@ def test_the_gallery_takes_the_surest_of_each_class_in_turn():
     answers = np.array([0, 0, 1, 1, 2, 0, 1])
     sure = np.array([1.0, 3.0, 1.0, 2.0, 1.0, 4.0, 2.0])
     logits = np.eye(3)[answers] * sure[:, None]
-    table = predictions.tabulate([str(i) for i in range(7)], labels, {view: logits for view in averaging.VIEWS})
+    table = predictions.tabulate([str(i) for i in range(7)], labels, {view: logits for view in VIEWS})
     right, wrong = gallery.choose(table, 4)
     assert right == [1, 3, 4, 0]
     assert wrong == [6, 5]
@@ -182,7 +182,7 @@ def test_reliability_s_mean_gap_is_the_calibration_error():
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1, 2], 40)
     logits = 2 * rng.normal(size=(120, 3)) + np.eye(3)[labels]
-    table = predictions.tabulate([str(i) for i in range(120)], labels, {view: logits for view in averaging.VIEWS})
+    table = predictions.tabulate([str(i) for i in range(120)], labels, {view: logits for view in VIEWS})
     bins = page.reliability(table)
     assert bins["images"].sum() == 120
     gap = ((bins["accuracy"] - bins["confidence"]).abs() * bins["images"]).sum() / 120

@@ -13,10 +13,10 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from d4lens import files, studies
-from d4lens.classes import CLASSES
+from d4lens.classes import CLASSES, VIEWS
 from d4lens.errors import D4LensError
 from d4lens.files import write_text
-from d4lens.models import averaging, scores
+from d4lens.models import scores
 from d4lens.results import plots, predictions, tables
 from d4lens.results.page import chart, facts, gallery
 from d4lens.studies import outcome
@@ -31,7 +31,21 @@ _TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
 @dataclass(frozen=True)
 class Plot:
-    """Some charts with one legend of (name, colour index), a caption and the command that makes them."""
+    """Some charts with one legend.
+
+    Attributes
+    ----------
+    title : str
+        Heading.
+    charts : Sequence of str
+        SVG elements.
+    caption : str
+        Sentences below.
+    command : str
+        What makes the charts' data.
+    legend : Sequence of (str, int)
+        Names and colour indices.
+    """
 
     title: str
     charts: Sequence[str]
@@ -45,10 +59,25 @@ def write(
 ) -> None:
     """Write the page of `profile` atomically.
 
-    root: the project's folder with metrics/, runs/ and data/ of the profile. arms: (model, seed) of the table.
-    declared: names of the studies that the profile runs, in the page's order; the others are listed as not run. n: images
-    in each gallery.
-    Raises D4LensError for an unknown or missing study, or results that are missing or damaged.
+    Parameters
+    ----------
+    path : str or Path
+        The HTML file.
+    root : str or Path
+        The project's folder, with metrics/, runs/ and data/ of the profile.
+    profile : str
+        Its name.
+    arms : Sequence of (str, int)
+        Model and seed of the table's rows.
+    declared : Sequence of str
+        Studies that the profile runs, in the page's order; the others are listed as not run.
+    n : int
+        Images in each gallery.
+
+    Raises
+    ------
+    D4LensError
+        For an unknown or missing study, or results that are missing or damaged.
     """
     root = Path(root)
     results, caption, comparisons = tables.read_profile(root / "metrics" / profile)
@@ -85,7 +114,7 @@ def write(
             "Machine and packages": facts.of_machine(),
         },
         timing=[
-            [name, times["train_minutes"], *(times["images_per_second"][view] for view in averaging.VIEWS)]
+            [name, times["train_minutes"], *(times["images_per_second"][view] for view in VIEWS)]
             for name, times in files.read_json(root / "metrics" / profile / "timing.json").items()
         ],
     )
@@ -93,7 +122,20 @@ def write(
 
 
 def reliability(table: pd.DataFrame, n_bins: int = scores.ECE_BINS) -> pd.DataFrame:
-    """The bins of the expected calibration error, with TTA: columns confidence, accuracy, images; empty ones left out."""
+    """Bin images by the probability of their answer with TTA, as the expected calibration error does.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Predictions of one network.
+    n_bins : int
+        Bins of equal width in (0, 1].
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns confidence, accuracy, images; empty bins are left out.
+    """
     _, labels, probabilities = predictions.of_view(table, "tta")
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
@@ -179,7 +221,7 @@ def _calibration(tables: Mapping[Arm, pd.DataFrame], profile: str) -> Plot:
         f"Reliability on the test split, averaged over eight views: images in {scores.ECE_BINS} bins of the probability "
         "of their answer; their mean gap from the diagonal is the ECE of the table. A point may stand for few images."
     )
-    return Plot("Calibration", charts, text, f"python stages/report.py --profile {profile}")
+    return Plot("Calibration", charts, text, f"python stages/page.py --profile {profile}")
 
 
 def _confusions(tables: Mapping[Arm, pd.DataFrame]) -> dict[str, list[list[tuple[int, float]]]]:
@@ -226,7 +268,7 @@ def _section(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _inline(root: Path, file: str) -> str:
-    """A study's drawing as a data URI. Raises D4LensError for one that is missing or of a kind no browser draws."""
+    """Return a study's drawing as a data URI. Raises D4LensError for one that is missing or of a kind no browser draws."""
     path = root / file
     if path.suffix not in _TYPES or not path.is_file():
         raise D4LensError(f"a study names the figure {file}, which is missing or no SVG or PNG; run its stage again")
@@ -234,7 +276,7 @@ def _inline(root: Path, file: str) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """A sentence with its `code` set as such."""
+    """Set the `code` of a sentence as such."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

@@ -19,7 +19,19 @@ N_COLOURS = 10
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: finite points (x, y) of equal length, `colour` an index, `mark` draws the points too."""
+    """One curve.
+
+    Attributes
+    ----------
+    name : str
+        Shown where the pointer rests.
+    x, y : Sequence of float
+        Finite points, of equal length.
+    colour : int
+        Index of the style sheet's colours.
+    mark : bool
+        Draw the points, too.
+    """
 
     name: str
     x: Sequence[float]
@@ -30,9 +42,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """A label, and the range shown; None takes that of the points.
+    """One axis.
 
-    `whole` names whole numbers only. `scale` "log" is for positive values, "logit" for those between 0 and 1.
+    Attributes
+    ----------
+    label : str
+        What it shows.
+    range : tuple of float, optional
+        Ends shown; None takes those of the points.
+    whole : bool
+        Name whole numbers only.
+    scale : {"linear", "log", "logit"}
+        "log" is for positive values, "logit" for those between 0 and 1.
     """
 
     label: str
@@ -41,14 +62,31 @@ class Axis:
     scale: Literal["linear", "log", "logit"] = "linear"
 
     def place(self, value: float) -> float:
-        """The value as it is laid out."""
+        """Return the value on the axis's scale."""
         if self.scale == "linear":
             return value
         return math.log10(value if self.scale == "log" else value / (1 - value))
 
 
 def draw(title: str, lines: Sequence[Line], x: Axis, y: Axis, diagonal: bool = False) -> str:
-    """An SVG element with the curves; `diagonal` adds the line from corner to corner, for chance or perfection."""
+    """Draw curves as an SVG element.
+
+    Parameters
+    ----------
+    title : str
+        Heading.
+    lines : Sequence of Line
+        The curves.
+    x, y : Axis
+        The axes.
+    diagonal : bool
+        Add the line from corner to corner, for chance or perfection.
+
+    Returns
+    -------
+    str
+        The element.
+    """
     (x_low, x_high), (y_low, y_high) = (
         [axis.place(end) for end in axis.range]
         if axis.range

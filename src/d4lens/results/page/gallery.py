@@ -24,7 +24,19 @@ from d4lens.train.data import load
 
 @dataclass(frozen=True)
 class Example:
-    """One image: `maps` are (title, PNG as data URI), `probabilities` (class, p) in the order of CLASSES."""
+    """One image of a gallery.
+
+    Attributes
+    ----------
+    path : str
+        Its name.
+    actual, predicted : str
+        Classes.
+    probabilities : list of (str, float)
+        Class and probability, in the order of CLASSES.
+    maps : list of (str, str)
+        Title, and PNG as a data URI.
+    """
 
     path: str
     actual: str
@@ -34,9 +46,19 @@ class Example:
 
 
 def choose(table: pd.DataFrame, n: int) -> tuple[list[int], list[int]]:
-    """Rows of `n` images that were right and of `n` that were wrong, with TTA, the surest of each class in turn.
+    """Choose images that were right and that were wrong, with TTA, the surest of each class in turn.
 
-    table: predictions of one network (`evaluate.predictions`). Fewer where there are fewer.
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Predictions of one network (`results.predictions`).
+    n : int
+        Images of each kind; fewer where there are fewer.
+
+    Returns
+    -------
+    tuple of list of int
+        Rows of the right ones and of the wrong ones.
     """
     _, labels, probabilities = predictions.of_view(table, "tta")
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -50,9 +72,28 @@ def choose(table: pd.DataFrame, n: int) -> tuple[list[int], list[int]]:
 
 
 def examples(data: Path, weights: Path, table: pd.DataFrame, rows: list[int]) -> list[Example]:
-    """The test images `rows` of the folders data/arrays and data/macrofit through the network of `weights`.
+    """Show test images as a network sees them, and the convergence that it draws.
 
-    The network must draw a convergence ("kappa"). Raises D4LensError for folders or weights that cannot be read.
+    Parameters
+    ----------
+    data : Path
+        The profile's data, with the folders arrays/ and macrofit/.
+    weights : Path
+        Of a network that draws a convergence ("kappa").
+    table : pandas.DataFrame
+        Its predictions.
+    rows : list of int
+        Which images of the test split.
+
+    Returns
+    -------
+    list of Example
+        In the order of `rows`.
+
+    Raises
+    ------
+    D4LensError
+        For folders or weights that cannot be read.
     """
     if not rows:
         return []
@@ -68,8 +109,8 @@ def examples(data: Path, weights: Path, table: pd.DataFrame, rows: list[int]) ->
     paths, labels, probabilities = predictions.of_view(table, "tta")
     for place, row in enumerate(rows):
         maps = [
-            ("image, √counts", _png(np.sqrt(batch["counts"][place].numpy()), "magma")),
-            ("residual, ±6 σ", _png(batch["residual"][place].numpy(), "RdBu_r", 6)),
+            ("image, √counts", _png(np.sqrt(batch.counts[place].numpy()), "magma")),
+            ("residual, ±6 σ", _png(batch.need("residual")[place].numpy(), "RdBu_r", 6)),
             ("convergence, drawn", _png(drawn[place], "viridis")),
         ]
         if truth is not None:
@@ -80,7 +121,7 @@ def examples(data: Path, weights: Path, table: pd.DataFrame, rows: list[int]) ->
 
 
 def _truth(folder: Path, rows: list[int]) -> NDArray[np.float32] | None:
-    """True convergence (n, N, N) of the substructure, smoothed as the networks are told it; None where unknown."""
+    """Render the true convergence (n, N, N) of the substructure, smoothed as in training; None where unknown."""
     truth = arrays.load_truth(folder, "test")
     if truth is None:
         return None
@@ -91,7 +132,7 @@ def _truth(folder: Path, rows: list[int]) -> NDArray[np.float32] | None:
 
 
 def _png(image: NDArray[np.float32], colours: str, limit: float | None = None) -> str:
-    """A map (N, N), first row at the bottom, as a data URI; between its own extremes, or ±`limit`."""
+    """Draw a map (N, N), first row at the bottom, as a data URI; between its own extremes, or ±`limit`."""
     low, high = (-limit, limit) if limit else (float(image.min()), float(image.max()))
     share = np.clip((image - low) / ((high - low) or 1.0), 0, 1)
     pixels = (mpl.colormaps[colours](share)[::-1, :, :3] * 255).round().astype(np.uint8)
