@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from d4lens.errors import D4LensError
-from d4lens.files import write_json
-from d4lens.results.tables import read_json
+from d4lens.files import read_json, write_json
 
 MEASURED = ("value", "ci_low", "ci_high", "n")
 """What every record holds beside its labels: the value, its 95 % interval and the number of units behind it."""

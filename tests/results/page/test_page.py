@@ -127,7 +127,7 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
     for top in ("data", "runs", "metrics"):
         (copy / top / "small").rename(copy / top / "quick")
     for name in ("trained", "predicted"):
-        (copy / "runs" / "quick" / name).mkdir()
+        (copy / "runs" / "quick" / name).mkdir(exist_ok=True)
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("params.yaml", "dvc.yaml"):
