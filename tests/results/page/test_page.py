@@ -24,7 +24,7 @@ from d4lens.results.page import chart, gallery
 from d4lens.simulator import preset, write_archive
 from d4lens.studies import outcome
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ARMS = [("resnet18", 0), ("d4lenspinn", 0)]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="240"><rect width="720" height="240" fill="teal"/></svg>'
 N_TEST = 9
