@@ -143,7 +143,7 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    *_, diff = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
     run("git", "apply", "-", text=diff)
     run(sys.executable, "-m", "pytest", "-q", "tests/studies/test_brightness.py")
     values = yaml.safe_load((copy / "params.yaml").read_text())
