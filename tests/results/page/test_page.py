@@ -130,7 +130,7 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
         (copy / "runs" / "quick" / name).mkdir(exist_ok=True)
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml"):
+    for name in ("params.yaml", "dvc.yaml", "trainings.yaml"):
         shutil.copy(ROOT / name, copy)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
