@@ -24,7 +24,7 @@ from d4lens.results.page import chart, gallery
 from d4lens.simulator import preset, write_archive
 from d4lens.studies import outcome
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ARMS = [("resnet18", 0), ("d4lenspinn", 0)]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="720" height="240"><rect width="720" height="240" fill="teal"/></svg>'
 N_TEST = 9
@@ -127,10 +127,10 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
     for top in ("data", "runs", "metrics"):
         (copy / top / "small").rename(copy / top / "quick")
     for name in ("trained", "predicted"):
-        (copy / "runs" / "quick" / name).mkdir()
+        (copy / "runs" / "quick" / name).mkdir(exist_ok=True)
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml"):
+    for name in ("params.yaml", "dvc.yaml", "trainings.yaml"):
         shutil.copy(ROOT / name, copy)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
