@@ -30,6 +30,7 @@ _GAIN, _SKY = (0.8, 1.3), (0.6, 1.6)  # of a lattice of photons, whose gain is 1
 _CLEARLY_FEWER = 0.97  # a lattice that rounding to one of almost as many levels blurs cannot be told from chance
 _THIRD = 0.3  # of a step: a wrong lattice that shares a factor with the levels strays by a third or more
 _DIFFERENCE = np.array([1.0, -3.0, 3.0, -1.0])
+_FEWEST = 64  # third differences without which nothing is said of their growth
 _POWER = float(_DIFFERENCE @ _DIFFERENCE)
 _SHARED = float(((np.correlate(_DIFFERENCE, _DIFFERENCE, "full") / _POWER) ** 2).sum() ** 2)
 
@@ -42,7 +43,7 @@ class Counts:
     ----------
     is_counts: whether the values are photon counts.
     k: (H, W) int32 photon counts, sky included; what they would be where the values lie on levels that are no photons;
-        empty where they lie on no lattice.
+        `k_min` where there are no data; empty where they lie on no lattice.
     n_levels: number of steps from the faintest to the brightest pixel; 0 where the values lie on no lattice.
     k_min: the faintest pixel's count.
     noise: how the values on the lattice scatter.
@@ -146,45 +147,62 @@ def recover_counts(image: Array, sky: float) -> Counts:
     7,500 simulated lenses, 5,000 of them at every angle, it was never wrong; a field cut to 130 of 150
     pixels holds too little sky, and there a fit has to decide.
     """
-    low, high = image.min(), image.max()
+    seen = ~np.isnan(image)
+    values = image[seen]
+    low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
     if not np.isfinite(high - low) or low == high:
         raise D4LensError("an image that is constant or not finite holds no counts")
-    if image.dtype.kind in "iu" or bool(high > 1 and (image == np.rint(image)).all()):
-        return _whole_counts(image, int(low), int(high), sky)
-    values = image.astype(np.float64)
+    if image.dtype.kind in "iu" or bool(high > 1 and (values == np.rint(values)).all()):
+        return _whole_counts(values, seen, int(low), int(high), sky)
+    values = values.astype(np.float64)
     if low != 0 or high != 1:
         values = (values - float(low)) / (float(high) - float(low))
     epsilon = float(np.finfo(image.dtype).eps)
     lattice = _lattice(values, epsilon * max(1.0, abs(float(low)) / float(high - low)))
-    return _counts_of(values, lattice, sky)
+    return _counts_of(values, seen, lattice, sky)
 
 
-def _whole_counts(image: Array, low: int, high: int, sky: float) -> Counts:
+def _whole_counts(values: Array, seen: NDArray[np.bool_], low: int, high: int, sky: float) -> Counts:
     if low < 0 or high > MAX_COUNT or high - low < MIN_LEVELS:
         return _no_counts()
-    rank = (image.astype(np.int64) - low).astype(np.int32)
-    noise = measure_noise(rank)
+    rank = (values.astype(np.int64) - low).astype(np.int32)
+    noise = _noise_of(rank, seen)
     own_sky = max(noise.mean + low - _LIGHT, 1e-9)
     # From 0 up: a format's levels, or counts whose faintest was subtracted.
     subtracted = low == 0 and sky - own_sky > 0.5 and abs(noise.variance - sky) < abs(noise.variance - own_sky)
     if sky == 0 or (noise.is_photons(own_sky, low == 0) and not subtracted):
-        return Counts(True, rank + np.int32(low), high - low, low, noise)
-    return _counts_of(rank / (high - low), (rank, high - low), sky)
+        return Counts(True, _laid_out(rank, seen) + np.int32(low), high - low, low, noise)
+    return _counts_of(rank / (high - low), seen, (rank, high - low), sky)
 
 
-def _counts_of(values: NDArray[np.float64], lattice: tuple[NDArray[np.int32], int] | None, sky: float) -> Counts:
-    """The counts on the lattice of `values` in [0, 1], or on the photons' within it."""
+def _counts_of(
+    values: NDArray[np.float64],
+    seen: NDArray[np.bool_],
+    lattice: tuple[NDArray[np.int32], int] | None,
+    sky: float,
+) -> Counts:
+    """Find the counts on the lattice of `values` in [0, 1] (those of the pixels `seen`), or on the photons' within it."""
     finer = _rounded_lattice(values, lattice[1] if lattice else None) if sky else None
     if finer is None and lattice is None:
         return _no_counts()
     rank, n_levels = finer or lattice  # type: ignore[misc]  # one of them is there
-    noise = measure_noise(rank)
+    noise = _noise_of(rank, seen)
     k_min = max(0, round(sky - (noise.mean - _LIGHT)))
     # Levels little finer than photons show several lattices.
     doubtful = is_format(n_levels) if finer is None else _strays(np.unique(values) * n_levels) > _THIRD
-    if sky == 0 or noise.is_photons(sky, doubtful):
-        return Counts(True, rank + np.int32(k_min), n_levels, k_min, noise)
-    return Counts(False, rank + np.int32(k_min), n_levels, k_min, noise)
+    is_counts = sky == 0 or noise.is_photons(sky, doubtful)
+    return Counts(is_counts, _laid_out(rank, seen) + np.int32(k_min), n_levels, k_min, noise)
+
+
+def _laid_out(rank: NDArray[np.int32], seen: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Put the ranks of the pixels seen into their places (H, W), 0 elsewhere."""
+    image = np.zeros(seen.shape, np.int32)
+    image[seen] = rank
+    return image
+
+
+def _noise_of(rank: NDArray[np.int32], seen: NDArray[np.bool_]) -> Noise:
+    return measure_noise(np.where(seen, _laid_out(rank, seen), np.nan))
 
 
 def is_format(n_levels: int) -> bool:
@@ -239,42 +257,82 @@ def _strays(scaled: NDArray[np.float64]) -> float:
 
 
 def measure_noise(image: Array) -> Noise:
-    """The noise of an image (H, W) of at least 8 pixels a side, in its values' units."""
+    """Measure the noise of an image in its values' units.
+
+    Parameters
+    ----------
+    image : ndarray, (H, W)
+        At least 8 pixels a side; NaN where there are no data.
+
+    Returns
+    -------
+    Noise
+        With an infinite `gain_sigma` where too few pixels have neighbours with data.
+    """
     return Noise(*dark_sky(image), *_photon_transfer(image.astype(np.float64)))
 
 
 def dark_sky(image: Array) -> tuple[float, float, float]:
-    """Mean and variance of the darkest tenth of an image (H, W), which holds the sky with the least of other light, and
-    the standard deviation of the variance over the variance.
+    """Measure the darkest tenth of an image, which holds the sky with the least of other light.
 
     Of blocks of a fifteenth of a side, those darkest on one colour of a chessboard are measured on the other, so that
-    the choice biases neither. Blocks that are constant, as where there are no data, do not count.
+    the choice biases neither. Blocks that are constant do not count, nor do those without data in most of their pixels.
+
+    Parameters
+    ----------
+    image : ndarray, (H, W)
+        NaN where there are no data; two pixels at least have some.
+
+    Returns
+    -------
+    mean, variance : float
+        In the image's units.
+    variance_sigma : float
+        Standard deviation of the variance over the variance.
     """
     side = max(2, min(image.shape) // 15)
     rows, columns = (length // side for length in image.shape)
     top, left = (image.shape[0] - rows * side) // 2, (image.shape[1] - columns * side) // 2
     inner = image[top : top + rows * side, left : left + columns * side].astype(np.float64)
     blocks = inner.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side * side)
-    alive = np.ptp(blocks, axis=1) > 0
-    blocks = blocks[alive] if alive.any() else blocks
     white = (np.indices((side, side)).sum(0) % 2 == 0).ravel()
+    gaps = bool(np.isnan(blocks).any())
+    if gaps:
+        enough = np.all(
+            [(~np.isnan(b)).sum(1) >= max(2, b.shape[1] / 2) for b in (blocks[:, white], blocks[:, ~white])], 0
+        )
+        blocks = blocks[enough]
+        if not len(blocks):  # data here and there alone
+            blocks = image[~np.isnan(image)].astype(np.float64)[None]
+            white = np.arange(blocks.size) % 2 == 0
+    # The two differ in the order of their sums.
+    mean_of, variance_of = (np.nanmean, np.nanvar) if gaps else (np.mean, np.var)
+    alive = np.nanmax(blocks, axis=1) > np.nanmin(blocks, axis=1)
+    blocks = blocks[alive] if alive.any() else blocks
     halves = blocks[:, white], blocks[:, ~white]
     take = max(1, round(DARK_SHARE * len(blocks)))
-    chosen = [there[np.argsort(here.mean(1), kind="stable")[:take]] for here, there in (halves, halves[::-1])]
-    means = [half.mean() for half in chosen]
+    chosen = [there[np.argsort(mean_of(here, axis=1), kind="stable")[:take]] for here, there in (halves, halves[::-1])]
+    means = [mean_of(half) for half in chosen]
     # Within blocks: the sky's own slope is no noise.
-    variances = [half.var(1, ddof=1).mean() if half.shape[1] > 1 else half.var() for half in chosen]
-    return float(np.mean(means)), float(np.mean(variances)), (2 / sum(half.size for half in chosen)) ** 0.5
+    variances = [
+        variance_of(half, axis=1, ddof=1).mean() if half.shape[1] > 1 else variance_of(half) for half in chosen
+    ]
+    measured = sum(int((~np.isnan(half)).sum()) for half in chosen)
+    return float(np.mean(means)), float(np.mean(variances)), (2 / measured) ** 0.5
 
 
 def _photon_transfer(image: NDArray[np.float64]) -> tuple[float, float]:
-    """By how much an image's variance grows with its mean, and the standard deviation of that.
+    """Fit by how much an image's variance grows with its mean; the slope and its standard deviation.
 
     Third differences along both axes leave nothing of what a PSF of a pixel or more has blurred, so that their square
-    is the noise alone.
+    is the noise alone. Those that reach a pixel without data are left out.
     """
     noise = _filtered(image, _DIFFERENCE) ** 2 / _POWER**2
     mean = _filtered(image, np.square(_DIFFERENCE)) / _POWER**2
+    if not (whole := np.isfinite(noise)).all():
+        noise, mean = noise[whole], mean[whole]
+        if noise.size < _FEWEST:
+            return 1.0, np.inf
     design = np.stack([np.ones(mean.size), mean.ravel()], 1)
     # A sky of no less than the mean light above it, to set out from: the weights follow the line found.
     above = design[:, 1] - design[:, 1].min()

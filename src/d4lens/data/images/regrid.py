@@ -16,14 +16,13 @@ from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark
 from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
 from d4lens.data.images.instrument import Instrument
-from d4lens.data.images.masks import dead
+from d4lens.data.images.masks import dead, without
 from d4lens.data.images.psf import Psf
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised
 from d4lens.observation import Observation
 
 _COVERED = 0.999  # share of a pixel of the grid below which it holds no data; the rest is rounding
-_OUTER = 0.9  # share of an image's pixels that lie nearer its centre than those taken for sky
 _SAME = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
 _GAIN_ONE = 0.25  # variance over mean less 1 that is taken for a gain of 1: five times its scatter
 _POISSON = (
@@ -140,7 +139,7 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
         noise, broadened = 1.0, (grid.pixel_scale**2 - scale**2) / 12
     else:
         down, across = (axis.matrix[:, axis.start : axis.stop] for axis in axes)
-        pixels = down @ cut.astype(np.float64) @ across.T
+        pixels = down @ np.where(good, cut, 0.0) @ across.T
         seen = down @ good.astype(np.float64) @ across.T > _COVERED * ratio**2
         noise = _shared(rows) * _shared(columns)
         broadened = (grid.pixel_scale**2 + scale**2) / 12
@@ -158,10 +157,11 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     flags: tuple[Raised, ...] = (Raised(Flag.SCALE_GUESSED),) if guessed else ()
     if told.psf is not None and told.psf.disputed:
         flags += (Raised(Flag.PSF_HEADER_DISAGREES, told.psf.disputed),)
+    pixels = np.where(seen, pixels, np.nan)
     if told.psf is not None and _psf_residual(pixels, photons, ratio, told.psf, scale, grid) > _PSF_RESIDUAL:
         flags += (Raised(Flag.NOT_GAUSSIAN),)
     if photons.units == NORMALISED:
-        low, high = pixels[seen].min(), pixels[seen].max()
+        low, high = np.nanmin(pixels), np.nanmax(pixels)
         if low == high:
             raise D4LensError("it is constant within the field of view; it holds no image")
         pixels = (pixels - low) / (high - low)
@@ -169,7 +169,7 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     told_nothing = told.pixel_scale is None and raw.header.pixel_scale is None and told.psf is None and told.sky is None
     published = exact and told_nothing and square
     return Prepared(
-        pixels=np.where(seen, pixels, np.nan).astype(np.float32),
+        pixels=pixels.astype(np.float32),
         units=photons.units,
         standard=photons.standard and published,
         sky=photons.sky * ratio**2 if photons.units == COUNTS else 0.0,
@@ -190,9 +190,10 @@ def _psf_residual(pixels: Array, photons: _Photons, ratio: float, psf: Psf, scal
     sky = photons.sky * ratio**2
     if photons.units == NORMALISED:
         # As bright as such an image is taken to be.
-        pixels = (pixels - sky) * (_FULL_SCALE / max(float(pixels.max()) - sky, 1e-30))
+        pixels = (pixels - sky) * (_FULL_SCALE / max(float(np.nanmax(pixels)) - sky, 1e-30))
         sky = 0.0
-    variance = np.maximum(pixels, 1.0)
+    # Pixels without data show neither light nor a residual.
+    variance = np.where(np.isnan(pixels), np.inf, np.maximum(pixels, 1.0))
     light = np.where(pixels - sky > 3 * np.sqrt(variance), pixels - sky, 0.0)
     return psf.residual(light, variance, scale, grid.pixel_scale)
 
@@ -250,23 +251,19 @@ def _shared(axis: _Axis) -> float:
 
 
 def _with_data(image: Array, rows: _Axis, columns: _Axis) -> tuple[Array, NDArray[np.bool_]]:
-    """The image, or its used part if any pixel holds no data, and which of the used pixels hold them.
+    """Find the pixels without data.
 
-    Those that hold none get values of pixels that do, of the tenth farthest from the centre, so that the image's levels and
-    the scatter of its corners stay what they are. Raises D4LensError for an image without data or contrast.
+    Returns the image, or its used part with NaN in them if any pixel holds none, and which of the used pixels hold data.
+    Raises D4LensError for an image without data or contrast.
     """
     used = image[rows.start : rows.stop, columns.start : columns.stop]
     unseen = dead(image)[rows.start : rows.stop, columns.start : columns.stop] | ~np.isfinite(used)
+    if unseen.all():
+        raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
     if unseen.any() or not np.isfinite(image).all():
-        image = used.copy()
-        if unseen.all():
-            raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
-        y, x = np.nonzero(~unseen)
-        away = np.hypot(y - (image.shape[0] - 1) / 2, x - (image.shape[1] - 1) / 2)
-        outer = image[~unseen][away >= np.quantile(away, _OUTER)]
-        image[unseen] = np.random.default_rng(0).choice(outer, int(unseen.sum()))
-    if image.min() == image.max():
-        raise D4LensError(f"it is constant: every pixel is {image.flat[0]:g}; it holds no image")
+        image = without(used, unseen)
+    if np.nanmin(image) == np.nanmax(image):
+        raise D4LensError(f"it is constant: every pixel is {np.nanmin(image):g}; it holds no image")
     return image, ~unseen
 
 
@@ -286,20 +283,21 @@ def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Pho
 
 
 def _from_lattice(image: Array, counts: Counts, told_sky: float | None, expected: float) -> _Photons:
-    mean, variance, _ = dark_sky(counts.k)
-    whole = counts.k.flat[0] == image.flat[0] and bool((counts.k == image).all())
-    if whole:
+    unseen = np.isnan(image)
+    k = without(counts.k, unseen)
+    mean, variance, _ = dark_sky(k)
+    if np.array_equal(k, image, equal_nan=True):
         if told_sky is not None:
-            return _levelled(counts.k, told_sky, ("values taken for photon counts",))
+            return _levelled(k, told_sky, ("values taken for photon counts",))
         if not _POISSON[0] * mean < variance < _POISSON[1] * mean:
             return _Photons(image.astype(np.float64), NORMALISED, False, mean, (_no_photons(mean, variance),))
         if _POISSON[0] * expected < mean < _POISSON[1] * expected:
-            return _Photons(counts.k, COUNTS, True, expected, ("values taken for photon counts",))
-        return _Photons(counts.k, COUNTS, False, mean, (f"values taken for photon counts, sky {mean:.4g} measured",))
+            return _Photons(k, COUNTS, True, expected, ("values taken for photon counts",))
+        return _Photons(k, COUNTS, False, mean, (f"values taken for photon counts, sky {mean:.4g} measured",))
     if told_sky is not None or _POISSON[0] * expected < variance < _POISSON[1] * expected:
         sky = told_sky or expected
-        return _Photons(counts.k, COUNTS, told_sky is None, sky, ("photon counts recovered",), True)
-    k = recover_counts(image, variance).k
+        return _Photons(k, COUNTS, told_sky is None, sky, ("photon counts recovered",), True)
+    k = without(recover_counts(image, variance).k, unseen)
     return _Photons(k, COUNTS, False, variance, (f"photon counts recovered, sky {variance:.4g} by its variance",))
 
 
@@ -314,12 +312,13 @@ def _from_levels(image: Array, counts: Counts, sky: float) -> _Photons:
     per_photon = (max(noise.variance - 1 / 12, 0.0) / sky) ** 0.5
     tolerance = max(_AGREE * per_photon, 4 * noise.gain_sigma)
     if abs(noise.gain - per_photon) > tolerance or noise.gain <= 4 * noise.gain_sigma:
-        whole = image.dtype.kind in "iu" or bool((image == np.rint(image)).all())
-        note = _no_photons(noise.mean + float(image.min()), noise.variance) if whole else _NO_SCALE
+        values = image[~np.isnan(image)]
+        whole = image.dtype.kind in "iu" or bool((values == np.rint(values)).all())
+        note = _no_photons(noise.mean + float(values.min()), noise.variance) if whole else _NO_SCALE
         return _Photons(image.astype(np.float64), NORMALISED, False, dark_sky(image)[0], (note,))
     # The rounding's variance counts as that of so many photons of sky more, so that the noise is Poisson's.
     sky += 1 / (12 * per_photon**2)
-    photons = (counts.k - counts.k_min - noise.mean) / per_photon + sky
+    photons = (without(counts.k, np.isnan(image)) - counts.k_min - noise.mean) / per_photon + sky
     note = f"photon counts by the sky's noise: the values are a file format's levels, {per_photon:.3g} a photon"
     return _Photons(photons, COUNTS, True, sky, (note,), rough=True)
 
