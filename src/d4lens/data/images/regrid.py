@@ -11,6 +11,7 @@ from math import hypot
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, recover_counts
 from d4lens.data.images.formats import Array, Raw
@@ -33,6 +34,7 @@ _POISSON = (
 # from 0.65 on, where a Moffat of beta 8 lies, a quarter were, at 1.2 (beta 4.7) all. The image stands for what the PSF
 # blurs, blurred as it is, so the true residual is larger.
 _PSF_RESIDUAL = 0.4
+_BEHIND = 2.0  # pixels, sigma of the mean of those with data that stands for one without
 _FULL_SCALE = 1000.0  # photons at the brightest where none can be had, as the fit then takes it
 _AGREE = 0.25  # relative difference of two ways to the photon scale; of 150 x 150 pixels it scatters by a twentieth
 
@@ -192,9 +194,13 @@ def _psf_residual(pixels: Array, photons: _Photons, ratio: float, psf: Psf, scal
         # As bright as such an image is taken to be.
         pixels = (pixels - sky) * (_FULL_SCALE / max(float(np.nanmax(pixels)) - sky, 1e-30))
         sky = 0.0
-    # Pixels without data show neither light nor a residual.
-    variance = np.where(np.isnan(pixels), np.inf, np.maximum(pixels, 1.0))
-    light = np.where(pixels - sky > 3 * np.sqrt(variance), pixels - sky, 0.0)
+    # Pixels without data show no residual. Light goes on behind them: a hole's edge would leave one of its own.
+    seen = np.isfinite(pixels)
+    variance = np.where(seen, np.maximum(pixels, 1.0), np.inf)
+    light = np.where(seen & (pixels - sky > 3 * np.sqrt(variance)), pixels - sky, 0.0)
+    if not seen.all():
+        near = gaussian_filter(seen.astype(float), _BEHIND)
+        light = np.where(seen, light, gaussian_filter(light, _BEHIND) / np.maximum(near, 1e-3))
     return psf.residual(light, variance, scale, grid.pixel_scale)
 
 
