@@ -1,9 +1,11 @@
 """What the telescope does to a lens: grid, pixel scale, PSF and sky."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from d4lens.errors import PhysicsError
+
+Image = TypeVar("Image")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Observation:
         return self.n_pixels * self.pixel_scale / 2
 
     def binned(self, factor: int) -> "Observation":
-        """The same sky after summing `factor` x `factor` pixels; a remainder at the far edges is cropped."""
+        """The observation of images that `bin_pixels` has summed by `factor`."""
         return Observation(self.n_pixels // factor, self.pixel_scale * factor, self.psf_sigma, self.sky * factor**2)
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,3 +53,25 @@ class Observation:
     def from_dict(cls, values: dict[str, Any]) -> "Observation":
         """The inverse of `to_dict`. Raises TypeError for unknown or missing fields, PhysicsError for values out of range."""
         return cls(**values)
+
+
+def bin_pixels(images: Image, factor: int) -> Image:
+    """Sum blocks of `factor` x `factor` pixels.
+
+    Parameters
+    ----------
+    images : ndarray or Tensor, (..., H, W)
+        A remainder at the far edges is cropped.
+    factor : int
+        1 or more.
+
+    Returns
+    -------
+    ndarray or Tensor, (..., H // factor, W // factor)
+        In the precision of `images`; integers and booleans as 64-bit integers.
+    """
+    pixels: Any = images
+    rows, columns = (side // factor for side in pixels.shape[-2:])
+    inner = pixels[..., : rows * factor, : columns * factor]
+    binned: Image = inner.reshape(*pixels.shape[:-2], rows, factor, columns, factor).sum((-3, -1))
+    return binned

@@ -10,7 +10,6 @@ from d4lens.data.images.counts import (
     Counts,
     Observed,
     as_image,
-    bin_pixels,
     observe,
     recover_counts,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "Psf",
     "Raw",
     "as_image",
-    "bin_pixels",
     "find",
     "header_of",
     "instrument",

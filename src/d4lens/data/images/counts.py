@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d4lens.errors import D4LensError
+from d4lens.observation import bin_pixels
 
 Array = NDArray[Any]
 MIN_SIDE = 8
@@ -83,13 +84,20 @@ class Noise:
         """Whether values on a lattice are photons rather than a file format's levels; `sky` is the expected mean.
 
         A lattice that is `doubtful`, such as one of a format's own number of levels, is believed only where the sky's
-        variance is its mean. A PSF narrower than a pixel raises `gain` but not the sky's variance.
+        variance is its mean and the gain not below 1. A PSF narrower than a pixel raises `gain` but not the sky's variance.
         """
         if self.gain + 4 * self.gain_sigma < _GAIN[0]:
             return False
         if doubtful:
-            return abs(self.variance / sky - 1) < 3.5 * self.variance_sigma
+            return self.gain + 4 * self.gain_sigma > 1 and abs(self.variance / sky - 1) < 3.5 * self.variance_sigma
         return self.gain - 4 * self.gain_sigma < _GAIN[1] or _SKY[0] * sky < self.variance < _SKY[1] * sky
+
+    def is_coarser(self, sky: float) -> bool:
+        """Whether both the gain and the variance of a sky of mean `sky` say that a level is more than a photon.
+
+        Levels whose ends are masked do not show that they are a format's own number.
+        """
+        return self.gain + 4 * self.gain_sigma < 1 and self.variance < (1 - 3.5 * self.variance_sigma) * sky
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,7 @@ def _counts_of(
     k_min = max(0, round(sky - (noise.mean - _LIGHT)))
     # Levels little finer than photons show several lattices.
     doubtful = is_format(n_levels) if finer is None else _strays(np.unique(values) * n_levels) > _THIRD
-    is_counts = sky == 0 or noise.is_photons(sky, doubtful)
+    is_counts = sky == 0 or (noise.is_photons(sky, doubtful) and not noise.is_coarser(sky))
     return Counts(is_counts, _laid_out(rank, seen) + np.int32(k_min), n_levels, k_min, noise)
 
 
@@ -359,16 +367,13 @@ def _no_counts() -> Counts:
     return Counts(False, np.zeros((0, 0), np.int32))
 
 
-def bin_pixels(image: Array, factor: int) -> Array:
-    """Sum blocks of `factor` x `factor` pixels: (N, N) -> (N // factor, N // factor); a remainder at the far edges is
-    cropped. Integers stay exact (int64)."""
-    if factor == 1:
-        return image
-    n = len(image) // factor
-    if n < MIN_SIDE:
-        raise D4LensError(f"bin = {factor} leaves {n} of {len(image)} pixels a side; at least {MIN_SIDE} are needed")
-    blocks = image[: n * factor, : n * factor].reshape(n, factor, n, factor)
-    return blocks.sum((1, 3), dtype=np.int64 if image.dtype.kind in "iu" else np.float64)
+def normalised(pixels: Array) -> NDArray[np.float32]:
+    """Scale an image (H, W), NaN where there are no data, from 0 to 1. Raises D4LensError if it is constant."""
+    low, high = np.nanmin(pixels), np.nanmax(pixels)
+    if low == high:
+        raise D4LensError("it is constant within the field of view once binned; it holds no image")
+    scaled: NDArray[np.float32] = ((pixels - low) / (high - low)).astype(np.float32)
+    return scaled
 
 
 def observe(image: Array, sky: float, factor: int = 1, units: str | None = None) -> Observed:
@@ -384,6 +389,9 @@ def observe(image: Array, sky: float, factor: int = 1, units: str | None = None)
 
     Raises D4LensError if counts are demanded and the image has none, or if they exceed 16 bits.
     """
+    n = len(image) // factor
+    if n < MIN_SIDE:
+        raise D4LensError(f"bin = {factor} leaves {n} of {len(image)} pixels a side; at least {MIN_SIDE} are needed")
     if units is None and sky == 0:
         units = NORMALISED
     counts = recover_counts(image, sky) if units != NORMALISED else _no_counts()
@@ -394,8 +402,4 @@ def observe(image: Array, sky: float, factor: int = 1, units: str | None = None)
         return Observed(pixels.astype(np.uint16), COUNTS, counts)
     if units == COUNTS:
         raise D4LensError("the values lie on no lattice of photon counts; they were resampled, filtered or rounded")
-    pixels = bin_pixels(image.astype(np.float64), factor)
-    low, high = pixels.min(), pixels.max()
-    if low == high:
-        raise D4LensError(f"the image is constant once binned by {factor}")
-    return Observed(((pixels - low) / (high - low)).astype(np.float32), NORMALISED, counts)
+    return Observed(normalised(bin_pixels(image.astype(np.float64), factor)), NORMALISED, counts)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, recover_counts
+from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, normalised, recover_counts
 from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
 from d4lens.data.images.instrument import Instrument
@@ -21,7 +21,7 @@ from d4lens.data.images.masks import dead, without
 from d4lens.data.images.psf import Psf
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised
-from d4lens.observation import Observation
+from d4lens.observation import Observation, bin_pixels
 
 _COVERED = 0.999  # share of a pixel of the grid below which it holds no data; the rest is rounding
 _SAME = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
@@ -163,10 +163,7 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     if told.psf is not None and _psf_residual(pixels, photons, ratio, told.psf, scale, grid) > _PSF_RESIDUAL:
         flags += (Raised(Flag.NOT_GAUSSIAN),)
     if photons.units == NORMALISED:
-        low, high = np.nanmin(pixels), np.nanmax(pixels)
-        if low == high:
-            raise D4LensError("it is constant within the field of view; it holds no image")
-        pixels = (pixels - low) / (high - low)
+        pixels = normalised(pixels)
     square = raw.pixels.shape[0] == raw.pixels.shape[1]
     told_nothing = told.pixel_scale is None and raw.header.pixel_scale is None and told.psf is None and told.sky is None
     published = exact and told_nothing and square
@@ -412,8 +409,7 @@ def _sum(cut: Array, n: int, factor: int, sky: float) -> Array:
         top, left = ((want - side) // 2 for side in cut.shape)
         full[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
         cut = full
-    blocks = cut.reshape(n, factor, n, factor)
-    return blocks.sum((1, 3), dtype=np.int64 if cut.dtype.kind in "iu" else np.float64)
+    return bin_pixels(cut.astype(np.float64), factor)
 
 
 def _how(whole: tuple[int, ...], axes: list[_Axis], factor: int, n: int) -> tuple[str, ...]:
