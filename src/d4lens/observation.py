@@ -42,16 +42,19 @@ class Observation:
         return self.n_pixels * self.pixel_scale / 2
 
     def binned(self, factor: int) -> "Observation":
-        """The observation of images that `bin_pixels` has summed by `factor`."""
+        """Return the observation of images that `bin_pixels` has summed by `factor`."""
         return Observation(self.n_pixels // factor, self.pixel_scale * factor, self.psf_sigma, self.sky * factor**2)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as JSON takes them."""
+        """Return the fields by name, as JSON takes them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Observation":
-        """The inverse of `to_dict`. Raises TypeError for unknown or missing fields, PhysicsError for values out of range."""
+        """Return the inverse of `to_dict`.
+
+        Raises TypeError for unknown or missing fields, PhysicsError for values out of range.
+        """
         return cls(**values)
 
 

@@ -16,7 +16,7 @@ CENTRE = ("lens_x", "lens_y")
 
 @lru_cache(maxsize=64)
 def freed(lens: SmoothLensModel) -> SmoothLensModel:
-    """The same lens with its centre free, last among its parameters."""
+    """Return the same lens with its centre free, last among its parameters."""
     return _with(lens, lens.constants, (*lens.free, *CENTRE))
 
 
@@ -39,7 +39,7 @@ def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, .
 
 
 def promise(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> tuple[Tensor, Tensor]:
-    """What one linear step from a fit of `lens` promises if its centre is free.
+    """Return what one linear step from a fit of `lens` promises if its centre is free.
 
     Returns the deviance gained (B,), as for `lens` by itself it would not be, and the parameters (B, F + 2) of
     `freed(lens)` where the step ends, at most a sixteenth of the image's side off. One evaluation an image: a score test.
@@ -86,8 +86,9 @@ def places(result: FitResult, lens: SmoothLensModel) -> Tensor:
 
 
 def seen_from_lens(batch: dict[str, Tensor], result: FitResult, lens: SmoothLensModel) -> dict[str, Tensor]:
-    """A batch as networks read it (counts, residual, significance, fit) with every lens at the centre, as it is in all they
-    were trained on; the same where all lie there already.
+    """Return a batch as networks read it (counts, residual, significance, fit) with every lens at the centre.
+
+    There it is in all that they were trained on. The batch is the same where all lie there already.
 
     Residual and significance move by whole pixels, which keeps their noise; the counts are those of the smooth lens at
     the centre and the residual that it leaves.
@@ -120,7 +121,7 @@ def seen_from_lens(batch: dict[str, Tensor], result: FitResult, lens: SmoothLens
 
 
 def _moved(image: Tensor, down: int, across: int) -> Tensor:
-    """An image (N, N) moved by whole pixels, 0 where nothing was."""
+    """Return an image (N, N) moved by whole pixels, 0 where nothing was."""
     n = len(image)
     out = torch.zeros_like(image)
     if max(abs(down), abs(across)) < n:

@@ -70,8 +70,9 @@ def fit(
     threads: int | None = None,
     initial: Tensor | None = None,
 ) -> FitResult:
-    """Fit `model` to every image of `counts` (B, N, N), photons per pixel of any real type; NaN and infinity say that a
-    pixel holds no data, and carry no weight.
+    """Fit `model` to every image of `counts` (B, N, N), photons per pixel of any real type.
+
+    A pixel of NaN or infinity holds no data and carries no weight.
 
     A coarse fit to counts binned 2 x 2 (a model of binned counts is sampled more coarsely instead) sets out from the
     image's moments, and from up to `max_starts` - 1 other places only where it did not converge or fits badly; a fine
@@ -180,6 +181,9 @@ def _coarse_fit(
 
 
 def _coarser(model: SmoothLensModel) -> SmoothLensModel:
-    """The model of the coarse fit: twice the native pixels for native counts, one sample a pixel for binned ones."""
+    """Return the model of the coarse fit.
+
+    It has twice the native pixels for native counts, one sample a pixel for binned ones.
+    """
     small = model.observation.n_pixels // 2 < 8
     return model.at(2, 2) if model.binning == 1 and not small else model.at(model.binning, model.binning)

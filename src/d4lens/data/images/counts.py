@@ -114,7 +114,7 @@ class Observed:
 
 
 def as_image(array: Array, where: str) -> Array:
-    """The (N, N) image in an array of shape (N, N) or (1, N, N).
+    """Return the (N, N) image in an array of shape (N, N) or (1, N, N).
 
     Raises D4LensError, naming `where`, if it is not square, smaller than 8 pixels, not finite or constant.
     """
@@ -136,7 +136,7 @@ def as_image(array: Array, where: str) -> Array:
 
 
 def recover_counts(image: Array, sky: float) -> Counts:
-    """The photon counts behind an image's values.
+    """Return the photon counts behind an image's values.
 
     Parameters
     ----------
@@ -239,7 +239,8 @@ def _lattice(values: NDArray[np.float64], epsilon: float) -> tuple[NDArray[np.in
 
 
 def _rounded_lattice(values: NDArray[np.float64], n_levels: int | None) -> tuple[NDArray[np.int32], int] | None:
-    """The coarsest lattice of clearly fewer steps than `n_levels` that values in [0, 1] rounded to such a one still show;
+    """Return the coarsest lattice of clearly fewer steps than `n_levels` that rounded values in [0, 1] still show.
+
     None where the rounding is unknown.
 
     Rounding to n_levels moves a step of n by less than n / (2 n_levels). A wrong n that shares a factor with n_levels
@@ -357,7 +358,7 @@ def _photon_transfer(image: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _filtered(image: NDArray[np.float64], taps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The image correlated with `taps` along both axes, where they fit in."""
+    """Return the image correlated with `taps` along both axes, where they fit in."""
     for axis in (0, 1):
         image = np.lib.stride_tricks.sliding_window_view(image, len(taps), axis) @ taps
     return image
@@ -377,7 +378,12 @@ def normalised(pixels: Array) -> NDArray[np.float32]:
 
 
 def observe(image: Array, sky: float, factor: int = 1, units: str | None = None) -> Observed:
-    """What every user of an image works on: its counts (or, where there are none, its values scaled to [0, 1]), binned.
+    """Return an image as training takes it: its counts, or else its values scaled to [0, 1], binned.
+
+    `regrid.prepare` takes an image of the same kind to the same pixels. It recovers counts, bins and scales by the same
+    functions, and takes more kinds of images beside: this one assumes that all pixels hold data, that the sky is known and
+    that levels coarser than photons are no counts.
+
 
     Parameters
     ----------

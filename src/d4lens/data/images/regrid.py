@@ -77,8 +77,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Photons:
-    """Photons per native pixel with their sky, or the values as they are where `units` is "normalised"; `raised` where
-    the count of the faintest pixel is only estimated, `rough` where the photon scale is."""
+    """Photons per native pixel with their sky, or the values as they are where `units` is "normalised".
+
+    `raised` where the count of the faintest pixel is only estimated, `rough` where the photon scale is.
+    """
 
     values: Array
     units: str
@@ -91,8 +93,11 @@ class _Photons:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis's way to the grid: `matrix` (N, n) takes flux from n pixels, `covered` (N,) the share of each of the
-    grid's pixels that the image reaches, `start`:`stop` the pixels used, `centre` arcsec of the image's centre."""
+    """One axis's way to the grid.
+
+    `matrix` (N, n) takes flux from n pixels, `covered` (N,) is the share of each of the grid's pixels that the image
+    reaches, `start`:`stop` are the pixels used, `centre` is arcsec of the image's centre.
+    """
 
     matrix: Array
     covered: Array
@@ -102,8 +107,8 @@ class _Axis:
 
 
 def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Prepared:  # noqa: B008 - frozen
-    """The image `raw` as photon counts on the pixels of `grid`, whose sky and PSF are the image's where nothing else is
-    known.
+    """Bring an image to photon counts on the pixels of a grid.
+
 
     Pixel scale: told, else the header's, else such that the image has the grid's field of view, where it has a whole
     multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled; what lies outside the
@@ -185,7 +190,7 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
 
 
 def _psf_residual(pixels: Array, photons: _Photons, ratio: float, psf: Psf, scale: float, grid: Observation) -> float:
-    """The residual, in sigma of a pixel, that the PSF's Gaussian would leave of what stands out of the noise."""
+    """Return the residual, in sigma of a pixel, that the PSF's Gaussian would leave of what stands out of the noise."""
     sky = photons.sky * ratio**2
     if photons.units == NORMALISED:
         # As bright as such an image is taken to be.
@@ -227,7 +232,7 @@ def _scale(raw: Raw, grid: Observation, told: Instrument) -> tuple[float, tuple[
 
 
 def _whole(side: int, n: int, factor: int, scale: float) -> _Axis:
-    """The pixels of an axis of `side` that a grid of n pixels of `factor` of them takes about its centre."""
+    """Return the pixels of an axis of `side` that a grid of n pixels of `factor` of them takes about its centre."""
     want = n * factor
     start = max(0, (side - want) // 2)
     stop = min(side, start + want)
@@ -247,8 +252,10 @@ def _overlap(side: int, n: int, factor: float) -> _Axis:
 
 
 def _shared(axis: _Axis) -> float:
-    """Variance over mean of what white noise of variance 1 over mean 1 becomes along an axis, in the mean of the pixels
-    that it covers."""
+    """Return the variance over mean that resampling gives white noise of variance 1 over mean 1, along an axis.
+
+    It is the mean of the pixels that the axis covers.
+    """
     inside = axis.matrix[axis.covered > 0.999] if (axis.covered > 0.999).any() else axis.matrix
     return float(((inside**2).sum(1) / inside.sum(1)).mean())
 
@@ -271,7 +278,7 @@ def _with_data(image: Array, rows: _Axis, columns: _Axis) -> tuple[Array, NDArra
 
 
 def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Photons:
-    """The image (H, W) in photons with their sky, whose mean per pixel is `sky` where nothing else is known."""
+    """Return the image (H, W) in photons with their sky, whose mean per pixel is `sky` where nothing else is known."""
     factor, notes = _photons_per_unit(header, told)
     if factor is not None:
         return _levelled(image * factor, told.sky, notes)
@@ -353,7 +360,7 @@ def _levelled(values: Array, sky: float | None, notes: tuple[str, ...]) -> _Phot
 
 
 def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, tuple[str, ...]]:
-    """The factor from values to photons and what it comes from; None where nothing, or not enough, is known."""
+    """Return the factor from values to photons and what it comes from; None where nothing, or not enough, is known."""
     unit = counting_unit(header.unit)
     said = told.gain is not None or told.exposure is not None
     if not said and not header.unit and header.gain is None:
@@ -380,7 +387,7 @@ def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, t
 
 
 def _disputes(header: Header, told: Instrument) -> tuple[Raised, ...]:
-    """Flags for what the header says twice and differently, as far as it is used."""
+    """Return flags for what the header says twice and differently, as far as it is used."""
     unit = counting_unit(header.unit)
     used = {
         "pixel scale": told.pixel_scale is None,
@@ -392,7 +399,7 @@ def _disputes(header: Header, told: Instrument) -> tuple[Raised, ...]:
 
 
 def _assumed(image: Array, header: Header, told: Instrument) -> tuple[Raised, ...]:
-    """A flag where counts are taken for photons for want of a gain, unless the sky's variance is its mean."""
+    """Return a flag where counts are taken for photons for want of a gain, unless the sky's variance is its mean."""
     unit = counting_unit(header.unit)
     factor, _ = _photons_per_unit(header, told)
     if unit is None or unit.base != "count" or factor is None or told.gain is not None or header.gain is not None:
