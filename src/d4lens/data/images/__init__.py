@@ -3,8 +3,6 @@
 from d4lens.data.images.counts import (
     COUNTS,
     DARK_SHARE,
-    MAX_COUNT,
-    MIN_LEVELS,
     MIN_SIDE,
     NORMALISED,
     Counts,
@@ -23,8 +21,6 @@ from d4lens.data.images.sources import ImageSource, find, masked, read
 __all__ = [
     "COUNTS",
     "DARK_SHARE",
-    "MAX_COUNT",
-    "MIN_LEVELS",
     "MIN_SIDE",
     "NORMALISED",
     "READERS",

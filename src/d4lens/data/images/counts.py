@@ -140,17 +140,27 @@ def recover_counts(image: Array, sky: float) -> Counts:
 
     Parameters
     ----------
-    image: (H, W), finite and not constant; any linear rescaling of counts. float64 recovers any number of levels up to
-        65535; float32, whose rounding blurs the lattice, is held to a tolerance that grows with the levels. A file
-        format may have rounded the values to levels; those finer than photons lose nothing.
-        Values that are whole numbers already and reach above 1 are taken for the counts themselves, unless their noise
-        says that they are levels.
-    sky: mean sky counts per pixel; 0 says that none is known, and every lattice is then taken for photons.
+    image : ndarray, (H, W)
+        NaN where there are no data, else finite and not constant; any linear rescaling of counts. float64 recovers any
+        number of levels up to 65535; float32, whose rounding blurs the lattice, is held to a tolerance that grows with
+        the levels. A file format may have rounded the values to levels; those finer than photons lose nothing. Values
+        that are whole numbers already and reach above 1 are taken for the counts themselves, unless their noise says
+        that they are levels.
+    sky : float
+        Mean sky counts per pixel; 0 says that none is known, and every lattice is then taken for photons.
 
-    Returns Counts; `is_counts` is False where the values are on no lattice of 8 to 65535 levels, or on one that is not
-    the photons'.
-    Raises D4LensError if the image is constant or not finite.
+    Returns
+    -------
+    Counts
+        `is_counts` is False where the values are on no lattice of 8 to 65535 levels, or on one that is not the photons'.
 
+    Raises
+    ------
+    D4LensError
+        If the image is constant, or infinite somewhere.
+
+    Notes
+    -----
     k_min = rint(sky - c), c the mean of the darkest tenth above the minimum, less the light of the arcs there. On
     7,500 simulated lenses, 5,000 of them at every angle, it was never wrong; a field cut to 130 of 150
     pixels holds too little sky, and there a fit has to decide.
@@ -384,16 +394,26 @@ def observe(image: Array, sky: float, factor: int = 1, units: str | None = None)
     functions, and takes more kinds of images beside: this one assumes that all pixels hold data, that the sky is known and
     that levels coarser than photons are no counts.
 
-
     Parameters
     ----------
-    image: (N, N) as `as_image` gives it.
-    sky: mean sky counts per native pixel; 0 says that none is known.
-    factor: side of the blocks of pixels that are summed.
-    units: "counts" or "normalised" to demand one of them; None takes counts where the image has them and its sky is
-        known. DeepLenseSim's Model I, for one, ends on whole numbers that are no Poisson counts over a sky.
+    image : ndarray, (N, N)
+        As `as_image` gives it.
+    sky : float
+        Mean sky counts per native pixel; 0 says that none is known.
+    factor : int
+        Side of the blocks of pixels that are summed.
+    units : str, optional
+        "counts" or "normalised" to demand one of them; None takes counts where the image has them and its sky is known.
+        DeepLenseSim's Model I, for one, ends on whole numbers that are no Poisson counts over a sky.
 
-    Raises D4LensError if counts are demanded and the image has none, or if they exceed 16 bits.
+    Returns
+    -------
+    Observed
+
+    Raises
+    ------
+    D4LensError
+        If counts are demanded and the image has none, if they exceed 16 bits, or if fewer than 8 pixels a side are left.
     """
     n = len(image) // factor
     if n < MIN_SIDE:

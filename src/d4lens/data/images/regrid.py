@@ -109,16 +109,36 @@ class _Axis:
 def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Prepared:  # noqa: B008 - frozen
     """Bring an image to photon counts on the pixels of a grid.
 
-
     Pixel scale: told, else the header's, else such that the image has the grid's field of view, where it has a whole
-    multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled; what lies outside the
-    field is cut, what is missing holds no data. Nor do pixels that are not finite or that show what no light makes
-    (`masks.dead`); a pixel of the grid that any such one shines into holds none. A pixel scale that is guessed is flagged
-    unless all else is as the published images have it, and so are statements of the header that disagree. Photons:
-    `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie
-    on; where all fail, units are "normalised".
+    multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled. What lies outside the
+    field is cut.
 
-    Raises D4LensError saying what does not fit.
+    Photons: `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie on.
+    Where all fail, units are "normalised".
+
+    No data are in what the image does not reach, in pixels that are not finite, and in those that show what no light
+    makes (`masks.dead`). A pixel of the grid that any of these shines into holds none. They say nothing of the image's
+    noise, sky or levels.
+
+    Parameters
+    ----------
+    raw : Raw
+        The image (H, W), NaN where it holds no data, and its header.
+    grid : Observation
+        The grid that a network knows; its sky and PSF are the image's where nothing else is known.
+    told : Instrument
+        What the user knows of the image.
+
+    Returns
+    -------
+    Prepared
+        Flagged where the pixel scale is guessed and not all else is as the published images have it, where the header's
+        statements disagree, where a gain is assumed, and where the PSF is no Gaussian.
+
+    Raises
+    ------
+    D4LensError
+        Saying what does not fit.
     """
     image, n = raw.pixels, grid.n_pixels
     if min(image.shape) < MIN_SIDE:
