@@ -211,8 +211,8 @@ def _fit(image: Array, where: str) -> tuple[float, tuple[float, float], Array, A
     near = np.s_[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
 
     def model(p: Array, near: Any = np.s_[:]) -> Array:
-        height: float = p[3]
-        return height * np.exp(-0.5 * ((x[near] - p[0]) ** 2 + (y[near] - p[1]) ** 2) / p[2] ** 2)
+        light: Array = p[3] * np.exp(-0.5 * ((x[near] - p[0]) ** 2 + (y[near] - p[1]) ** 2) / p[2] ** 2)
+        return light
 
     start = [float(column), float(row), half / 1.1774, 1.0, 0.0]
     widest = float(max(image.shape))
