@@ -23,6 +23,7 @@ from d4lens.classes import CLASSES
 from d4lens.files import write_json
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model
 from d4lens.macrofit.start import moments, start
+from d4lens.observation import bin_pixels
 
 SAME = 0.003  # chi-square a pixel
 PIECE = 500
@@ -37,11 +38,6 @@ def simulated(n_images: int, substructure: str = "own", first: int = 0) -> tuple
     return simulator.render(truth, preset).float(), columns, truth.images["class"].to_numpy()
 
 
-def binned(counts: Tensor, factor: int) -> Tensor:
-    n = counts.shape[1] // factor
-    return counts.reshape(len(counts), n, factor, n, factor).sum((2, 4))
-
-
 def optimum(n_images: int, device: str) -> dict[str, object]:
     """Share of images whose fit from moments ends where the fit from the truth does, by binning and class."""
     found: dict[int, list[Tensor]] = {1: [], 2: []}
@@ -50,7 +46,7 @@ def optimum(n_images: int, device: str) -> dict[str, object]:
         counts, truth, classes = simulated(min(PIECE, n_images - first), first=first)
         labels.append(classes)
         for factor, rows in found.items():
-            k, model = binned(counts, factor), preset_model("deeplense", binning=factor, device=device)
+            k, model = bin_pixels(counts, factor), preset_model("deeplense", binning=factor, device=device)
             ours, known = fit(k, model), fit(k, model, initial=truth, fine_iterations=40)
             rows.append(torch.stack([ours.chi2, known.chi2, ours.converged.double()]))
     classes = np.concatenate(labels)
@@ -73,7 +69,7 @@ def honesty(n_images: int, device: str) -> dict[str, object]:
     for first in range(0, n_images, PIECE):
         counts, truth, _ = simulated(min(PIECE, n_images - first), "none", first)
         for factor in pulls:
-            done = fit(binned(counts, factor), preset_model("deeplense", binning=factor, device=device))
+            done = fit(bin_pixels(counts, factor), preset_model("deeplense", binning=factor, device=device))
             pulls[factor].append((done.parameters - truth) / done.sigma)
             chi2[factor].append(done.chi2)
     result: dict[str, object] = {"images": n_images, "error_of_a_mean": n_images**-0.5}
@@ -93,7 +89,7 @@ def speed(n_images: int, device: str) -> dict[str, object]:
     size = 64 if device == "cpu" else 1024
     result: dict[str, object] = {"images": n_images, "threads": torch.get_num_threads(), "device": device_name(device)}
     for factor in (1, 2):
-        k, model = binned(counts, factor), preset_model("deeplense", binning=factor, device=device)
+        k, model = bin_pixels(counts, factor), preset_model("deeplense", binning=factor, device=device)
         fit(k[: 2 * size], model, batch_size=size)
         wall, busy = time.perf_counter(), time.process_time()
         fit(k, model, batch_size=size)

@@ -1,9 +1,11 @@
 """What the telescope does to a lens: grid, pixel scale, PSF and sky."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from d4lens.errors import PhysicsError
+
+Image = TypeVar("Image")
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,25 @@ class Observation:
             For values out of range.
         """
         return cls(**values)
+
+
+def bin_pixels(images: Image, factor: int) -> Image:
+    """Sum blocks of `factor` x `factor` pixels.
+
+    Parameters
+    ----------
+    images : ndarray or Tensor, (..., H, W)
+        A remainder at the far edges is cropped.
+    factor : int
+        1 or more.
+
+    Returns
+    -------
+    ndarray or Tensor, (..., H // factor, W // factor)
+        In the precision of `images`; integers and booleans as 64-bit integers.
+    """
+    pixels: Any = images
+    rows, columns = (side // factor for side in pixels.shape[-2:])
+    inner = pixels[..., : rows * factor, : columns * factor]
+    binned: Image = inner.reshape(*pixels.shape[:-2], rows, factor, columns, factor).sum((-3, -1))
+    return binned

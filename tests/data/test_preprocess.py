@@ -9,6 +9,8 @@ import pytest
 from d4lens.classes import CLASSES
 from d4lens.data import arrays, preprocess
 from d4lens.data.archive import Entry
+from d4lens.data.images import prepare
+from d4lens.data.images.formats import read_npy
 from d4lens.data.preprocess import Row, build, carve, orbit_digest
 from d4lens.errors import D4LensError
 
@@ -51,6 +53,12 @@ def test_arrays_hold_the_images_photon_by_photon(tmp_path, pack, make, factor):
             number = list(files).index(f"dataset/{path}")
             true = make.photons(number, 120)
             assert np.array_equal(counts, true.reshape(120 // factor, factor, 120 // factor, factor).sum((1, 3)))
+            # The way that prediction takes leads to the same counts.
+            seen_by_predict = prepare(
+                read_npy(files[f"dataset/{path}"], path), arrays.load_observation(tmp_path / "arrays")
+            )
+            assert seen_by_predict.standard
+            assert np.array_equal(seen_by_predict.pixels, counts)
             assert path.split("/")[1] == CLASSES[label] == manifest.loc[path, "class"]
             assert (manifest.loc[path, "k_min"], manifest.loc[path, "n_levels"]) == (true.min(), np.ptp(true))
             assert manifest.loc[path, "sha256"] == hashlib.sha256(files[f"dataset/{path}"]).hexdigest()
@@ -111,6 +119,9 @@ def test_images_that_are_no_counts_are_scaled(tmp_path, pack, make, small_tree):
     assert split.counts.shape[1:] == (24, 24)
     assert (split.counts.min((1, 2)) == 0).all()
     assert (split.counts.max((1, 2)) == 1).all()
+    for image, path in zip(split.counts, split.paths):
+        data = files[f"dataset/{path}"]
+        assert np.array_equal(prepare(read_npy(data, path), arrays.load_observation(tmp_path / "arrays")).pixels, image)
 
 
 def test_what_is_wrong_with_an_image_is_said_with_its_name(refused, make):

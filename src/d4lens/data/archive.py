@@ -138,7 +138,7 @@ class SafeZip:
             raise D4LensError(f"{self.path}: {name!r} is packed neither by deflate nor stored; pack it again")
 
     def read(self, member: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-        """The member's bytes, length and CRC checked.
+        """Return the member's bytes, length and CRC checked.
 
         Raises D4LensError naming it if it is absent, claims more than `max_bytes`, is damaged or cut short.
         """
@@ -183,7 +183,7 @@ class Archive(SafeZip):
         return self
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of images by split and class."""
+        """Return the number of images by split and class."""
         counts = {split: dict.fromkeys(CLASSES, 0) for split in SPLITS}
         for entry in self.entries:
             counts[entry.split][entry.name] += 1
@@ -265,8 +265,9 @@ def sort_tree(names: Iterable[str], where: str) -> tuple[list[Entry], dict[str, 
 
 
 def publish(source: str | Path, destination: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Make the one archive out of what a user has: a zip or a folder with the published tree, with or without its top
-    folder `dataset/`.
+    """Make the one archive out of what a user has.
+
+    That is a zip or a folder with the published tree, with or without its top folder `dataset/`.
 
     A zip that has the tree as published is copied byte for byte after its CRCs are checked; anything else is packed
     anew in the tree's order. Raises D4LensError as `Archive` does; then nothing is written.
@@ -299,7 +300,10 @@ def _pack(entries: list[Entry], beside: dict[str, str], read: Callable[[str, int
 
 
 def _walk(folder: Path) -> dict[str, Path]:
-    """The files of a user's tree by their path below `folder`. Links are followed, as far down as the tree is deep."""
+    """Return the files of a user's tree by their path below `folder`.
+
+    Links are followed, as far down as the tree is deep.
+    """
     root = folder / TOP if (folder / TOP).is_dir() else folder
     if not any((root / split).is_dir() for split in SPLITS):
         raise D4LensError(f"{folder} holds neither {TOP}/ nor {_listed(SPLITS)}; name the folder that does")

@@ -34,8 +34,18 @@ FACTS = "observation.json"
 
 @dataclass(frozen=True)
 class Split:
-    """One split: `counts` a read-only memory map (n, N, N), `labels` (n,) int64 into `classes`, `paths` the images' paths
-    below the archive's `dataset/`."""
+    """One split of an arrays folder.
+
+    Attributes
+    ----------
+    counts : memory map, (n, N, N)
+        Read-only; uint16 counts, or float32 from 0 to 1.
+    labels : ndarray, (n,) int64
+        Indices into `classes`.
+    paths : list of str
+        The images' paths below the archive's `dataset/`.
+    classes : tuple of str
+    """
 
     counts: NDArray[Any]
     labels: NDArray[np.int64]
@@ -47,16 +57,25 @@ class Split:
 
 
 class Truth(NamedTuple):
-    """The simulation's truth of a split: `images` one row an image in the split's order; `subhalos` one row a point mass,
-    with the column `row` naming the image."""
+    """The simulation's truth of a split.
+
+    Attributes
+    ----------
+    images : DataFrame
+        One row an image, in the split's order.
+    subhalos : DataFrame or None
+        One row a point mass; the column `row` names the image.
+    """
 
     images: pd.DataFrame
     subhalos: pd.DataFrame | None
 
 
 def load_split(folder: str | Path, split: str) -> Split:
-    """A split of an arrays folder; the images stay on disk. Raises D4LensError if it is missing or disagrees with the
-    manifest."""
+    """Return a split of an arrays folder; the images stay on disk.
+
+    Raises D4LensError if it is missing or disagrees with the manifest.
+    """
     if split not in SPLITS:
         raise D4LensError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
     rows = _manifest(folder, split)
@@ -73,8 +92,11 @@ def load_split(folder: str | Path, split: str) -> Split:
 
 
 def load_facts(folder: str | Path) -> dict[str, Any]:
-    """observation.json: the Observation's fields and `units` ("counts" or "normalised"), `bin`, `native` (the Observation
-    before binning), `archive_sha256`, `images` (number by split and class)."""
+    """Return observation.json.
+
+    Its keys are the Observation's fields and `units` ("counts" or "normalised"), `bin`, `native` (the Observation before
+    binning), `archive_sha256` and `images` (number by split and class).
+    """
     path = Path(folder) / FACTS
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -83,7 +105,7 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
 
 
 def load_observation(folder: str | Path) -> Observation:
-    """The observation of the arrays' images: grid, pixel scale, PSF and sky after binning."""
+    """Return the observation of the arrays' images: grid, pixel scale, PSF and sky after binning."""
     facts = load_facts(folder)
     try:
         return Observation.from_dict({field.name: facts[field.name] for field in fields(Observation)})
@@ -92,7 +114,7 @@ def load_observation(folder: str | Path) -> Observation:
 
 
 def load_truth(folder: str | Path, split: str) -> Truth | None:
-    """The truth of a split's images in the order of its rows; None if the archive had none."""
+    """Return the truth of a split's images in the order of its rows; None if the archive had none."""
     path = Path(folder) / "truth.csv"
     if not path.is_file():
         return None
@@ -135,8 +157,10 @@ class RowWriter:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new temporary sibling folder; on success its files are flushed and it takes the place of `folder`, on
-    failure it is removed and `folder` is as it was."""
+    """Yield a new temporary sibling folder.
+
+    On success its files are flushed and it takes the place of `folder`. On failure it is removed and `folder` is as it was.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")

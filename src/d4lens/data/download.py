@@ -40,9 +40,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to try: `retries` after the first attempt, `timeout` seconds without a byte, and a wait of `backoff`
-    seconds before the first retry, doubled each time. `attempt`: seconds that one attempt may last, for a server that
-    drips; six of two hours bring 1.1 GB at 26 kB/s, and what came so far is gone on from in the next."""
+    """How long to try.
+
+    There are `retries` after the first attempt, `timeout` seconds without a byte end one, and a wait of `backoff` seconds
+    comes before the first retry, doubled each time.
+
+    `attempt`: seconds that one attempt may last, for a server that drips; six of two hours bring 1.1 GB at 26 kB/s, and
+    what came so far is gone on from in the next.
+    """
 
     retries: int
     timeout: float
@@ -118,7 +123,7 @@ def _from_cache(cached: Path, expected: Expected) -> str | None:
 
 
 def _check(path: Path, expected: Expected) -> str:
-    """The file's SHA-256, once it has proved to be the archive; D4LensError otherwise."""
+    """Return the file's SHA-256, once it has proved to be the archive; D4LensError otherwise."""
     with open(path, "rb") as file:
         if file.read(256).lstrip()[:1] == b"<":
             raise D4LensError(f"{path} {_WEB_PAGE}")
@@ -139,8 +144,10 @@ def _check(path: Path, expected: Expected) -> str:
 
 
 def _fetch(drive_id: str, url: str, cached: Path, expected: Expected, patience: Patience) -> str:
-    """Transfer, check and move into the cache, in bounded attempts. The same wrong bytes twice are the server's fault,
-    not the line's, and end them early."""
+    """Transfer, check and move into the cache, in bounded attempts.
+
+    The same wrong bytes twice are the server's fault, not the line's, and end them early.
+    """
     url, partial = url.format(id=drive_id), cached.with_name(f".{drive_id}.partial")
     wrong: set[str] = set()
     for attempt in range(patience.retries + 1):

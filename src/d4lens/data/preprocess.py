@@ -108,8 +108,10 @@ def _build(
 
 
 def orbit_digest(image: NDArray[Any]) -> bytes:
-    """A SHA-256 that an image shares with its eight rotated and flipped copies, and with no other image: that of the
-    smallest of the eight in byte order."""
+    """Return a SHA-256 that an image shares with its eight rotated and flipped copies, and with no other image.
+
+    It is that of the smallest of the eight in byte order.
+    """
     turned = (np.rot90(side, quarter) for side in (image, image[::-1]) for quarter in range(4))
     return hashlib.sha256(min(np.ascontiguousarray(copy).tobytes() for copy in turned)).digest()
 
@@ -222,7 +224,7 @@ def _observe(source: Archive, entry: Entry, image: NDArray[Any], sky: float, fac
 
 
 def _check_preset(source: Archive, observation: Observation) -> None:
-    """A simulated archive says what telescope made it; parameters that say another would bias every fit."""
+    """Refuse parameters that contradict the preset of a simulated archive: they would bias every fit."""
     if PRESET not in source.beside:
         return
     member = source.beside[PRESET]
@@ -282,7 +284,10 @@ def _write_manifest(folder: Path, rows: list[Row], order: dict[str, NDArray[np.i
 
 
 def _read_tables(source: Archive) -> dict[str, bytes]:
-    """The archive's truth tables, checked against its images: every image once in truth.csv, none unknown in either."""
+    """Return the archive's truth tables, checked against its images.
+
+    Every image stands once in truth.csv, and neither table names an unknown one.
+    """
     paths = {entry.path for entry in source.entries}
     tables = {}
     for name, member in sorted(source.beside.items()):

@@ -16,7 +16,7 @@ CENTRE = ("lens_x", "lens_y")
 
 @lru_cache(maxsize=64)
 def freed(lens: SmoothLensModel) -> SmoothLensModel:
-    """The same lens with its centre free, last among its parameters."""
+    """Return the same lens with its centre free, last among its parameters."""
     return _with(lens, lens.constants, (*lens.free, *CENTRE))
 
 
@@ -39,7 +39,7 @@ def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, .
 
 
 def promise(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> tuple[Tensor, Tensor]:
-    """What one linear step from a fit of `lens` promises if its centre is free.
+    """Return what one linear step from a fit of `lens` promises if its centre is free.
 
     Returns the deviance gained (B,), as for `lens` by itself it would not be, and the parameters (B, F + 2) of
     `freed(lens)` where the step ends, at most a sixteenth of the image's side off. One evaluation an image: a score test.
@@ -135,7 +135,7 @@ def seen_from_lens(
 
 
 def _moved(image: Tensor, down: int, across: int) -> Tensor:
-    """An image (N, N) moved by whole pixels, 0 where nothing was."""
+    """Return an image (N, N) moved by whole pixels, 0 where nothing was."""
     n = len(image)
     out = torch.zeros_like(image)
     if max(abs(down), abs(across)) < n:

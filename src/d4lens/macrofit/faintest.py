@@ -77,7 +77,7 @@ def _rows(result: FitResult, rows: Tensor) -> FitResult:
 
 
 def _missing(counts: Tensor, result: FitResult, model: SmoothLensModel, lift: Tensor, sky: Tensor) -> Tensor:
-    """Counts (B,) that images lack in a native pixel for their sky to be the known one.
+    """Return counts (B,) that images lack in a native pixel for their sky to be the known one.
 
     A likelihood of all pixels would have the sky mend what substructure does to the arcs. So pixels weigh the less, the
     more light the model has in them: (m_0 / m)^4 / m for counts m, m_0 the fewest.

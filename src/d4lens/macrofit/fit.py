@@ -14,6 +14,7 @@ from d4lens.macrofit.likelihood import covariance, in_groups, objective
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
 from d4lens.macrofit.start import VARIANTS, moments, start
 from d4lens.macrofit.threads import in_threads
+from d4lens.observation import bin_pixels
 
 TABLE_COLUMNS = ("path", *FIT_COLUMNS, "chi2", "converged")
 """Columns of fit.csv; lengths in arcsec, chi2 per pixel."""
@@ -69,8 +70,9 @@ def fit(
     threads: int | None = None,
     initial: Tensor | None = None,
 ) -> FitResult:
-    """Fit `model` to every image of `counts` (B, N, N), photons per pixel of any real type; NaN and infinity say that a
-    pixel holds no data, and carry no weight.
+    """Fit `model` to every image of `counts` (B, N, N), photons per pixel of any real type.
+
+    A pixel of NaN or infinity holds no data and carries no weight.
 
     A coarse fit to counts binned 2 x 2 (a model of binned counts is sampled more coarsely instead) sets out from the
     image's moments, and from up to `max_starts` - 1 other places only where it did not converge or fits badly; a fine
@@ -115,7 +117,7 @@ def _fit_batch(
     lower, upper = torch.tensor(walls, dtype=torch.float64)
     if begin is None:
         coarse = _coarser(model)
-        small = _bin(counts, coarse.binning // model.binning)
+        small = bin_pixels(counts, coarse.binning // model.binning)
         begin = _coarse_fit(small, coarse, lower, upper, coarse_iterations, max_starts)
     end = minimise(
         objective(counts, model),
@@ -179,11 +181,9 @@ def _coarse_fit(
 
 
 def _coarser(model: SmoothLensModel) -> SmoothLensModel:
-    """The model of the coarse fit: twice the native pixels for native counts, one sample a pixel for binned ones."""
+    """Return the model of the coarse fit.
+
+    It has twice the native pixels for native counts, one sample a pixel for binned ones.
+    """
     small = model.observation.n_pixels // 2 < 8
     return model.at(2, 2) if model.binning == 1 and not small else model.at(model.binning, model.binning)
-
-
-def _bin(counts: Tensor, factor: int) -> Tensor:
-    n = counts.shape[1] // factor
-    return counts[:, : n * factor, : n * factor].reshape(-1, n, factor, n, factor).sum((2, 4))

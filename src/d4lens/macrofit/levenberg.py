@@ -82,7 +82,7 @@ def minimise(
 
 
 def undamped(descent: Tensor, curvature: Tensor) -> Tensor:
-    """The step (b, F) to where a quadratic objective has its minimum: curvature^-1 descent."""
+    """Return the step (b, F) to where a quadratic objective has its minimum: curvature^-1 descent."""
     nothing = torch.zeros(len(descent), dtype=descent.dtype)
     return _step(descent, curvature, torch.zeros_like(descent, dtype=torch.bool), nothing)[0]
 
@@ -92,7 +92,10 @@ def _finite(objective: Tensor, descent: Tensor, curvature: Tensor) -> Tensor:
 
 
 def _step(g: Tensor, h: Tensor, held: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The damped step (b, F), and what an undamped and a damped one promise (b,); held parameters do not move."""
+    """Return the damped step (b, F), and what an undamped and a damped one promise (b,).
+
+    Held parameters do not move.
+    """
     g = g.masked_fill(held, 0.0)
     h = h.masked_fill(held[:, None] | held[:, :, None], 0.0)
     scale = torch.diagonal(h, dim1=1, dim2=2).clamp_min(1e-30).rsqrt()

@@ -19,7 +19,7 @@ _ALIGN = 64  # pixels: every image's numbers start on the same boundary, for the
 
 
 def objective(counts: Tensor, model: SmoothLensModel) -> Evaluate:
-    """The function that `minimise` takes, for counts (B, N, N) on the model's device and in its dtype.
+    """Return the function that `minimise` takes, for counts (B, N, N) on the model's device and in its dtype.
 
     Counts may be negative (the deviance is then the quasi-likelihood's, up to a constant). Those that are not finite carry
     no weight.
@@ -62,7 +62,10 @@ def objective(counts: Tensor, model: SmoothLensModel) -> Evaluate:
 def in_groups(
     function: Callable[..., tuple[Tensor, ...]], model: SmoothLensModel, *arguments: Tensor
 ) -> tuple[Tensor, ...]:
-    """`function` of the arguments' rows, a few at a time; on a CPU always the same few, the last one repeated."""
+    """Apply `function` to the arguments' rows, a few at a time.
+
+    On a CPU they are always the same few, the last one repeated.
+    """
     n = len(arguments[0])
     size = _GROUP if model.device.type == "cpu" else max(n, 1)
     parts = []

@@ -27,7 +27,7 @@ def preset_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> SmoothLensModel:
-    """The model for images like those of the simulator's preset `name`.
+    """Return the model for images like those of the simulator's preset `name`.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def preset_model(
 
 
 def pseudo_counts(pixels: Tensor) -> Tensor:
-    """Counts (B, N, N) float32 to fit where images (B, N, N) run from 0 to 1 and their photon scale is lost.
+    """Return counts (B, N, N) float32 to fit where images (B, N, N) run from 0 to 1 and their photon scale is lost.
 
     Each image is scaled to 1000 at its brightest and raised until its darkest corner's mean is that corner's variance,
     as a sky of photons has it: the background's weight is then right, that of the bright pixels a convention. A corner
@@ -95,7 +95,7 @@ def pseudo_counts(pixels: Tensor) -> Tensor:
 
 
 def _raise(image: Tensor) -> Tensor:
-    """What lifts an image (N, N) until its darkest corner's mean is its variance."""
+    """Return what lifts an image (N, N) until its darkest corner's mean is its variance."""
     side = max(2, len(image) // 8)
     ends = (slice(None, side), slice(-side, None))
     seen = torch.isfinite(image)

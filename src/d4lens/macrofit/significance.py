@@ -55,7 +55,8 @@ class _Kernels:
         """Sum over the last-but-two axis of fields (..., k, N, N) correlated with k kernels -> (..., N, N)."""
         size = (2 * self.n, 2 * self.n)
         spectrum = (torch.fft.rfft2(fields, s=size) * self.planes[planes]).sum(-3)
-        return torch.fft.irfft2(spectrum, s=size)[..., : self.n, : self.n]
+        correlated: Tensor = torch.fft.irfft2(spectrum, s=size)
+        return correlated[..., : self.n, : self.n]
 
 
 def _one(counts: Tensor, parameters: Tensor, model: SmoothLensModel, kernels: _Kernels) -> Tensor:
@@ -78,5 +79,5 @@ def _one(counts: Tensor, parameters: Tensor, model: SmoothLensModel, kernels: _K
     absorbed = torch.linalg.solve(fisher, torch.cat([overlap, gradient[:, None]], 1))
     information = information.flatten().double() - (overlap * absorbed[:, :-1]).sum(0)
     explained = explained.flatten().double() - overlap.T @ absorbed[:, -1]
-    found = explained / (information.clamp_min(0) + PRIOR_WIDTH**-2).sqrt()
+    found: Tensor = explained / (information.clamp_min(0) + PRIOR_WIDTH**-2).sqrt()
     return found.reshape(counts.shape).float().cpu()

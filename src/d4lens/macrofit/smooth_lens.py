@@ -49,7 +49,7 @@ class Prior:
 
 
 def bounds(observation: Observation) -> dict[str, Prior]:
-    """The widest priors that still make sense on `observation`: no Gaussian, nothing outside the image."""
+    """Return the widest priors that still make sense on `observation`: no Gaussian, nothing outside the image."""
     half, pixel = observation.half_width, observation.pixel_scale
     return {
         "theta_E": Prior(pixel, half),
@@ -132,7 +132,7 @@ class SmoothLensModel:
             self._direction = sis(self._x, self._y, 1.0)
 
     def at(self, binning: int, sampling: int) -> "SmoothLensModel":
-        """The same lens for counts of another binning or another sampling."""
+        """Return the same lens for counts of another binning or another sampling."""
         return SmoothLensModel(
             self.observation,
             self.constants,
@@ -286,7 +286,10 @@ class SmoothLensModel:
 
 
 def _bands(matrix: Tensor, n_bands: int = 3) -> list[tuple[slice, Tensor]]:
-    """A banded matrix (N, M) in blocks of rows, each with the columns where it is not zero: half the multiplications."""
+    """Split a banded matrix (N, M) into blocks of rows, each with the columns where it is not zero.
+
+    That takes half the multiplications.
+    """
     bands = []
     for rows in matrix.tensor_split(n_bands):
         used = torch.nonzero(rows.any(0))[:, 0]
@@ -296,7 +299,7 @@ def _bands(matrix: Tensor, n_bands: int = 3) -> list[tuple[slice, Tensor]]:
 
 
 def _sie_slopes(dx: Tensor, dy: Tensor, theta_E: Tensor, e1: Tensor, e2: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Derivatives of the SIE's deflection (Kormann, Schneider & Bartelmann 1994) by its parameters."""
+    """Return derivatives of the SIE's deflection (Kormann, Schneider & Bartelmann 1994) by its parameters."""
     # By q and phi the slopes are 0/0 at e = 0: a rounder lens has those of e = _ROUND, 1e-3 off.
     e = torch.hypot(e1, e2)
     rounder = e < _ROUND

@@ -36,8 +36,9 @@ def fit_split(
     units: str = "counts",
     **options: Any,
 ) -> pd.DataFrame:
-    """Fit every image of `counts` (n, N, N) and write MAPS (`{split}_residual.npy`, `{split}_significance.npy`; float16)
-    and `{split}_fit.csv` to `folder`.
+    """Fit every image of `counts` (n, N, N) and write the maps and the table of the fits to `folder`.
+
+    The maps are MAPS (`{split}_residual.npy`, `{split}_significance.npy`; float16), the table is `{split}_fit.csv`.
 
     `source` names the images (a hash of their manifest), `options` go to `fit`. Finished pieces wait in the sibling
     `{folder}.partial`; a later call with the same source, model, options and code goes on after them, with any other it
@@ -80,8 +81,10 @@ def fit_split(
     return table
 
 
-def _open(partial: Path, fingerprint: dict[str, Any], shape: tuple[int, ...]) -> dict[str, np.memmap]:
-    """The maps so far, (n, N, N) float16 on disk; empty files where there are none of this fingerprint."""
+def _open(
+    partial: Path, fingerprint: dict[str, Any], shape: tuple[int, ...]
+) -> dict[str, np.memmap[Any, np.dtype[Any]]]:
+    """Return the maps so far, (n, N, N) float16 on disk; empty files where there are none of this fingerprint."""
     paths, note = {name: partial / f"{name}.npy" for name in MAPS}, partial / "fingerprint.json"
     try:
         if json.loads(note.read_text(encoding="utf-8")) == fingerprint:

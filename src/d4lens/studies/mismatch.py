@@ -25,7 +25,7 @@ from d4lens.data import images as observed
 from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts, significance
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
-from d4lens.observation import Observation
+from d4lens.observation import Observation, bin_pixels
 from d4lens.params import ParameterGroup, Seed
 from d4lens.progress import Meter
 from d4lens.results import metrics
@@ -151,7 +151,7 @@ def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -
     """Fit images (n, N, N) under each of CONSTANTS that the case has, one at a time to keep memory flat."""
     standard = preset_model("deeplense", native, binning)
     if case.simulator == "deeplense":
-        counts = _binned(native_counts, binning).float()
+        counts = bin_pixels(native_counts.double(), binning).float()
         models: dict[str, Callable[[], SmoothLensModel]] = {"default": lambda: standard}
         if case.known is not None:
             models["known"] = lambda: with_constants(standard, case.known or {})
@@ -164,7 +164,7 @@ def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -
     scaled = _normalised(native_counts)
     taken = [observed.observe(image, native.sky, binning, units=observed.COUNTS).pixels for image in scaled.numpy()]
     yield _fitted("default", torch.from_numpy(np.stack(taken).astype(np.float32)), standard)
-    raised = pseudo_counts(_normalised(_binned(scaled, binning)))
+    raised = pseudo_counts(_normalised(bin_pixels(scaled.double(), binning)))
     source = preset(case.simulator).observation
     its_own = replace(native, psf_sigma=source.psf_sigma)
     yield _fitted("known", raised, preset_model(case.simulator, its_own, binning, units="normalised"))
@@ -189,10 +189,6 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
 def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> Fitted:
     result = fit(counts, lens, max_starts=_STARTS)
     return Fitted(constants, LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens)), result)
-
-
-def _binned(counts: Tensor, factor: int) -> Tensor:
-    return torch.from_numpy(np.stack([observed.bin_pixels(image, factor) for image in counts.numpy()]))
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from d4lens import lensing
 from d4lens.classes import CLASSES
-from d4lens.data.images import bin_pixels
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import PRESET, lens_of, network_batch
 from d4lens.macrofit import fit
 from d4lens.models.batch import LensBatch
-from d4lens.observation import Observation
+from d4lens.observation import Observation, bin_pixels
 from d4lens.simulator import Truth, draw, preset, render
 
 
@@ -87,8 +86,7 @@ def simulate(n: int, seed: int, observation: Observation, classes: str = "all", 
         )
     wanted = range(n) if classes == "all" else [i for i in range(2 * n) if i % len(CLASSES)][:n]
     truth = draw(chosen, seed, wanted, substructure, split="val")
-    pixels = np.stack([bin_pixels(image, factor) for image in np.asarray(render(truth, chosen))])
-    counts = torch.from_numpy(pixels.astype(np.float32))
+    counts = bin_pixels(render(truth, chosen), factor).float()
     lens = lens_of(observation)
     result = fit(counts, lens)
     return Samples(observation, network_batch(counts, result, lens), result.model_counts, truth)

@@ -19,7 +19,7 @@ from d4lens.errors import D4LensError
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model, significance
 from d4lens.models.averaging import Images
 from d4lens.models.batch import LensBatch
-from d4lens.observation import Observation
+from d4lens.observation import Observation, bin_pixels
 from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive, Seed
 from d4lens.progress import Meter
 from d4lens.results import metrics
@@ -260,7 +260,7 @@ def detections(
     with Meter(n, "single subhalos") as meter:
         for first in range(0, n, _CHUNK):
             part = physical_limit.rows_of(truth, np.arange(first, min(first + _CHUNK, n)))
-            counts = torch.from_numpy(_summed(render(part, made_by).numpy(), lens.binning)).float()
+            counts = bin_pixels(render(part, made_by), lens.binning).float()
             result = fit(counts, lens)
             batch = LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens))
             gained = physical_limit.gain(
@@ -321,11 +321,6 @@ def place_map(
         pd.DataFrame({"arm": arm, **place, "rate": s.round(6), "images": at.repeats}) for arm, s in shares.items()
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def _summed(images: NDArray[Any], factor: int) -> NDArray[Any]:
-    b, n, _ = images.shape
-    return np.asarray(images.reshape(b, n // factor, factor, n // factor, factor).sum((2, 4)))
 
 
 def maps(network: nn.Module, images: Images, truth: arrays.Truth | None, at_most: int) -> recovery.Maps:

@@ -4,9 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d4lens import simulator
-from d4lens.data.images import COUNTS, NORMALISED, as_image, bin_pixels, find, observe, recover_counts
+from d4lens.data.images import COUNTS, NORMALISED, as_image, find, observe, recover_counts
 from d4lens.data.images import counts as module
+from d4lens.data.images.counts import dark_sky, measure_noise
 from d4lens.errors import D4LensError
+from d4lens.observation import bin_pixels
 
 
 def test_genuine_images_are_counts(real_samples):
@@ -195,7 +197,7 @@ def test_observe_bins_and_names_units(make):
     with pytest.raises(D4LensError, match="leaves 4 of 16 pixels"):
         observe(make.photons(0, n=16), make.sky, factor=4)
     checks = np.indices((16, 16)).sum(0) % 2
-    with pytest.raises(D4LensError, match="constant once binned"):
+    with pytest.raises(D4LensError, match="constant within the field of view once binned"):
         observe(checks, make.sky, factor=2)
 
 
@@ -230,3 +232,32 @@ def test_a_search_for_a_lattice_that_is_not_there_is_short():
         assert not recover_counts(image, 10.0).is_counts
     assert len(tried) > 100
     assert sum(tried) < 600 * len(tried)
+
+
+def test_the_noise_is_that_of_the_pixels_with_data(lenses):
+    """Whatever stands behind the others, and however they lie."""
+    rng = np.random.default_rng(0)
+    for counts in lenses[:8]:
+        hidden = rng.random(counts.shape) < 0.03
+        hidden[40:80, 30:50] = True
+        spoilt = np.where(hidden, np.nan, counts)
+        whole, part = measure_noise(counts), measure_noise(spoilt)
+        assert part.mean == pytest.approx(whole.mean, abs=0.4)
+        assert part.variance == pytest.approx(whole.variance, rel=0.1)
+        assert abs(part.gain - whole.gain) < 3 * part.gain_sigma
+        assert part.gain_sigma < 3 * whole.gain_sigma
+        found = recover_counts((spoilt - counts.min()) / np.ptp(counts), 10.0)
+        assert found.is_counts
+        assert np.array_equal(found.k[~hidden] - found.k_min, counts[~hidden] - counts[~hidden].min())
+        assert abs(found.k_min - counts[~hidden].min()) <= 1
+
+
+def test_where_few_pixels_hold_data_the_noise_is_uncertain():
+    sky = np.random.default_rng(1).poisson(10, (60, 60)).astype(float)
+    sky[np.indices(sky.shape).sum(0) % 3 > 0] = np.nan
+    noise = measure_noise(sky)
+    assert (noise.mean, noise.variance) == (pytest.approx(10, abs=0.8), pytest.approx(10, rel=0.2))
+    assert noise.gain_sigma == np.inf
+    lone = np.full((20, 20), np.nan)
+    lone[3, 4], lone[12, 9] = 5, 7
+    assert dark_sky(lone)[0] == 6

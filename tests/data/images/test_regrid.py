@@ -3,7 +3,8 @@ import pytest
 
 from d4lens.data.images import COUNTS, NORMALISED, Header, Raw, instrument, observe, prepare
 from d4lens.errors import D4LensError
-from d4lens.observation import Observation
+from d4lens.flags import Flag
+from d4lens.observation import Observation, bin_pixels
 
 GRID = Observation(48, 0.1, 0.08625, 40.0)
 
@@ -173,6 +174,65 @@ def test_masked_pixels_change_neither_the_photons_nor_what_is_known_of_them(make
         assert (done.units, done.standard) == (COUNTS, True)
         assert np.array_equal(done.pixels[~hidden], counts[~hidden])
         assert np.isnan(done.pixels[hidden]).all()
+
+
+def lit(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (150, 150) of a ring whose halo lights two corners, and pixels to hide: scattered ones, and all that is bright."""
+    x = np.arange(150) - 74.5
+    ring = 300 * np.exp(-((np.hypot(x[:, None], x) - 30) ** 2) / 100)
+    corners = 25 * (np.exp(-((x[:, None] + x + 150) ** 2) / 4000) + np.exp(-((x[:, None] + x - 150) ** 2) / 4000))
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(ring + corners + 10).astype(float)
+    return counts, (rng.random(counts.shape) < 0.02) | (counts > np.quantile(counts, 0.98))
+
+
+FINE = Observation(150, 0.05, 0.08625, 10.0)
+
+
+@pytest.mark.parametrize("form", ["counts", "from 0 to 1", "12 bits", "half the pixels"])
+def test_masks_and_lit_corners_and_a_lost_scale_at_once(form):
+    """The counts are right up to the faintest pixel's, which is at most one off for the fit to mend."""
+    for seed in range(8):
+        counts, hidden = lit(seed)
+        x = (counts - counts.min()) / np.ptp(counts)
+        image = {"counts": counts, "12 bits": np.rint(x * 4095) / 4095}.get(form, x)
+        grid = FINE.binned(2) if form == "half the pixels" else FINE
+        factor = 150 // grid.n_pixels
+        done = prepare(Raw(np.where(hidden, np.nan, image)), grid)
+        gone = bin_pixels(hidden, factor) > 0
+        assert (done.units, done.standard, done.rough) == (COUNTS, True, False)
+        assert np.array_equal(np.isnan(done.pixels), gone)
+        off = np.unique((done.pixels - bin_pixels(counts, factor))[~gone])
+        assert len(off) == 1
+        assert off[0] in ((0,) if form == "counts" else (-(factor**2), 0, factor**2))
+        if done.lift is not None:
+            assert np.array_equal(done.lift, np.where(gone, 0, factor**2))
+
+
+def test_an_8_bit_picture_with_masked_pixels_keeps_its_photon_scale():
+    for seed in range(8):
+        counts, hidden = lit(seed)
+        picture = np.rint((counts - counts.min()) / np.ptp(counts) * 255)
+        whole, done = (prepare(Raw(image), FINE) for image in (picture, np.where(hidden, np.nan, picture)))
+        assert (done.units, done.rough) == (COUNTS, True)
+        assert np.array_equal(np.isnan(done.pixels), hidden)
+        light = [(image.pixels - image.sky)[~hidden].sum() for image in (whole, done)]
+        assert light[1] / light[0] == pytest.approx(1, abs=0.05)
+        assert light[1] / (counts - 10)[~hidden].sum() == pytest.approx(1, abs=0.15)
+
+
+def test_masked_pixels_change_nothing_of_what_a_psf_that_is_no_gaussian_leaves():
+    counts, hidden = lit(0)
+    r = np.hypot(*(np.indices((41, 41)) - 20.0))
+    wings = (1 + (r / 5) ** 2) ** -4.7
+    scale = {"pixel_scale": 0.05, "gain": 1, "sky": 10.0}
+    flagged = []
+    for psf in (wings, np.exp(-0.5 * (r / 1.7) ** 2)):
+        for mask in (None, hidden, counts > 250):
+            image = counts if mask is None else np.where(mask, np.nan, counts)
+            done = prepare(Raw(image), FINE, instrument(psf=psf, **scale))
+            flagged.append(any(raised.flag is Flag.NOT_GAUSSIAN for raised in done.flags))
+    assert flagged == [True] * 3 + [False] * 3
 
 
 def test_values_that_no_light_makes_are_masked():

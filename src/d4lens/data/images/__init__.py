@@ -3,14 +3,11 @@
 from d4lens.data.images.counts import (
     COUNTS,
     DARK_SHARE,
-    MAX_COUNT,
-    MIN_LEVELS,
     MIN_SIDE,
     NORMALISED,
     Counts,
     Observed,
     as_image,
-    bin_pixels,
     observe,
     recover_counts,
 )
@@ -24,8 +21,6 @@ from d4lens.data.images.sources import ImageSource, find, masked, read
 __all__ = [
     "COUNTS",
     "DARK_SHARE",
-    "MAX_COUNT",
-    "MIN_LEVELS",
     "MIN_SIDE",
     "NORMALISED",
     "READERS",
@@ -38,7 +33,6 @@ __all__ = [
     "Psf",
     "Raw",
     "as_image",
-    "bin_pixels",
     "find",
     "header_of",
     "instrument",

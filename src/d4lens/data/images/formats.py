@@ -28,8 +28,10 @@ MAX_PIXELS = MAX_IMAGE_BYTES // 8
 
 @dataclass(frozen=True)
 class Raw:
-    """One band as it stands in a file: `pixels` (H, W), real or integer, in native byte order; `band` its name if the
-    file has several."""
+    """One band as it stands in a file.
+
+    `pixels` (H, W) are real or integer, in native byte order; `band` is its name if the file has several.
+    """
 
     pixels: Array
     header: Header = field(default_factory=Header)
@@ -40,7 +42,7 @@ Reader = Callable[[bytes, str, str | None], Raw]
 
 
 def parse_npy(data: bytes, where: str, kinds: str = "fiu") -> Array:
-    """The array in the bytes of an .npy file, in native byte order and C order.
+    """Return the array in the bytes of an .npy file, in native byte order and C order.
 
     kinds: numpy's letters for the kinds of values taken. Never unpickles, and believes the header only as far as the
     bytes bear it out. Raises D4LensError, naming `where`, for any other values (by default those that are no real or
@@ -97,7 +99,7 @@ def choose(names: Sequence[str], band: str | None, where: str) -> int:
 
 
 def read_npy(data: bytes, where: str, band: str | None = None) -> Raw:
-    """An .npy image: (H, W), or three axes of which the shortest counts the bands."""
+    """Return an .npy image: (H, W), or three axes of which the shortest counts the bands."""
     return _plane(parse_npy(data, where), where, band)
 
 
@@ -129,9 +131,11 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
 
 
 def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
-    """One image of a FITS file, plain, gzipped or tile-compressed, and what `header_of` reads in its header. BSCALE and
-    BZERO are applied. Pixels without data, by BLANK or by an extension beside the image (`masks.declared` has the rules), are
-    NaN."""
+    """Return one image of a FITS file, plain, gzipped or tile-compressed, and what `header_of` reads in its header.
+
+    BSCALE and BZERO are applied. Pixels without data, by BLANK or by an extension beside the image (`masks.declared`
+    has the rules), are NaN.
+    """
     from astropy.io import fits
 
     if data[:2] == b"\x1f\x8b":
@@ -173,7 +177,7 @@ def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
 
 
 def read_picture(data: bytes, where: str, band: str | None = None) -> Raw:
-    """A greyscale PNG or TIFF of 8, 16 or 32 bits, one of its frames, or one channel of 8-bit colour.
+    """Return a greyscale PNG or TIFF of 8, 16 or 32 bits, one of its frames, or one channel of 8-bit colour.
 
     Refused: palettes and other modes that are no intensities, 16-bit colour (which Pillow would cut to 8), pixels that
     are transparent.
@@ -218,7 +222,7 @@ READERS: dict[str, Reader] = {
 
 
 def reader_of(name: str) -> Reader | None:
-    """The reader for a file's name; None if its format is not read."""
+    """Return the reader for a file's name; None if its format is not read."""
     return next((reader for suffix, reader in READERS.items() if name.lower().endswith(suffix)), None)
 
 
@@ -256,13 +260,13 @@ def _fits_planes(hdu: Any, hdus: Any) -> list[tuple[str, int]]:
 
 
 def _blank(header: Any) -> float | None:
-    """The value of an integer image that stands for none."""
+    """Return the value of an integer image that stands for none."""
     blank = header.get("BLANK")
     return None if blank is None else blank * header.get("BSCALE", 1) + header.get("BZERO", 0)
 
 
 def _with_companions(pixels: Array, image: Any, index: int, hdus: Any) -> Array:
-    """The image's pixels, NaN where an extension of the same version says that they hold no data."""
+    """Return the image's pixels, NaN where an extension of the same version says that they hold no data."""
     for hdu in hdus:
         if hdu is image or hdu.name not in COMPANIONS or image.name in COMPANIONS:
             continue

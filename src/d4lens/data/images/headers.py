@@ -91,13 +91,13 @@ class Header:
     statements: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def said(self, quantity: str) -> str:
-        """What wins and over what, such as " of ATODGAIN before CCDGAIN 2"; "" where nothing else is said."""
+        """Return what wins and over what, such as " of ATODGAIN before CCDGAIN 2"; "" where nothing else is said."""
         first, *rest = self.statements.get(quantity, (("", 0.0),))
         others = [f"{key} {value:.5g}" for key, value in rest if abs(value / first[1] - 1) > 1e-4]
         return f" of {first[0]} before {', '.join(others)}" if others else ""
 
     def disputed(self, quantity: str) -> str:
-        """The quantity and its statements where two of them disagree by more than its tolerance, else ""."""
+        """Return the quantity and its statements where two of them disagree by more than its tolerance, else ""."""
         found = self.statements.get(quantity, ())
         if not found:
             return ""
@@ -115,7 +115,7 @@ class Unit(NamedTuple):
 
 
 def header_of(fits_header: Any, hdulist: Any = None) -> Header:
-    """What an astropy FITS header says of its image.
+    """Return what an astropy FITS header says of its image.
 
     Parameters
     ----------
@@ -167,8 +167,10 @@ def header_of(fits_header: Any, hdulist: Any = None) -> Header:
 
 
 def counting_unit(text: str) -> Unit | None:
-    """ "ELECTRONS/S" -> Unit("electron", True, 1.0); None for a unit that counts neither photons nor electrons nor steps of
-    a converter."""
+    """Read a unit that counts: "ELECTRONS/S" -> Unit("electron", True, 1.0).
+
+    None for a unit that counts neither photons nor electrons nor steps of a converter.
+    """
     unit = _unit(text)
     if unit is None:
         return None
@@ -182,7 +184,7 @@ def counting_unit(text: str) -> Unit | None:
 
 @lru_cache(maxsize=256)
 def _unit(text: str) -> Any:
-    """The astropy unit that a text means, however it is written; None for none."""
+    """Return the astropy unit that a text means, however it is written; None for none."""
     from astropy import units
 
     text = text.strip(" []\t.")
@@ -199,7 +201,7 @@ def _unit(text: str) -> Any:
 
 
 def _powers(unit: Any) -> tuple[dict[str, float], float]:
-    """The irreducible units of a unit with their powers, pixels left out, and its scale."""
+    """Return the irreducible units of a unit with their powers, pixels left out, and its scale."""
     plain = unit.decompose()
     powers = {base.name: float(power) for base, power in zip(plain.bases, plain.powers, strict=True)}
     powers.pop("pix", None)
@@ -207,7 +209,7 @@ def _powers(unit: Any) -> tuple[dict[str, float], float]:
 
 
 def _number(raw: Any) -> float | None:
-    """The finite number in a card, also where it stands as text; None for none."""
+    """Return the finite number in a card, also where it stands as text; None for none."""
     if isinstance(raw, str):
         match = _NUMBER.match(raw)
         raw = float(match[1].upper().replace("D", "E")) if match else None
@@ -217,7 +219,7 @@ def _number(raw: Any) -> float | None:
 
 
 def _value(cards: Any, key: str, quantity: str) -> float | None:
-    """The value of a card in arcsec, s or electrons per unit; None if it is no number above 0 or of another kind.
+    """Return the value of a card in arcsec, s or electrons per unit; None if it is no number above 0 or of another kind.
 
     Its unit is the text's, else that in brackets at the beginning of the comment, as the FITS standard has it.
     """
@@ -248,8 +250,10 @@ def _value(cards: Any, key: str, quantity: str) -> float | None:
 
 
 def _stated(cards: Any, quantity: str) -> Iterator[tuple[str, float]]:
-    """The statements of a quantity in one HDU, what wins first. The calibrated gains of four amplifiers are one: the mean
-    of those that were read."""
+    """Return the statements of a quantity in one HDU, what wins first.
+
+    The calibrated gains of four amplifiers are one: the mean of those that were read.
+    """
     if quantity == "gain":
         amplifiers = str(cards.get("CCDAMP") or "ABCD").strip().upper()
         gains = [_value(cards, f"ATODGN{name}", quantity) for name in amplifiers if f"ATODGN{name}" in cards]
@@ -272,7 +276,7 @@ def _shape(cards: Any) -> tuple[int, int] | str | None:
 
 
 def _not_understood(*headers: Any) -> str:
-    """A sentence on a keyword of a pixel scale whose value is none; "" where there is no such keyword."""
+    """Return a sentence on a keyword of a pixel scale whose value is none; "" where there is no such keyword."""
     for cards in headers:
         for key in KEYWORDS["pixel scale"]:
             if str(cards.get(key) or "").strip():
@@ -330,7 +334,7 @@ def _side(cards: Any, matrix: Array, key: str) -> float:
 
 
 def _jacobian(cards: Any, matrix: Array, key: str) -> Array | None:
-    """Derivatives in arcsec of the place on the sky by pixel, at the image's middle; None where the axes are pixels.
+    """Return derivatives in arcsec of the place on the sky by pixel, at the image's middle; None where the axes are pixels.
 
     matrix: (2, 2) in the units of the axes. key: the card to be shown in the sentence of a D4LensError.
     """
@@ -356,7 +360,7 @@ def _jacobian(cards: Any, matrix: Array, key: str) -> Array | None:
             return None
         name = next(name for name, of in zip(names, radians, strict=True) if of is None)
         raise D4LensError(f"{shown} in CUNIT {name!r}, which is no angle; {_REMEDY}")
-    linear = matrix * np.array(radians, float)[:, None] * _ARCSEC
+    linear: Array = matrix * np.array(radians, float)[:, None] * _ARCSEC
     if all(sky):
         found = _on_the_sky(cards, linear / 3600, [float(r) / _DEGREE for r in radians])  # type: ignore[arg-type]
         if found is not None:
@@ -373,9 +377,13 @@ def _angle(name: str) -> float | None:
 
 
 def _on_the_sky(cards: Any, degrees: Array, per_degree: list[float]) -> Array | None:
-    """Derivatives (3, 2) in arcsec of the unit vector to the sky, by astropy with projection and distortion; None where
-    these make no WCS. The scale at the reference point is not that at the image: pixels of a plate carrée narrow towards
-    the pole, and SIP and TPV stretch them."""
+    """Return derivatives (3, 2) in arcsec of the unit vector to the sky, by astropy with projection and distortion.
+
+    None where these make no WCS.
+
+    The scale at the reference point is not that at the image: pixels of a plate carrée narrow towards the pole, and SIP
+    and TPV stretch them.
+    """
     from astropy.io import fits
     from astropy.wcs import WCS
 

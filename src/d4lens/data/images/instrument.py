@@ -59,8 +59,9 @@ def instrument(
     band: str | int | None = None,
     mask: Any = None,
 ) -> Instrument:
-    """An Instrument from what a user gives: `psf` as `read_psf` takes it, `band` a name or number, `mask` as `read_masks`
-    takes it.
+    """Return an Instrument from what a user gives.
+
+    `psf` is as `read_psf` takes it, `band` a name or number, `mask` as `read_masks` takes it.
 
     Raises D4LensError for a value out of range, or an image that is no PSF.
     """

@@ -28,7 +28,7 @@ _TRIED = 16  # values, the most frequent ones
 
 
 def without(image: Array, mask: Mask) -> Array:
-    """The image (H, W) with NaN where `mask` is True; as it is where that is nowhere."""
+    """Return the image (H, W) with NaN where `mask` is True; as it is where that is nowhere."""
     if not mask.any():
         return image
     image = image.astype(image.dtype if image.dtype.kind == "f" else np.float64)
@@ -49,18 +49,19 @@ def declared(name: str, values: Array, header: Mapping[str, Any], primary: Mappi
         unseen = ~(values > 0)
         return unseen if not unseen.all() else np.zeros(values.shape, bool)
     if values.dtype.kind not in "iu":
-        return values != 0
+        return np.not_equal(values, 0)
     planes = [header.get(f"MP_{plane}") for plane in _PLANES]
     if any(isinstance(bit, int) for bit in planes):
         bits = sum(1 << bit for bit in planes if isinstance(bit, int) and 0 <= bit < 63)
     else:
         bits = _TELESCOPES.get(str(primary.get("TELESCOP", "")).strip().upper(), -1)
-    return (values.astype(np.int64) & bits) != 0
+    return np.not_equal(values.astype(np.int64) & bits, 0)
 
 
 def dead(image: Array) -> Mask:
-    """Where an image (H, W), NaN apart, shows values that no light makes, (H, W): saturated plateaus, dead blocks and columns,
-    borders filled up.
+    """Return where an image (H, W), NaN apart, shows values that no light makes, (H, W) bool.
+
+    Such are saturated plateaus, dead blocks and columns, and borders filled up.
 
     These are connected pixels of exactly one value that hold a square, or a stretch of a row or column, of it so large that
     among as many independent pixels one would turn up in less than a thousandth of all images. A value that more than a

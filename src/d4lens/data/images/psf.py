@@ -52,7 +52,7 @@ class Psf:
         return self.sigma * pixel_scale if self.in_pixels else self.sigma
 
     def residual(self, light: Array, variance: Array, pixel_scale: float, grid_scale: float) -> float:
-        """The largest residual, in standard deviations of a pixel, that its Gaussian leaves where the PSF is its image.
+        """Return the largest residual, in sigma of a pixel, that its Gaussian leaves where the PSF is its image.
 
         Parameters
         ----------
@@ -75,7 +75,7 @@ class Psf:
         return float((np.abs(true - brightness * model) / np.sqrt(variance)).max())
 
     def _binned(self, kernel: Array, factor: float, widest: int) -> Array:
-        """A kernel on pixels `factor` times as wide, an odd number of them, its centre on the middle one's."""
+        """Return a kernel on pixels `factor` times as wide, an odd number of them, its centre on the middle one's."""
         for axis, offset in enumerate(self.centre[::-1]):
             side = kernel.shape[axis]
             n = min(2 * math.ceil(side / factor / 2) + 1, widest)
@@ -87,7 +87,7 @@ class Psf:
 
 
 def read_psf(told: Any) -> Psf:
-    """The PSF that a user tells.
+    """Return the PSF that a user tells.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def read_psf(told: Any) -> Psf:
 
 
 def _from_file(path: str) -> tuple[Raw, str, tuple[str, ...]]:
-    """The image in FILE or FILE:EXT, its name, and what was chosen."""
+    """Return the image in FILE or FILE:EXT, its name, and what was chosen."""
     file, band = path, None
     while not os.path.isfile(file):
         file, colon, _ = file.rpartition(":")
@@ -177,8 +177,10 @@ def _measured(raw: Raw, where: str, how: tuple[str, ...]) -> Psf:
 
 
 def measure_psf(image: Array, where: str = "the PSF") -> tuple[float, float]:
-    """Standard deviation in pixels of the round Gaussian fitted (least squares, sampled at pixel centres, with its centre
-    and a flat background) to the image of a point source (H, W), and the share of light that it misplaces.
+    """Fit a round Gaussian to the image of a point source (H, W).
+
+    The fit is by least squares, sampled at pixel centres, with its centre and a flat background free. Returns the standard
+    deviation in pixels and the share of light that the Gaussian misplaces.
 
     Raises D4LensError, naming `where`, for an image in which no point source stands out.
     """
@@ -209,7 +211,8 @@ def _fit(image: Array, where: str) -> tuple[float, tuple[float, float], Array, A
     near = np.s_[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
 
     def model(p: Array, near: Any = np.s_[:]) -> Array:
-        return p[3] * np.exp(-0.5 * ((x[near] - p[0]) ** 2 + (y[near] - p[1]) ** 2) / p[2] ** 2)
+        light: Array = p[3] * np.exp(-0.5 * ((x[near] - p[0]) ** 2 + (y[near] - p[1]) ** 2) / p[2] ** 2)
+        return light
 
     start = [float(column), float(row), half / 1.1774, 1.0, 0.0]
     widest = float(max(image.shape))
@@ -229,8 +232,10 @@ def _fit(image: Array, where: str) -> tuple[float, tuple[float, float], Array, A
 
 
 def _denoised(image: Array, centre: tuple[float, float], noise: float) -> Array:
-    """The image (H, W), nothing left of it beyond the first ring that does not stand out of the noise: the
-    wings are kept, but a thousand pixels of noise or a level slightly off would outweigh them."""
+    """Return the image (H, W), nothing left of it beyond the first ring that does not stand out of the noise.
+
+    The wings are kept, but a thousand pixels of noise or a level slightly off would outweigh them.
+    """
     y, x = np.indices(image.shape, float)
     ring = np.hypot(x - centre[0], y - centre[1]).astype(int)
     number = np.maximum(np.bincount(ring.ravel()), 1)

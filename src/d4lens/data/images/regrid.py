@@ -11,19 +11,19 @@ from math import hypot
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
-from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, recover_counts
+from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, normalised, recover_counts
 from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
 from d4lens.data.images.instrument import Instrument
-from d4lens.data.images.masks import dead
+from d4lens.data.images.masks import dead, without
 from d4lens.data.images.psf import Psf
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised
-from d4lens.observation import Observation
+from d4lens.observation import Observation, bin_pixels
 
 _COVERED = 0.999  # share of a pixel of the grid below which it holds no data; the rest is rounding
-_OUTER = 0.9  # share of an image's pixels that lie nearer its centre than those taken for sky
 _SAME = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
 _GAIN_ONE = 0.25  # variance over mean less 1 that is taken for a gain of 1: five times its scatter
 _POISSON = (
@@ -34,6 +34,7 @@ _POISSON = (
 # from 0.65 on, where a Moffat of beta 8 lies, a quarter were, at 1.2 (beta 4.7) all. The image stands for what the PSF
 # blurs, blurred as it is, so the true residual is larger.
 _PSF_RESIDUAL = 0.4
+_BEHIND = 2.0  # pixels, sigma of the mean of those with data that stands for one without
 _FULL_SCALE = 1000.0  # photons at the brightest where none can be had, as the fit then takes it
 _AGREE = 0.25  # relative difference of two ways to the photon scale; of 150 x 150 pixels it scatters by a twentieth
 
@@ -76,8 +77,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Photons:
-    """Photons per native pixel with their sky, or the values as they are where `units` is "normalised"; `raised` where
-    the count of the faintest pixel is only estimated, `rough` where the photon scale is."""
+    """Photons per native pixel with their sky, or the values as they are where `units` is "normalised".
+
+    `raised` where the count of the faintest pixel is only estimated, `rough` where the photon scale is.
+    """
 
     values: Array
     units: str
@@ -90,8 +93,11 @@ class _Photons:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis's way to the grid: `matrix` (N, n) takes flux from n pixels, `covered` (N,) the share of each of the
-    grid's pixels that the image reaches, `start`:`stop` the pixels used, `centre` arcsec of the image's centre."""
+    """One axis's way to the grid.
+
+    `matrix` (N, n) takes flux from n pixels, `covered` (N,) is the share of each of the grid's pixels that the image
+    reaches, `start`:`stop` are the pixels used, `centre` is arcsec of the image's centre.
+    """
 
     matrix: Array
     covered: Array
@@ -101,18 +107,38 @@ class _Axis:
 
 
 def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Prepared:  # noqa: B008 - frozen
-    """The image `raw` as photon counts on the pixels of `grid`, whose sky and PSF are the image's where nothing else is
-    known.
+    """Bring an image to photon counts on the pixels of a grid.
 
     Pixel scale: told, else the header's, else such that the image has the grid's field of view, where it has a whole
-    multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled; what lies outside the
-    field is cut, what is missing holds no data. Nor do pixels that are not finite or that show what no light makes
-    (`masks.dead`); a pixel of the grid that any such one shines into holds none. A pixel scale that is guessed is flagged
-    unless all else is as the published images have it, and so are statements of the header that disagree. Photons:
-    `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie
-    on; where all fail, units are "normalised".
+    multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled. What lies outside the
+    field is cut.
 
-    Raises D4LensError saying what does not fit.
+    Photons: `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie on.
+    Where all fail, units are "normalised".
+
+    No data are in what the image does not reach, in pixels that are not finite, and in those that show what no light
+    makes (`masks.dead`). A pixel of the grid that any of these shines into holds none. They say nothing of the image's
+    noise, sky or levels.
+
+    Parameters
+    ----------
+    raw : Raw
+        The image (H, W), NaN where it holds no data, and its header.
+    grid : Observation
+        The grid that a network knows; its sky and PSF are the image's where nothing else is known.
+    told : Instrument
+        What the user knows of the image.
+
+    Returns
+    -------
+    Prepared
+        Flagged where the pixel scale is guessed and not all else is as the published images have it, where the header's
+        statements disagree, where a gain is assumed, and where the PSF is no Gaussian.
+
+    Raises
+    ------
+    D4LensError
+        Saying what does not fit.
     """
     image, n = raw.pixels, grid.n_pixels
     if min(image.shape) < MIN_SIDE:
@@ -140,7 +166,7 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
         noise, broadened = 1.0, (grid.pixel_scale**2 - scale**2) / 12
     else:
         down, across = (axis.matrix[:, axis.start : axis.stop] for axis in axes)
-        pixels = down @ cut.astype(np.float64) @ across.T
+        pixels = down @ np.where(good, cut, 0.0) @ across.T
         seen = down @ good.astype(np.float64) @ across.T > _COVERED * ratio**2
         noise = _shared(rows) * _shared(columns)
         broadened = (grid.pixel_scale**2 + scale**2) / 12
@@ -158,18 +184,16 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     flags: tuple[Raised, ...] = (Raised(Flag.SCALE_GUESSED),) if guessed else ()
     if told.psf is not None and told.psf.disputed:
         flags += (Raised(Flag.PSF_HEADER_DISAGREES, told.psf.disputed),)
+    pixels = np.where(seen, pixels, np.nan)
     if told.psf is not None and _psf_residual(pixels, photons, ratio, told.psf, scale, grid) > _PSF_RESIDUAL:
         flags += (Raised(Flag.NOT_GAUSSIAN),)
     if photons.units == NORMALISED:
-        low, high = pixels[seen].min(), pixels[seen].max()
-        if low == high:
-            raise D4LensError("it is constant within the field of view; it holds no image")
-        pixels = (pixels - low) / (high - low)
+        pixels = normalised(pixels)
     square = raw.pixels.shape[0] == raw.pixels.shape[1]
     told_nothing = told.pixel_scale is None and raw.header.pixel_scale is None and told.psf is None and told.sky is None
     published = exact and told_nothing and square
     return Prepared(
-        pixels=np.where(seen, pixels, np.nan).astype(np.float32),
+        pixels=pixels.astype(np.float32),
         units=photons.units,
         standard=photons.standard and published,
         sky=photons.sky * ratio**2 if photons.units == COUNTS else 0.0,
@@ -186,14 +210,19 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
 
 
 def _psf_residual(pixels: Array, photons: _Photons, ratio: float, psf: Psf, scale: float, grid: Observation) -> float:
-    """The residual, in sigma of a pixel, that the PSF's Gaussian would leave of what stands out of the noise."""
+    """Return the residual, in sigma of a pixel, that the PSF's Gaussian would leave of what stands out of the noise."""
     sky = photons.sky * ratio**2
     if photons.units == NORMALISED:
         # As bright as such an image is taken to be.
-        pixels = (pixels - sky) * (_FULL_SCALE / max(float(pixels.max()) - sky, 1e-30))
+        pixels = (pixels - sky) * (_FULL_SCALE / max(float(np.nanmax(pixels)) - sky, 1e-30))
         sky = 0.0
-    variance = np.maximum(pixels, 1.0)
-    light = np.where(pixels - sky > 3 * np.sqrt(variance), pixels - sky, 0.0)
+    # Pixels without data show no residual. Light goes on behind them: a hole's edge would leave one of its own.
+    seen = np.isfinite(pixels)
+    variance = np.where(seen, np.maximum(pixels, 1.0), np.inf)
+    light = np.where(seen & (pixels - sky > 3 * np.sqrt(variance)), pixels - sky, 0.0)
+    if not seen.all():
+        near = gaussian_filter(seen.astype(float), _BEHIND)
+        light = np.where(seen, light, gaussian_filter(light, _BEHIND) / np.maximum(near, 1e-3))
     return psf.residual(light, variance, scale, grid.pixel_scale)
 
 
@@ -223,7 +252,7 @@ def _scale(raw: Raw, grid: Observation, told: Instrument) -> tuple[float, tuple[
 
 
 def _whole(side: int, n: int, factor: int, scale: float) -> _Axis:
-    """The pixels of an axis of `side` that a grid of n pixels of `factor` of them takes about its centre."""
+    """Return the pixels of an axis of `side` that a grid of n pixels of `factor` of them takes about its centre."""
     want = n * factor
     start = max(0, (side - want) // 2)
     stop = min(side, start + want)
@@ -243,35 +272,33 @@ def _overlap(side: int, n: int, factor: float) -> _Axis:
 
 
 def _shared(axis: _Axis) -> float:
-    """Variance over mean of what white noise of variance 1 over mean 1 becomes along an axis, in the mean of the pixels
-    that it covers."""
+    """Return the variance over mean that resampling gives white noise of variance 1 over mean 1, along an axis.
+
+    It is the mean of the pixels that the axis covers.
+    """
     inside = axis.matrix[axis.covered > 0.999] if (axis.covered > 0.999).any() else axis.matrix
     return float(((inside**2).sum(1) / inside.sum(1)).mean())
 
 
 def _with_data(image: Array, rows: _Axis, columns: _Axis) -> tuple[Array, NDArray[np.bool_]]:
-    """The image, or its used part if any pixel holds no data, and which of the used pixels hold them.
+    """Find the pixels without data.
 
-    Those that hold none get values of pixels that do, of the tenth farthest from the centre, so that the image's levels and
-    the scatter of its corners stay what they are. Raises D4LensError for an image without data or contrast.
+    Returns the image, or its used part with NaN in them if any pixel holds none, and which of the used pixels hold data.
+    Raises D4LensError for an image without data or contrast.
     """
     used = image[rows.start : rows.stop, columns.start : columns.stop]
     unseen = dead(image)[rows.start : rows.stop, columns.start : columns.stop] | ~np.isfinite(used)
+    if unseen.all():
+        raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
     if unseen.any() or not np.isfinite(image).all():
-        image = used.copy()
-        if unseen.all():
-            raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
-        y, x = np.nonzero(~unseen)
-        away = np.hypot(y - (image.shape[0] - 1) / 2, x - (image.shape[1] - 1) / 2)
-        outer = image[~unseen][away >= np.quantile(away, _OUTER)]
-        image[unseen] = np.random.default_rng(0).choice(outer, int(unseen.sum()))
-    if image.min() == image.max():
-        raise D4LensError(f"it is constant: every pixel is {image.flat[0]:g}; it holds no image")
+        image = without(used, unseen)
+    if np.nanmin(image) == np.nanmax(image):
+        raise D4LensError(f"it is constant: every pixel is {np.nanmin(image):g}; it holds no image")
     return image, ~unseen
 
 
 def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Photons:
-    """The image (H, W) in photons with their sky, whose mean per pixel is `sky` where nothing else is known."""
+    """Return the image (H, W) in photons with their sky, whose mean per pixel is `sky` where nothing else is known."""
     factor, notes = _photons_per_unit(header, told)
     if factor is not None:
         return _levelled(image * factor, told.sky, notes)
@@ -286,20 +313,21 @@ def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Pho
 
 
 def _from_lattice(image: Array, counts: Counts, told_sky: float | None, expected: float) -> _Photons:
-    mean, variance, _ = dark_sky(counts.k)
-    whole = counts.k.flat[0] == image.flat[0] and bool((counts.k == image).all())
-    if whole:
+    unseen = np.isnan(image)
+    k = without(counts.k, unseen)
+    mean, variance, _ = dark_sky(k)
+    if np.array_equal(k, image, equal_nan=True):
         if told_sky is not None:
-            return _levelled(counts.k, told_sky, ("values taken for photon counts",))
+            return _levelled(k, told_sky, ("values taken for photon counts",))
         if not _POISSON[0] * mean < variance < _POISSON[1] * mean:
             return _Photons(image.astype(np.float64), NORMALISED, False, mean, (_no_photons(mean, variance),))
         if _POISSON[0] * expected < mean < _POISSON[1] * expected:
-            return _Photons(counts.k, COUNTS, True, expected, ("values taken for photon counts",))
-        return _Photons(counts.k, COUNTS, False, mean, (f"values taken for photon counts, sky {mean:.4g} measured",))
+            return _Photons(k, COUNTS, True, expected, ("values taken for photon counts",))
+        return _Photons(k, COUNTS, False, mean, (f"values taken for photon counts, sky {mean:.4g} measured",))
     if told_sky is not None or _POISSON[0] * expected < variance < _POISSON[1] * expected:
         sky = told_sky or expected
-        return _Photons(counts.k, COUNTS, told_sky is None, sky, ("photon counts recovered",), True)
-    k = recover_counts(image, variance).k
+        return _Photons(k, COUNTS, told_sky is None, sky, ("photon counts recovered",), True)
+    k = without(recover_counts(image, variance).k, unseen)
     return _Photons(k, COUNTS, False, variance, (f"photon counts recovered, sky {variance:.4g} by its variance",))
 
 
@@ -314,12 +342,13 @@ def _from_levels(image: Array, counts: Counts, sky: float) -> _Photons:
     per_photon = (max(noise.variance - 1 / 12, 0.0) / sky) ** 0.5
     tolerance = max(_AGREE * per_photon, 4 * noise.gain_sigma)
     if abs(noise.gain - per_photon) > tolerance or noise.gain <= 4 * noise.gain_sigma:
-        whole = image.dtype.kind in "iu" or bool((image == np.rint(image)).all())
-        note = _no_photons(noise.mean + float(image.min()), noise.variance) if whole else _NO_SCALE
+        values = image[~np.isnan(image)]
+        whole = image.dtype.kind in "iu" or bool((values == np.rint(values)).all())
+        note = _no_photons(noise.mean + float(values.min()), noise.variance) if whole else _NO_SCALE
         return _Photons(image.astype(np.float64), NORMALISED, False, dark_sky(image)[0], (note,))
     # The rounding's variance counts as that of so many photons of sky more, so that the noise is Poisson's.
     sky += 1 / (12 * per_photon**2)
-    photons = (counts.k - counts.k_min - noise.mean) / per_photon + sky
+    photons = (without(counts.k, np.isnan(image)) - counts.k_min - noise.mean) / per_photon + sky
     note = f"photon counts by the sky's noise: the values are a file format's levels, {per_photon:.3g} a photon"
     return _Photons(photons, COUNTS, True, sky, (note,), rough=True)
 
@@ -351,7 +380,7 @@ def _levelled(values: Array, sky: float | None, notes: tuple[str, ...]) -> _Phot
 
 
 def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, tuple[str, ...]]:
-    """The factor from values to photons and what it comes from; None where nothing, or not enough, is known."""
+    """Return the factor from values to photons and what it comes from; None where nothing, or not enough, is known."""
     unit = counting_unit(header.unit)
     said = told.gain is not None or told.exposure is not None
     if not said and not header.unit and header.gain is None:
@@ -378,7 +407,7 @@ def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, t
 
 
 def _disputes(header: Header, told: Instrument) -> tuple[Raised, ...]:
-    """Flags for what the header says twice and differently, as far as it is used."""
+    """Return flags for what the header says twice and differently, as far as it is used."""
     unit = counting_unit(header.unit)
     used = {
         "pixel scale": told.pixel_scale is None,
@@ -390,7 +419,7 @@ def _disputes(header: Header, told: Instrument) -> tuple[Raised, ...]:
 
 
 def _assumed(image: Array, header: Header, told: Instrument) -> tuple[Raised, ...]:
-    """A flag where counts are taken for photons for want of a gain, unless the sky's variance is its mean."""
+    """Return a flag where counts are taken for photons for want of a gain, unless the sky's variance is its mean."""
     unit = counting_unit(header.unit)
     factor, _ = _photons_per_unit(header, told)
     if unit is None or unit.base != "count" or factor is None or told.gain is not None or header.gain is not None:
@@ -407,8 +436,7 @@ def _sum(cut: Array, n: int, factor: int, sky: float) -> Array:
         top, left = ((want - side) // 2 for side in cut.shape)
         full[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
         cut = full
-    blocks = cut.reshape(n, factor, n, factor)
-    return blocks.sum((1, 3), dtype=np.int64 if cut.dtype.kind in "iu" else np.float64)
+    return bin_pixels(cut.astype(np.float64), factor)
 
 
 def _how(whole: tuple[int, ...], axes: list[_Axis], factor: int, n: int) -> tuple[str, ...]:

@@ -21,19 +21,25 @@ _MAGIC = frozenset("*?[")
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An image found but not yet read: a name to show, and `read(band)` -> Raw, a name or number choosing among a file's
-    bands; it raises D4LensError if the file cannot be used."""
+    """An image found but not yet read.
+
+    `name` is to be shown. `read(band)` gives a Raw, a name or number choosing among a file's bands; it raises D4LensError if
+    the file cannot be used.
+    """
 
     name: str
     read: Callable[[str | None], Raw]
 
     def load(self) -> Array:
-        """The file's only image, (N, N), held to what `as_image` demands."""
+        """Return the file's only image, (N, N), held to what `as_image` demands."""
         return as_image(self.read(None).pixels, self.name)
 
 
 def read(path: str | Path) -> Array:
-    """The image in one file, as `as_image` gives it. Raises D4LensError naming the file if it is missing or unusable."""
+    """Return the image in one file, as `as_image` gives it.
+
+    Raises D4LensError naming the file if it is missing or unusable.
+    """
     return as_image(read_raw(path).pixels, str(path))
 
 
@@ -56,8 +62,9 @@ def _bytes(path: Path) -> bytes:
 
 
 def find(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> Iterator[ImageSource]:
-    """The images under files, folders (recursively), zips (in place) and patterns (`**` reaches into folders), lazily,
-    each in natural order; one that several paths lead to comes once.
+    """Find the images under files, folders (recursively), zips (in place) and patterns (`**` reaches into folders).
+
+    They come lazily, each path's in natural order; one that several paths lead to comes once.
 
     Folders inside may have any structure; files of other formats in folders, zips and patterns are passed over. Raises
     D4LensError for a path that is missing, of no readable format, or holds no image, and for a zip inside a zip; what is
@@ -138,7 +145,9 @@ def _in_zip(path: Path, limits: Limits) -> Iterator[_Found]:
 
 
 def read_masks(given: Any) -> tuple[Mask, ...]:
-    """The masks in what a user gives: a file, an array (H, W), or several of them (a list, or a stack (B, H, W)).
+    """Return the masks in what a user gives.
+
+    That is a file, an array (H, W), or several of them (a list, or a stack (B, H, W)).
 
     A file is an image of any readable format. Raises D4LensError for anything else.
     """
@@ -160,15 +169,15 @@ def read_masks(given: Any) -> tuple[Mask, ...]:
 
 def _read_mask(path: Path) -> Mask:
     if path.suffix.lower() != ".npy":
-        return read_raw(path).pixels != 0
+        return np.not_equal(read_raw(path).pixels, 0)
     values = parse_npy(_bytes(path), str(path), kinds="biuf")
     if values.ndim != 2:
         raise D4LensError(f"{path} has shape {values.shape}; a mask is (H, W)")
-    return values != 0
+    return np.not_equal(values, 0)
 
 
 def masked(sources: Sequence[ImageSource], masks: Sequence[Mask] | None) -> list[ImageSource]:
-    """The sources, with NaN where their masks say so: one for all of them, or one each.
+    """Return the sources, with NaN where their masks say so: one for all of them, or one each.
 
     Raises D4LensError for another number of masks; `read` raises it for a mask of another shape than its image.
     """
