@@ -33,7 +33,7 @@ from d4lens.inference.api import Model, Simulated, load_model, simulate
 from d4lens.progress import progress
 from d4lens.results.metrics import wilson
 from d4lens.simulator import preset, render
-from d4lens.studies import Study, record, write
+from d4lens.studies.outcome import Outcome, record, write
 
 KINDS = {
     "-": "none: images as the preset makes them",
@@ -466,7 +466,7 @@ def by_kind(found: Mapping[tuple[str, str], Tally]) -> dict[str, Tally]:
     return {kind: sum((t for (of, _), t in found.items() if of == kind), Tally()) for kind, _ in found}
 
 
-def study(found: Mapping[tuple[str, str], Tally], command: str) -> Study:
+def outcome(found: Mapping[tuple[str, str], Tally], command: str) -> Outcome:
     """The figures with Wilson's intervals: a record a kind, and one a variant."""
     records = []
     for (kind, words), counted in [((kind, ""), t) for kind, t in by_kind(found).items()] + list(found.items()):
@@ -479,8 +479,7 @@ def study(found: Mapping[tuple[str, str], Tally], command: str) -> Study:
     answer = f"At most {TARGET:.0%} of each kind are wrong and unflagged" + (
         f", but for {', '.join(over)}." if over else "."
     )
-    return Study(
-        name="reliability",
+    return Outcome(
         question="How often does an image that a user is likely to bring get a wrong answer without a flag?",
         answers=[answer],
         cannot_tell=[
@@ -531,7 +530,7 @@ def main() -> None:
     except D4LensError as error:
         sys.exit(f"field_faults: {page.name}: {error}")
     write(
-        _ROOT / "metrics" / "reliability.json", study(found, f"python tools/field_faults.py --images {chosen.images}")
+        _ROOT / "metrics" / "reliability.json", outcome(found, f"python tools/field_faults.py --images {chosen.images}")
     )
     write_text(page, text)
 

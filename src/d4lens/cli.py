@@ -9,19 +9,35 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d4lens.allocator import keep_freed_memory
 from d4lens.errors import D4LensError, WriteError
 from d4lens.files import readable, writing
 from d4lens.table_files import check_suffix, write_table
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from d4lens.inference.pipeline import Answer
+
 _CLOSED = "standard output is closed, so the answer would be lost; open it or name a file: -o FILE"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; a user's mistake, or an answer that cannot be written, prints one sentence on standard error and
-    returns 1 (141 where the reader of a pipe has gone)."""
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        The arguments; None takes the process's.
+
+    Returns
+    -------
+    int
+        The exit status. A user's mistake, or an answer that cannot be written, prints one sentence on standard error and
+        returns 1, or 141 where the reader of a pipe has gone.
+    """
     _open_streams()
     name = "d4lens"
     given = sys.argv[1:] if argv is None else argv
@@ -35,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         name = f"d4lens {arguments.command}"
         keep_freed_memory()
         _check_out(arguments.out, tables=arguments.command in ("predict", "fit"))
-        return arguments.run(arguments)
+        return int(arguments.run(arguments))
     except KeyboardInterrupt:
         return 130
     except D4LensError as error:
@@ -48,8 +64,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Have standard output speak UTF-8 whatever the locale, as the files do, and fill the places of closed streams: the
-    next file opened would take them, and what is printed would go into it."""
+    """Have standard output speak UTF-8 whatever the locale, as the files do, and fill the places of closed streams.
+
+    The next file opened would take such a place, and what is printed would go into it.
+    """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -169,8 +187,10 @@ def _preset_names(argv: Sequence[str]) -> str:
     return f"{{{','.join(PRESETS)}}}"
 
 
-def _command(commands: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
-    """A command whose help ends in an example."""
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, what: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command whose help ends in an example."""
     return commands.add_parser(
         name,
         help=what,
@@ -260,7 +280,7 @@ def _join(arguments: argparse.Namespace) -> int:
 
 
 def _shard(text: str | None) -> tuple[int, int]:
-    """ "2/4" -> (1, 4); None is the whole."""
+    """Read "2/4" as (1, 4); None is the whole."""
     if text is None:
         return 0, 1
     part, slash, parts = text.partition("/")
@@ -305,9 +325,9 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _known(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the user tells of the images; what is odd about it is said."""
+    """Collect what the user tells of the images; say what is odd about it."""
     from d4lens.data.images import instrument
-    from d4lens.inference.given import names_of
+    from d4lens.inference.arguments import names_of
 
     names = ("pixel_scale", "psf", "gain", "exposure", "sky", "band", "mask")
     told = instrument(**{name: getattr(arguments, name) for name in names})
@@ -316,8 +336,8 @@ def _known(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"told": told, "free": names_of(arguments.free)}
 
 
-def _write(answer, arguments: argparse.Namespace) -> int:
-    """Write or print the table; every image that failed is told on standard error and makes the exit status 1."""
+def _write(answer: "Answer", arguments: argparse.Namespace) -> int:
+    """Write or print the table; every image that failed is named on standard error and makes the exit status 1."""
     for path, reason in answer.failures:
         _say(f"d4lens {arguments.command}: {reason if path in reason else f'{path}: {reason}'}")
     if arguments.out is None:
@@ -335,8 +355,8 @@ def _write(answer, arguments: argparse.Namespace) -> int:
     return 1 if answer.failures else 0
 
 
-def _csv(table) -> str:
-    return table.to_csv(index=False, float_format="%.6g")
+def _csv(table: "DataFrame") -> str:
+    return str(table.to_csv(index=False, float_format="%.6g"))
 
 
 if __name__ == "__main__":

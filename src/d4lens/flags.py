@@ -97,6 +97,12 @@ class Flag(Enum):
         "do not trust `sphere` or `vort`; there is no model of such a PSF yet",
         False,
     )
+    PSF_DISAGREES = (
+        "PSF disagrees: …",
+        "with the PSF's width free the smooth lens leaves far less unexplained",
+        "give the right `--psf`: a wrong one leaves residuals that pass for substructure",
+        False,
+    )
     FAILED = (
         "failed: …",
         "the image could not be used, and why",

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from d4lens import load_model, models, simulate
+from d4lens import load_model, models, predict, simulate
 from d4lens.classes import CLASSES
 from d4lens.data.images import Header, ImageSource, Raw, find, instrument, prepare
 from d4lens.errors import D4LensError
@@ -460,3 +461,17 @@ def test_a_lens_at_the_centre_stays_there_to_the_bit():
     assert not any("lens found at" in text for text in answer.processing)
     counts = torch.from_numpy(np.stack([image.reshape(75, 2, 75, 2).sum((1, 3)) for image in lenses]))
     assert np.array_equal(answer.chi2, fit(counts, lens_of(load_model().classifier.grid)).chi2.numpy())
+
+
+def test_a_psf_that_the_image_contradicts_is_flagged():
+    lenses = simulate("deeplense", n=6, seed=12)
+    smooth = lenses.images[[label == "no" for label in lenses.labels]]
+    for psf, factor in ((0.07, 1.2), (0.08625, None), (0.105, 0.8)):
+        flags = predict(smooth, pixel_scale=0.05, psf=psf).flags
+        if factor is None:
+            assert flags == [""] * len(smooth)
+        else:
+            shown = [
+                float(re.search(r"PSF disagrees: the image's is ([\d.]+) times as wide", flag)[1]) for flag in flags
+            ]
+            assert shown == pytest.approx([factor] * len(smooth), abs=0.06)

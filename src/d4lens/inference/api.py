@@ -11,7 +11,7 @@ answer.plot().savefig("answer.png")
 
 Images are paths (files, folders, zips, patterns) or arrays and tensors: one image (N, N) or a stack (B, N, N) in photon
 counts or any linear rescaling of them. HDUs and HDULists, CCDData, Cutout2D and Quantities of astropy, pictures of Pillow,
-DataFrames of numbers, open files, the bytes of a file, and lists of any of these are taken too: see `d4lens.inference.given`. What is
+DataFrames of numbers, open files, the bytes of a file, and lists of any of these are taken too: see `d4lens.inference.arguments`. What is
 known of the instrument goes by name into every function, as a number or a Quantity:
 
 - pixel_scale: arcsec per pixel.
@@ -37,15 +37,15 @@ from numpy.typing import NDArray
 from d4lens.classes import CLASSES
 from d4lens.data.images import Instrument, instrument
 from d4lens.errors import D4LensError
-from d4lens.inference import given
+from d4lens.inference import arguments
 from d4lens.inference.explain import Explanation, explain_source
-from d4lens.inference.pipeline import Answer, Classifier, classify, fit_sources, freed_columns, load_classifier
+from d4lens.inference.pipeline import FIT_TABLE_COLUMNS, Classifier, classify, fit_sources, load_classifier
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset, render
 
 Images = Any
-"""Whatever `d4lens.inference.given.sources` finds images in."""
+"""Whatever `d4lens.inference.arguments.sources` finds images in."""
 Number = Any
 """A number, a text of one, or a Quantity of astropy."""
 
@@ -67,41 +67,61 @@ _COLOURS = ("0.6", "C0", "C1")
 
 
 @dataclass(frozen=True)
-class Predictions:
+class _Answers:
+    """One row an image."""
+
+    table: pd.DataFrame
+
+    @property
+    def names(self) -> list[str]:
+        """Paths, or places in the given stack."""
+        return self._texts("path")
+
+    @property
+    def chi2(self) -> NDArray[np.float64]:
+        """(B,) of the smooth lens, per pixel: 1 is noise. NaN where an image could not be used."""
+        return np.asarray(self.table["chi2"], np.float64)
+
+    @property
+    def flags(self) -> list[str]:
+        """What to beware of, in the words of `d4lens.flags`; empty where nothing is."""
+        return self._texts("flag")
+
+    @property
+    def processing(self) -> list[str]:
+        """What was done to each image."""
+        return self._texts("processing")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a copy of the table."""
+        return self.table.copy()
+
+    def _texts(self, column: str) -> list[str]:
+        return [str(value) for value in self.table[column]]
+
+
+@dataclass(frozen=True)
+class Predictions(_Answers):
     """What a network says of B images.
 
     Attributes
     ----------
-    names: paths, or places in the given stack.
-    labels: `no`, `sphere` or `vort`; "" where an image could not be used or a flag withholds its label.
-    probabilities: (B, 3) in the order of `d4lens.classes.CLASSES`; NaN where an image could not be used.
-    chi2: (B,) of the smooth lens, per pixel.
-    flags, processing: what to beware of, and what was done to each image; see `d4lens.inference.pipeline.predict_table`.
+    table : pandas.DataFrame
+        One row an image, columns `d4lens.inference.pipeline.PREDICT_COLUMNS`.
     """
 
-    names: list[str]
-    labels: list[str]
-    probabilities: NDArray[np.float64]
-    chi2: NDArray[np.float64]
-    flags: list[str]
-    processing: list[str]
+    @property
+    def labels(self) -> list[str]:
+        """`no`, `sphere` or `vort`; "" where an image could not be used or a flag withholds its label."""
+        return self._texts("label")
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row an image, columns `d4lens.inference.pipeline.PREDICT_COLUMNS`."""
-        probabilities = {f"p_{name}": self.probabilities[:, i] for i, name in enumerate(CLASSES)}
-        return pd.DataFrame(
-            {
-                "path": self.names,
-                "label": self.labels,
-                **probabilities,
-                "chi2": self.chi2,
-                "flag": self.flags,
-                "processing": self.processing,
-            }
-        )
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """(B, 3) in the order of `d4lens.classes.CLASSES`; NaN where an image could not be used."""
+        return np.asarray(self.table[[f"p_{name}" for name in CLASSES]], np.float64)
 
     def plot(self) -> Figure:
-        """The probabilities as bars, one an image, the first 40 of them."""
+        """Draw the probabilities as bars, one an image, of the first 40 images."""
         shown = self.probabilities[:_SHOWN]
         figure = Figure(figsize=(7, 1.2 + 0.25 * len(shown)), layout="constrained")
         axes = figure.subplots()
@@ -111,54 +131,43 @@ class Predictions:
             axes.barh(range(len(shown)), width, left=left, label=name, color=colour)
             left += width
         axes.set_yticks(range(len(shown)), [Path(name).name for name in self.names[:_SHOWN]])
-        axes.set(xlim=(0, 1), xlabel="probability", title=_title("probabilities", len(shown), len(self.names)))
+        axes.set(xlim=(0, 1), xlabel="probability", title=_title("probabilities", len(shown), len(self.table)))
         axes.invert_yaxis()
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.0), ncols=3)
         return figure
 
 
 @dataclass(frozen=True)
-class Fits:
+class Fits(_Answers):
     """The smooth lenses of B images.
 
     Attributes
     ----------
-    names: paths, or places in the given stack.
-    parameters: (B, 7) in the order of `FIT_COLUMNS`: theta_E, gamma1, gamma2, source_x, source_y, e1, e2; arcsec for
-        lengths; NaN where an image could not be used.
-    chi2: (B,) per pixel: 1 is noise.
-    converged: (B,) bool.
-    flags, processing: what to beware of, and what was done to each image.
-    freed: what was freed beyond these seven, one row an image: its value, and its standard deviation as `sigma_NAME`.
+    table : pandas.DataFrame
+        One row an image, columns `d4lens.inference.pipeline.FIT_TABLE_COLUMNS` and, for each parameter freed beyond
+        them, its value and its standard deviation as `sigma_NAME`.
     """
 
-    names: list[str]
-    parameters: NDArray[np.float64]
-    chi2: NDArray[np.float64]
-    converged: NDArray[np.bool_]
-    flags: list[str]
-    processing: list[str]
-    freed: pd.DataFrame
+    @property
+    def parameters(self) -> NDArray[np.float64]:
+        """(B, 7) in the order of `FIT_COLUMNS`; lengths in arcsec; NaN where an image could not be used."""
+        return np.asarray(self.table[list(FIT_COLUMNS)], np.float64)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row an image, columns `d4lens.inference.pipeline.FIT_TABLE_COLUMNS` and those of `freed`."""
-        return pd.DataFrame(
-            {
-                "path": self.names,
-                **{name: self.parameters[:, i] for i, name in enumerate(FIT_COLUMNS)},
-                "chi2": self.chi2,
-                "converged": self.converged,
-                "flag": self.flags,
-                "processing": self.processing,
-                **self.freed,
-            }
-        )
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """(B,) whether the fit found a minimum."""
+        return np.asarray(self.table["converged"], np.bool_)
+
+    @property
+    def freed(self) -> pd.DataFrame:
+        """The columns of what was freed beyond the seven parameters."""
+        return self.table.drop(columns=list(FIT_TABLE_COLUMNS))
 
     def plot(self) -> Figure:
-        """Each parameter, and chi2, of the first 40 images."""
-        n = min(len(self.names), _SHOWN)
+        """Draw each parameter, and chi2, of the first 40 images."""
+        n = min(len(self.table), _SHOWN)
         figure = Figure(figsize=(9, 5), layout="constrained")
-        figure.suptitle(_title("smooth lenses", n, len(self.names)))
+        figure.suptitle(_title("smooth lenses", n, len(self.table)))
         columns = [*zip(FIT_COLUMNS, self.parameters[:n].T, strict=True), ("chi2 per pixel", self.chi2[:n])]
         good = self.converged[:n]
         for axes, (name, values) in zip(figure.subplots(2, 4).flat, columns, strict=True):
@@ -170,8 +179,19 @@ class Fits:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Simulated lenses: `images` (B, N, N) float32 photon counts, `labels` (B,), `truth` what is in each, and the
-    `observation` they were made for."""
+    """Simulated lenses.
+
+    Attributes
+    ----------
+    images : (B, N, N) float32
+        Photon counts.
+    labels : list of str
+        The class of each.
+    truth : Truth
+        What is in each.
+    observation : Observation
+        Pixels, PSF and sky that they were made for.
+    """
 
     images: NDArray[np.float32]
     labels: list[str]
@@ -179,11 +199,11 @@ class Simulated:
     observation: Observation
 
     def to_pandas(self) -> pd.DataFrame:
-        """The truth, one row an image, columns `d4lens.simulator.COLUMNS`; lengths in arcsec."""
+        """Return the truth, one row an image, columns `d4lens.simulator.COLUMNS`; lengths in arcsec."""
         return self.truth.images.copy()
 
     def plot(self) -> Figure:
-        """The first 12 images, square root of the counts."""
+        """Draw the first 12 images, square root of the counts."""
         shown = self.images[:12]
         rows = -(-len(shown) // 4)
         half = self.observation.half_width
@@ -198,13 +218,19 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network. `config` is what its file says of it: name, observation, training's fingerprint, ..."""
+    """A trained network.
+
+    Attributes
+    ----------
+    classifier : Classifier
+        The network and what its file says of it.
+    """
 
     classifier: Classifier
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the weights' file says of the network."""
+        """What the weights' file says of the network: name, observation, training's fingerprint and others."""
         return self.classifier.config
 
     def predict(
@@ -217,37 +243,80 @@ class Model:
         progress: bool = False,
         **known: Unpack[Known],
     ) -> Predictions:
-        """Classify images, each averaged over the eight symmetries of the square if `tta`.
+        """Classify images.
 
-        force_label: give a label also where a flag withholds it. known: pixel_scale, psf, gain, exposure, sky, band, mask,
-        as above. An image that cannot be used keeps its row, with the reason as its flag. Raises D4LensError for paths without images and values out of range.
+        Parameters
+        ----------
+        images : paths, arrays, tensors, HDUs and others, as above
+        tta : bool
+            Average over the eight symmetries of the square.
+        force_label : bool
+            Give a label also where a flag withholds it.
+        free : names
+            Parameters of the smooth lens to fit beyond the preset's.
+        progress : bool
+            Show a bar.
+        **known
+            What is known of the instrument, as above.
+
+        Returns
+        -------
+        Predictions
+            An image that cannot be used keeps its row, with the reason as its flag.
+
+        Raises
+        ------
+        D4LensError
+            For paths without images, objects that hold none, and values out of range.
         """
         how = {"tta": tta, "force_label": force_label, "progress": progress}
-        switches = {name: given.switch(name, value) for name, value in how.items()}
-        told, names = _told(known), given.names_of(free)
-        answer = classify(given.sources(images), self.classifier, told=told, free=names, **switches)
-        table = answer.table
-        return Predictions(
-            names=table["path"].tolist(),
-            labels=table["label"].tolist(),
-            probabilities=table[[f"p_{name}" for name in CLASSES]].to_numpy(np.float64),
-            chi2=table["chi2"].to_numpy(np.float64),
-            flags=table["flag"].tolist(),
-            processing=table["processing"].tolist(),
-        )
+        switches = {name: arguments.switch(name, value) for name, value in how.items()}
+        told, names = _told(known), arguments.names_of(free)
+        answer = classify(arguments.sources(images), self.classifier, told=told, free=names, **switches)
+        return Predictions(answer.table)
 
     def explain(self, image: Images, *, free: str | Sequence[str] = (), **known: Unpack[Known]) -> Explanation:
-        """What the answer for one image rests on; its `plot()` draws it. Raises D4LensError for several images, one that
-        cannot be used, and a network that draws no convergence."""
-        found = given.sources(image)
+        """Explain what the answer for one image rests on.
+
+        Parameters
+        ----------
+        image, free, **known
+            As `predict` takes them.
+
+        Returns
+        -------
+        Explanation
+            Its `plot()` draws it.
+
+        Raises
+        ------
+        D4LensError
+            For several images, one that cannot be used, and a network that draws no convergence.
+        """
+        found = arguments.sources(image)
         if len(found) != 1:
             raise D4LensError(f"{len(found)} images were given to be explained; give one")
-        return explain_source(found[0], self.classifier, told=_told(known), free=given.names_of(free))
+        return explain_source(found[0], self.classifier, told=_told(known), free=arguments.names_of(free))
 
 
 def load_model(path: str | Path | None = None) -> Model:
-    """The network in a model.safetensors; None takes the package's. Raises D4LensError for a file it cannot use."""
-    return Model(load_classifier(given.path_or_none("path", path)))
+    """Load a trained network.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        A model.safetensors; None takes the package's.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    D4LensError
+        For a file that holds no network of this project.
+    """
+    return Model(load_classifier(arguments.path_or_none("path", path)))
 
 
 def predict(
@@ -260,38 +329,75 @@ def predict(
     progress: bool = False,
     **known: Unpack[Known],
 ) -> Predictions:
-    """Classify images with the network in `weights` (None: the package's). For the rest see `Model.predict`."""
+    """Classify images with the network in a file.
+
+    Parameters
+    ----------
+    weights : str or Path, optional
+        A model.safetensors; None takes the package's.
+    images, tta, force_label, free, progress, **known
+        As `Model.predict` takes them.
+
+    Returns
+    -------
+    Predictions
+
+    Raises
+    ------
+    D4LensError
+        As `load_model` and `Model.predict` do.
+    """
     return load_model(weights).predict(images, tta=tta, force_label=force_label, free=free, progress=progress, **known)
 
 
 def fit(images: Images, *, free: str | Sequence[str] = (), progress: bool = False, **known: Unpack[Known]) -> Fits:
-    """Fit a lens without substructure (SIE, shear, Sérsic source, PSF, sky) to each image by Poisson likelihood.
+    """Fit a lens without substructure to each image by Poisson likelihood: SIE, shear, Sérsic source, PSF and sky.
 
-    known: pixel_scale, psf, gain, exposure, sky, band, mask, as above. Raises D4LensError for paths without images, values out
-    of range and names in `free` that are no parameters.
+    Parameters
+    ----------
+    images, free, progress, **known
+        As `Model.predict` takes them.
+
+    Returns
+    -------
+    Fits
+
+    Raises
+    ------
+    D4LensError
+        For paths without images, values out of range and names in `free` that are no parameters.
     """
-    names = given.names_of(free)
-    shown = given.switch("progress", progress)
-    answer: Answer = fit_sources(given.sources(images), told=_told(known), free=names, progress=shown)
-    table = answer.table
-    return Fits(
-        names=table["path"].tolist(),
-        parameters=table[list(FIT_COLUMNS)].to_numpy(np.float64),
-        chi2=table["chi2"].to_numpy(np.float64),
-        converged=table["converged"].to_numpy(np.bool_),
-        flags=table["flag"].tolist(),
-        processing=table["processing"].tolist(),
-        freed=table[freed_columns(names)],
-    )
+    names = arguments.names_of(free)
+    shown = arguments.switch("progress", progress)
+    return Fits(fit_sources(arguments.sources(images), told=_told(known), free=names, progress=shown).table)
 
 
 def simulate(
     name: str = "deeplense", n: int = 3, seed: int = 0, overrides: Mapping[str, Any] | None = None
 ) -> Simulated:
-    """Simulate `n` images of a preset, the classes in turn; the same seed gives the same images.
+    """Simulate images of a preset, the classes in turn.
 
-    overrides: priors to replace, as in `d4lens.simulator.preset`. Raises D4LensError for an unknown preset or prior,
-    PhysicsError for a value outside its range.
+    Parameters
+    ----------
+    name : str
+        The preset.
+    n : int
+        How many images.
+    seed : int
+        The same seed gives the same images.
+    overrides : mapping, optional
+        Priors to replace, as `d4lens.simulator.preset` takes them.
+
+    Returns
+    -------
+    Simulated
+
+    Raises
+    ------
+    D4LensError
+        For an unknown preset or prior.
+    PhysicsError
+        For a value outside its range.
     """
     if not isinstance(n, Integral) or n < 1:
         raise D4LensError(f"n must be a whole number of at least 1, not {n!r}")
@@ -308,7 +414,7 @@ def simulate(
 
 
 def _told(known: Mapping[str, Any]) -> Instrument:
-    return instrument(**given.told(known, Known.__annotations__))
+    return instrument(**arguments.told(known, Known.__annotations__))
 
 
 def _title(what: str, shown: int, all_of_them: int) -> str:

@@ -36,11 +36,34 @@ _HALF = 2.6  # arcsec shown to either side: the arcs, not the empty sky
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one image went through. Maps are (N, N), sigma in standard deviations, lengths in arcsec.
+    """What one image went through.
 
-    `source` is (n, n) counts on a square of half side `source_half_width`; None for a network without a lens equation.
-    `attribution` says how much each pixel adds to the logit of the likelier substructure, `attributed_to`, over that of
-    `no`, at least 0; None where the image's own pixels are not the network's. `abstains`: a flag withholds the label.
+    Attributes
+    ----------
+    name : str
+        Path, or place in a given stack.
+    observation : Observation
+        The network's pixels, PSF and sky.
+    counts, smooth : (N, N)
+        The image and the smooth lens fitted to it, photons.
+    residual, significance : (N, N)
+        What the smooth lens leaves, and the significance of one more mass in each pixel, standard deviations.
+    kappa : (N, N)
+        Convergence of substructure that the network draws.
+    source : (n, n), optional
+        Counts of the source on a square of half side `source_half_width`, arcsec; None for a network without a lens
+        equation.
+    probabilities : tuple of float
+        In the order of `d4lens.classes.CLASSES`.
+    chi2 : float
+        Of the smooth lens, per pixel.
+    flag, abstains
+        The flags in words, and whether one of them withholds the label.
+    processing : tuple of str
+        What was done to the image.
+    attribution : (N, N), optional
+        How much each pixel adds to the logit of the likelier substructure, `attributed_to`, over that of `no`, at least
+        0; None where the image's own pixels are not the network's.
     """
 
     name: str
@@ -61,7 +84,7 @@ class Explanation:
     attributed_to: str = ""
 
     def plot(self) -> Figure:
-        """Seven panels and the probabilities."""
+        """Draw seven panels and the probabilities."""
         return _figure(self)
 
 
@@ -72,11 +95,27 @@ def explain(
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
 ) -> Explanation:
-    """Fit and classify the one image at `path` and keep what was computed on the way.
+    """Fit and classify one image and keep what was computed on the way.
 
-    told: what is known of the instrument. free: parameters of the smooth lens to fit beyond the preset's. Raises
-    D4LensError for a path with no or several images, an unusable image, or weights of a network that draws no
-    convergence.
+    Parameters
+    ----------
+    path : str or Path
+        A file that holds one image.
+    weights : str or Path, optional
+        A model.safetensors; None takes the package's.
+    told : Instrument
+        What is known of the instrument.
+    free : sequence of str
+        Parameters of the smooth lens to fit beyond the preset's.
+
+    Returns
+    -------
+    Explanation
+
+    Raises
+    ------
+    D4LensError
+        For a path with no or several images, an image that cannot be used, and a network that draws no convergence.
     """
     found = list(images.find([path]))
     if len(found) != 1:
@@ -91,7 +130,7 @@ def explain_source(
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
 ) -> Explanation:
-    """The explanation of an image found already. Raises D4LensError as `explain` does."""
+    """Explain an image found already, as `explain` does."""
     network, grid = classifier.network, classifier.grid
     try:
         image = prepare_source(images.masked([source], told.mask)[0], grid, told)
@@ -136,8 +175,20 @@ def explain_source(
 
 
 def draw(explanation: Explanation, path: str | Path) -> None:
-    """Draw it into an image file, atomically; the suffix names the format. What was done to the image stands in the file's
-    metadata too. Raises D4LensError for an unknown format."""
+    """Draw an explanation into a file, atomically; what was done to the image stands in the file's metadata too.
+
+    Parameters
+    ----------
+    explanation : Explanation
+        What to draw.
+    path : str or Path
+        Its suffix names the format.
+
+    Raises
+    ------
+    D4LensError
+        For an unknown format.
+    """
     path = Path(path)
     key = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}.get(path.suffix.lower())
     metadata = {key: "; ".join(explanation.processing)} if key else None

@@ -51,11 +51,22 @@ _GAIN, _NOISE, _MOST, _FARTHER = 25.0, 3.0, 0.65, 0.08
 _DOUBT, _PUBLISHED_DOUBT = 0.25, 0.5
 _CENTRE_ITERATIONS = 20
 _PIXELS = 3.0  # off centre beyond which it is said
+# A free PSF explains up to 0.11 of what substructure leaves, but at least 0.7 of what a PSF wrong by an eighth leaves.
+_PSF = ("psf_sigma",)
+_PSF_DOUBT = 0.25
 
 
 @dataclass
 class Answer:
-    """A table with one row an image, in the order found, and the (path, reason) of those that could not be used."""
+    """What became of images.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        One row an image, in the order found.
+    failures : list of (path, reason)
+        Those that could not be used.
+    """
 
     table: pd.DataFrame
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -63,7 +74,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network ready to predict with, and what its file says of it."""
+    """A trained network ready to predict with.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+        Exported: without escnn.
+    config : dict
+        What its file says of it.
+    """
 
     network: nn.Module
     config: dict[str, Any]
@@ -76,8 +95,23 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Images (B) of one batch with one smooth lens: their names, what was done to each, and the fit; `rival` the same
-    images with the lens's centre fitted, or at the image's centre after all, where that is a second opinion."""
+    """Images (B) fitted with one smooth lens.
+
+    Attributes
+    ----------
+    names : list of str
+        Path, or place in a given stack.
+    images : list of Prepared
+        What was fitted, and what was done to each.
+    counts : (B, N, N)
+        Photons, NaN where there are no data.
+    lens : SmoothLensModel
+        The model.
+    result : FitResult
+        Its fit.
+    rival : Fitted, optional
+        The same images with the lens's centre fitted, or at the image's centre after all, where that is a second opinion.
+    """
 
     names: list[str]
     images: list[Prepared]
@@ -88,7 +122,18 @@ class Fitted:
 
 
 def load_classifier(weights: str | Path | None = None) -> Classifier:
-    """The network in a model.safetensors; None takes the package's. Raises D4LensError for a file it cannot use."""
+    """Load a trained network.
+
+    Parameters
+    ----------
+    weights : str or Path, optional
+        A model.safetensors; None takes the package's.
+
+    Raises
+    ------
+    D4LensError
+        For a file that holds no network of this project.
+    """
     path = weights or default_weights()
     try:
         network, config = models.load(path)
@@ -114,14 +159,34 @@ def predict_table(
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
 ) -> Answer:
-    """Classify every image under `paths` (files, folders, zips, patterns): PREDICT_COLUMNS.
+    """Classify every image under paths.
 
-    weights: a model.safetensors of this project; None takes those of the package. tta: average over the eight symmetries
-    of the square. force_label: give a label also where a flag withholds it. told: what is known of the instrument. free:
-    parameters of the smooth lens to fit beyond the preset's. chi2 is that of the smooth lens per pixel. flag: empty, or the
-    words of the `d4lens.flags.Flag`s raised, joined by "; ". label: empty where one of them withholds it; the probabilities
-    stand all the same. processing: what was done to the image.
-    Raises D4LensError for paths without images and for unusable weights.
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        Files, folders, zips and patterns.
+    weights : str or Path, optional
+        A model.safetensors of this project; None takes the package's.
+    tta : bool
+        Average over the eight symmetries of the square.
+    force_label : bool
+        Give a label also where a flag withholds it.
+    told : Instrument
+        What is known of the instrument.
+    free : sequence of str
+        Parameters of the smooth lens to fit beyond the preset's.
+
+    Returns
+    -------
+    Answer
+        Columns PREDICT_COLUMNS. `label` is empty where a flag withholds it; the probabilities stand all the same. `chi2`
+        is that of the smooth lens per pixel. `flag` is empty, or the words of the `d4lens.flags.Flag`s raised, joined by
+        "; ". `processing` says what was done to the image.
+
+    Raises
+    ------
+    D4LensError
+        For paths without images and for weights that cannot be used.
     """
     classifier = load_classifier(weights)
     return classify(list(images.find(paths)), classifier, tta=tta, force_label=force_label, told=told, free=free)
@@ -137,7 +202,7 @@ def classify(
     free: Sequence[str] = (),
     progress: bool = True,
 ) -> Answer:
-    """The rows of `predict_table` for images found already."""
+    """Classify images found already, as `predict_table` does."""
     rows: dict[str, list[object]] = {}
     failures = []
     grid = classifier.grid
@@ -163,11 +228,23 @@ def fit_table(
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
 ) -> Answer:
-    """Fit the smooth lens of the default preset to every image under `paths`: FIT_TABLE_COLUMNS, lengths in arcsec.
+    """Fit the smooth lens of the default preset to every image under paths.
 
-    told, free, flag and processing as `predict_table` has them. For each freed parameter two more columns follow: its
-    value, and its standard deviation as `sigma_NAME`. An image that nothing fits has its chi2 and `converged` False. Raises
-    D4LensError for paths without images.
+    Parameters
+    ----------
+    paths, told, free
+        As `predict_table` takes them.
+
+    Returns
+    -------
+    Answer
+        Columns FIT_TABLE_COLUMNS, lengths in arcsec. For each freed parameter two more follow: its value, and its
+        standard deviation as `sigma_NAME`. An image that nothing fits has its chi2 and `converged` False.
+
+    Raises
+    ------
+    D4LensError
+        For paths without images.
     """
     return fit_sources(list(images.find(paths)), told=told, free=free)
 
@@ -179,7 +256,7 @@ def fit_sources(
     free: Sequence[str] = (),
     progress: bool = True,
 ) -> Answer:
-    """The rows of `fit_table` for images found already."""
+    """Fit images found already, as `fit_table` does."""
     rows: dict[str, list[object]] = {}
     failures = []
     more = freed_columns(free)
@@ -206,20 +283,20 @@ def fit_sources(
 
 
 def freed_columns(free: Sequence[str]) -> list[str]:
-    """The columns that a fit's table has beyond FIT_TABLE_COLUMNS where parameters are freed beyond FIT_COLUMNS."""
+    """Name the columns of a fit's table beyond FIT_TABLE_COLUMNS: those of the parameters freed beyond FIT_COLUMNS."""
     return [column for name in dict.fromkeys(free) if name not in FIT_COLUMNS for column in (name, f"sigma_{name}")]
 
 
 def fit_images(
     names: Sequence[str], prepared: Sequence[Prepared], grid: Observation, free: Sequence[str]
 ) -> list[Fitted]:
-    """Fit images on the pixels of `grid`, those that share a smooth lens together."""
+    """Fit images (B) on the pixels of `grid`, those that share a smooth lens together."""
     prepared = _scaled_by_source(prepared, grid)
     groups: dict[int, tuple[SmoothLensModel, list[int]]] = {}
     for i, image in enumerate(prepared):
         lens = smooth_lens(image, grid, tuple(free))
         groups.setdefault(id(lens), (lens, []))[1].append(i)
-    fitted = []
+    fitted: list[Fitted] = []
     for lens, members in groups.values():
         taken = [prepared[i] for i in members]
         counts = torch.from_numpy(np.stack([image.pixels for image in taken]))
@@ -231,19 +308,49 @@ def fit_images(
             replace(image, notes=(*image.notes, f"the fit raised every pixel by {by:+d} counts")) if by else image
             for image, by in zip(taken, raised, strict=True)
         ]
-        fitted += _centred(Fitted([names[i] for i in members], taken, counts, lens, result))
+        fitted += map(_psf_checked, _centred(Fitted([names[i] for i in members], taken, counts, lens, result)))
     return fitted
 
 
+def _psf_checked(part: Fitted) -> Fitted:
+    """Flag the images that show another PSF than the one they were fitted with."""
+    if _PSF[0] in part.lens.free:
+        return part
+    unexplained = _unexplained(part)
+    gain, begin = promise(part.counts, part.result, part.lens, _PSF)
+    tried = torch.nonzero((gain > _GAIN / 2) & (gain > _PSF_DOUBT / 2 * unexplained))[:, 0]
+    if not len(tried):
+        return part
+    lens = freed(part.lens, _PSF)
+    free = fit(part.counts[tried], lens, initial=begin[tried], fine_iterations=_CENTRE_ITERATIONS)
+    fixed = _rows(part, tried.tolist())
+    known = torch.full((len(tried), 1), part.lens.constants[_PSF[0]], dtype=torch.float64)
+    before = deviance(fixed.counts, torch.cat([fixed.result.parameters, known], 1), lens)
+    gain = before - deviance(fixed.counts, free.parameters, lens)
+    images = list(part.images)
+    for row in torch.nonzero((gain > _GAIN) & (gain > _PSF_DOUBT * unexplained[tried]))[:, 0].tolist():
+        i = int(tried[row])
+        detail = f"the image's is {float(free.parameters[row, -1] / known[row]):.2f} times as wide"
+        images[i] = replace(images[i], flags=(*images[i].flags, Raised(Flag.PSF_DISAGREES, detail)))
+    return replace(part, images=images)
+
+
+def _unexplained(part: Fitted) -> Tensor:
+    """Return the deviance (B,) of each image beyond that of noise, with _NOISE standard deviations of grace."""
+    pixels = torch.isfinite(part.counts).sum((1, 2)).double()
+    noise = torch.tensor([image.noise for image in part.images], dtype=torch.float64)
+    return (part.result.chi2 - noise + _NOISE * (2 / pixels).sqrt()) * pixels
+
+
 def _centred(part: Fitted) -> list[Fitted]:
-    """The images with their lenses where they belong: at the images' centres, or off them where the fit says so."""
+    """Place the lenses where they belong: at the images' centres, or off them where the fit says so."""
     if any(name in part.lens.free for name in CENTRE):
         return [part]
     pixels = torch.isfinite(part.counts).sum((1, 2)).double()
     noise = torch.tensor([image.noise for image in part.images], dtype=torch.float64)
     standard = torch.tensor([image.standard for image in part.images])
     doubt = torch.where(standard, _PUBLISHED_DOUBT, _DOUBT)
-    left = (part.result.chi2 - noise + _NOISE * (2 / pixels).sqrt()) * pixels
+    left = _unexplained(part)
     gain, begin = promise(part.counts, part.result, part.lens)
     step = begin[:, -2:] - places(part.result, part.lens)
     tried = torch.nonzero((gain > _GAIN) & ((gain > doubt / 2 * left) | (step.norm(dim=1) > _FARTHER / 2)))[:, 0]
@@ -275,29 +382,29 @@ def _centred(part: Fitted) -> list[Fitted]:
 
 
 def _rows(part: Fitted, rows: list[int]) -> Fitted:
-    """Some images of a part, without rivals."""
+    """Take some images of a part, without rivals."""
     result = FitResult(*(getattr(part.result, each.name)[rows] for each in fields(FitResult)))
     return Fitted([part.names[i] for i in rows], [part.images[i] for i in rows], part.counts[rows], part.lens, result)
 
 
 def centres_of(prepared: Sequence[Prepared]) -> Tensor:
-    """(B, 2) the images' own centres on the grid, (x, y) arcsec."""
+    """Return the images' own centres on the grid, (B, 2), (x, y) arcsec."""
     return torch.tensor([image.centre for image in prepared], dtype=torch.float64)
 
 
 def logits_of(part: Fitted, classifier: Classifier, tta: bool) -> Tensor:
-    """Logits (B, C) of the images of a part."""
+    """Return the logits (B, C) of the images of a part."""
     return predict_logits(classifier.network, [batch_for(part, classifier)], tta)
 
 
 def batch_for(part: Fitted, classifier: Classifier) -> LensBatch:
-    """What a network reads of the images of a part."""
+    """Make what a network reads of the images of a part."""
     grid = None if part.images[0].standard else classifier.grid
     return network_batch(part.counts, part.result, part.lens, grid)
 
 
 def doubtful(part: Fitted, answers: Tensor, classifier: Classifier, tta: bool) -> list[bool]:
-    """Whether each image's label, by its logits or probabilities (B, C), is another with its lens where the rival has it."""
+    """Say whether each image's label, by its logits or probabilities (B, C), is another with its lens where the rival has it."""
     if part.rival is None:
         return [False] * len(part.names)
     return (logits_of(part.rival, classifier, tta).argmax(1) != answers.argmax(1)).tolist()
@@ -327,11 +434,22 @@ def _scaled_by_source(prepared: Sequence[Prepared], grid: Observation) -> list[P
 def network_batch(
     counts: Tensor, result: FitResult, lens: SmoothLensModel, grid: Observation | None = None
 ) -> LensBatch:
-    """What the networks read of a batch of images: counts, residual and significance (B, N, N), fit (B, 7); float32, as
-    seen from the lens.
+    """Make what the networks read of a batch of images, as seen from the lens.
 
-    grid: the observation a network was trained on, where the images have another sky: their counts are brought to its
-    sky's level and noise. Residual and significance are in standard deviations and need nothing.
+    Parameters
+    ----------
+    counts : (B, N, N)
+        Photons.
+    result, lens
+        The fit and its model.
+    grid : Observation, optional
+        That which a network was trained on, where the images have another sky: their counts are brought to its sky's
+        level and noise. Residual and significance are in standard deviations and need nothing.
+
+    Returns
+    -------
+    dict
+        `counts`, `residual` and `significance` (B, N, N), `fit` (B, 7); float32.
     """
     maps = significance(counts, result.parameters, lens)
     batch = replace(LensBatch.of_fit(counts, result, maps), **seen_from_lens(result.residual, maps, result, lens))
@@ -345,14 +463,20 @@ def network_batch(
 
 
 def default_weights() -> Path:
-    """The weights in the package. Raises D4LensError where they are missing."""
+    """Return the path of the package's weights. Raises D4LensError where they are missing."""
     if not WEIGHTS.is_file():
         raise D4LensError(f"the package holds no weights ({WEIGHTS.name}); train a model and name its file: --weights")
     return WEIGHTS
 
 
 def prepare_source(source: ImageSource, grid: Observation, told: Instrument) -> Prepared:
-    """Photon counts of one image on the pixels of `grid`. Raises D4LensError saying what does not fit."""
+    """Read one image as photon counts on the pixels of `grid`.
+
+    Raises
+    ------
+    D4LensError
+        For an image that cannot be read, or whose pixels do not fit the grid's field.
+    """
     raw = source.read(told.band)
     scale = told.pixel_scale or raw.header.pixel_scale
     field = grid.n_pixels * grid.pixel_scale
@@ -371,7 +495,7 @@ def prepare_source(source: ImageSource, grid: Observation, told: Instrument) -> 
 
 @lru_cache(maxsize=8)
 def lens_of(observation: Observation) -> SmoothLensModel:
-    """The smooth lens on the pixels of `observation`, sampled on the preset's own finer ones where it is binned."""
+    """Return the smooth lens on the pixels of `observation`, sampled on the preset's own finer ones where it is binned."""
     native = preset_model(PRESET).observation
     binning = max(1, round(observation.pixel_scale / native.pixel_scale))
     if native.binned(binning) != observation:
@@ -380,10 +504,24 @@ def lens_of(observation: Observation) -> SmoothLensModel:
 
 
 def smooth_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) -> SmoothLensModel:
-    """The smooth lens to fit to `image` on the pixels of `grid`: the preset's for an image like the published ones; for
-    any other the source's brightness is fitted too, and the sky where the user has not told it.
+    """Choose the smooth lens to fit to an image.
 
-    Raises D4LensError for a name in `free` that is no parameter.
+    It is the preset's for an image like the published ones. For any other the source's brightness is fitted too, and the
+    sky where the user has not told it.
+
+    Parameters
+    ----------
+    image : Prepared
+        The image on the pixels of `grid`.
+    grid : Observation
+        The network's.
+    free : tuple of str
+        Parameters to fit beyond these.
+
+    Raises
+    ------
+    D4LensError
+        For a name in `free` that is no parameter.
     """
     for name in free:
         if name not in PARAMETERS:
@@ -425,12 +563,12 @@ def _own_lens(
 
 
 def _near(value: float) -> float:
-    """The nearest power of two."""
+    """Round to the nearest power of two."""
     return 2.0 ** round(math.log2(max(value, 1e-3)))
 
 
 def flags_of(part: Fitted, i: int, largest: float | None) -> list[Raised]:
-    """The flags of image `i`; largest: chi2 beyond which it is unlike training, if known."""
+    """Return the flags of image `i`; `largest` is the chi2 beyond which it is unlike training, if known."""
     chi2, image, lens = float(part.result.chi2[i]), part.images[i], part.lens
     raised = []
     if not part.result.converged[i]:

@@ -15,9 +15,9 @@ CENTRE = ("lens_x", "lens_y")
 
 
 @lru_cache(maxsize=64)
-def freed(lens: SmoothLensModel) -> SmoothLensModel:
-    """Return the same lens with its centre free, last among its parameters."""
-    return _with(lens, lens.constants, (*lens.free, *CENTRE))
+def freed(lens: SmoothLensModel, names: tuple[str, ...] = CENTRE) -> SmoothLensModel:
+    """The same lens with its centre free, or other `names`, last among its parameters."""
+    return _with(lens, lens.constants, (*lens.free, *names))
 
 
 @lru_cache(maxsize=64)
@@ -38,14 +38,17 @@ def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, .
     )
 
 
-def promise(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> tuple[Tensor, Tensor]:
-    """Return what one linear step from a fit of `lens` promises if its centre is free.
+def promise(
+    counts: Tensor, result: FitResult, lens: SmoothLensModel, names: tuple[str, ...] = CENTRE
+) -> tuple[Tensor, Tensor]:
+    """What one linear step from a fit of `lens` promises if its centre is free, or other lengths in arcsec, `names`.
 
-    Returns the deviance gained (B,), as for `lens` by itself it would not be, and the parameters (B, F + 2) of
-    `freed(lens)` where the step ends, at most a sixteenth of the image's side off. One evaluation an image: a score test.
+    Returns the deviance gained (B,), as for `lens` by itself it would not be, and the parameters (B, F + names) of
+    `freed(lens, names)` where the step ends, at most a sixteenth of the image's side off. One evaluation an image: a
+    score test.
     """
-    model, n = freed(lens), len(lens.free)
-    here = [torch.full((len(counts), 1), lens.constants[name], dtype=torch.float64) for name in CENTRE]
+    model, n = freed(lens, names), len(lens.free)
+    here = [torch.full((len(counts), 1), lens.constants[name], dtype=torch.float64) for name in names]
     at = torch.cat([result.parameters, *here], 1)
     lower, upper = (
         torch.tensor([getattr(model.priors[name], end) for name in model.free], dtype=torch.float64)

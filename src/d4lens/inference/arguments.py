@@ -45,9 +45,22 @@ _IMAGE_UNITS = ("electron", "photon", "ct", "adu", "electron/s", "photon/s", "ct
 
 
 def sources(images: Any) -> list[ImageSource]:
-    """The images in what a caller gives, ready to be read: those under paths, the rest called by their place.
+    """Find the images in what a caller gives, ready to be read.
 
-    Raises D4LensError, naming the type and what to give instead, for what holds no image.
+    Parameters
+    ----------
+    images : object
+        Paths, arrays, tensors, HDUs, pictures, lists of these and others.
+
+    Returns
+    -------
+    list of ImageSource
+        Those under paths are called by them, the rest by their place.
+
+    Raises
+    ------
+    D4LensError
+        For what holds no image; it names the type and what to give instead.
     """
     found = _sources(images, None)
     if not found:
@@ -56,10 +69,24 @@ def sources(images: Any) -> list[ImageSource]:
 
 
 def told(known: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """What is known of the instrument, as `d4lens.data.images.instrument` takes it; `names` are those there are.
+    """Convert what is known of the instrument to what `d4lens.data.images.instrument` takes.
 
-    Quantities become numbers of the unit that is meant, numbers given as text become numbers. Raises D4LensError for
-    anything else.
+    Parameters
+    ----------
+    known : mapping
+        By name: numbers, Quantities, numbers as text.
+    names : iterable of str
+        The names there are.
+
+    Returns
+    -------
+    dict
+        Numbers in arcsec, seconds and photons where `known` has numbers of any form.
+
+    Raises
+    ------
+    D4LensError
+        For a name or a value that is none of these.
     """
     names = list(names)
     if unknown := [name for name in known if name not in names]:
@@ -78,7 +105,7 @@ def told(known: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def names_of(free: Any) -> tuple[str, ...]:
-    """The names in a list of them, or in text that commas divide."""
+    """List the names in a sequence of them, or in text that commas divide. Raises D4LensError for anything else."""
     if free is None:
         return ()
     given = free.split(",") if isinstance(free, str) else free
@@ -92,14 +119,14 @@ def names_of(free: Any) -> tuple[str, ...]:
 
 
 def switch(name: str, value: Any) -> bool:
-    """True or False. Raises D4LensError for what is neither: a text such as "no" would pass for True."""
+    """Check that a value is True or False. Raises D4LensError for what is neither: "no" would pass for True."""
     if not isinstance(value, (bool, np.bool_)):
         raise D4LensError(f"{name} takes True or False, not {value!r}")
     return bool(value)
 
 
 def path_or_none(name: str, value: Any) -> str | None:
-    """A path as text. Raises D4LensError for what is none."""
+    """Return a path as text, or None. Raises D4LensError for anything else."""
     if value is not None and not isinstance(value, (str, os.PathLike)):
         raise D4LensError(f"{name} takes the path of a file, not {_kind(value)}")
     return None if value is None else os.fsdecode(value)
@@ -128,7 +155,7 @@ def _sources(images: Any, place: int | None) -> list[ImageSource]:
 
 
 def _of_list(items: list[Any], place: int | None) -> list[ImageSource]:
-    """The images in a list: paths, images, or the numbers of one image or stack."""
+    """Find the images in a list: paths, images, or the numbers of one image or stack."""
     if items and all(isinstance(item, (str, os.PathLike)) for item in items):
         return list(find(map(os.fsdecode, items)))
     leaf: Any = items
@@ -222,8 +249,11 @@ def _cutout(item: Any) -> Any:
 
 
 def _ccd(item: Any, where: str) -> Any:
-    """An NDData as an HDU with header, WCS and unit; what its mask covers is NaN. Where its uncertainty is that of photons,
-    the values become photons with their sky; any other is refused, since the fit knows photon noise alone."""
+    """Make an NDData an HDU with header, WCS and unit; what its mask covers is NaN.
+
+    Where its uncertainty is that of photons, the values become photons with their sky. Any other is refused, since the
+    fit knows photon noise alone.
+    """
     from astropy import units
     from astropy.io import fits
     from astropy.nddata import StdDevUncertainty
@@ -257,7 +287,7 @@ def _photons(values: Array, sigma: Array | None, mask: Any, where: str) -> Array
         if len(x) > 2 and np.ptp(x) > 0:
             slope, level = np.polyfit(x, variance, 1)
             if slope > 0 and np.abs(slope * x + level - variance).mean() < _LINE * variance.mean():
-                return (values + level / slope) / slope
+                return np.asarray((values + level / slope) / slope)
     raise D4LensError(
         f"{where} has an uncertainty whose square does not rise along a line with the values, as that of photons does; set "
         "uncertainty to None and tell gain, exposure and sky"
@@ -281,7 +311,7 @@ def _plain(image: Array, unit: str) -> Callable[[str | None], Raw]:
 
 
 def _stack(array: Array, where: str) -> list[Array]:
-    """The images of an array; axes of length 1 do not count."""
+    """List the images of an array; axes of length 1 do not count."""
     shape = array.shape
     if 0 in shape:
         raise D4LensError(f"{where} of shape {shape} were given, which are empty; {_TAKEN}")
@@ -300,7 +330,7 @@ def _stack(array: Array, where: str) -> list[Array]:
 
 
 def _array(item: Any, where: str) -> Array:
-    """What numpy makes of an object; masked entries are NaN."""
+    """Have numpy make an array of an object; masked entries are NaN."""
     if isinstance(item, Tensor):
         return _tensor(item, where)
     if _is(item, "pandas", "DataFrame") or _is(item, "pandas", "Series"):
@@ -363,7 +393,7 @@ def _tensor(tensor: Tensor, where: str) -> Array:
 
 
 def _frame(frame: Any, where: str) -> Array:
-    """A table of numbers alone."""
+    """Make an array of a table of numbers."""
     import pandas as pd
 
     columns = list(frame.items()) if frame.ndim == 2 else [(frame.name, frame)]
@@ -374,10 +404,10 @@ def _frame(frame: Any, where: str) -> Array:
                 f"its paths as a list: list(frame[{name!r}])"
             )
     if frame.ndim == 1 and not pd.api.types.is_numeric_dtype(frame):
-        return frame.to_numpy(object)
+        return np.asarray(frame.to_numpy(object))
     if any(pd.api.types.is_extension_array_dtype(column.dtype) for _, column in columns):
-        return frame.to_numpy(np.float64, na_value=np.nan)
-    return frame.to_numpy()
+        return np.asarray(frame.to_numpy(np.float64, na_value=np.nan))
+    return np.asarray(frame.to_numpy())
 
 
 def _unit_of(item: Any) -> str:
@@ -399,7 +429,7 @@ def _value_and_unit(values: Any, unit: Any) -> tuple[Array, str]:
 
 
 def _number(name: str, value: Any) -> float:
-    """A number, a text of one or a Quantity, for `name`."""
+    """Read a number, a text of one or a Quantity, for `name`."""
     if _is(value, "astropy.units", "Quantity"):
         from astropy import units
 
@@ -440,7 +470,7 @@ def _is(item: Any, module: str, name: str) -> bool:
 
 
 def _kind(item: Any) -> str:
-    """ "a torch.Tensor": how an object's type is told."""
+    """Name an object's type with its article, such as "a torch.Tensor"."""
     kind = type(item)
     name = (
         kind.__qualname__

@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 from PIL import Image
 
 from d4lens.errors import D4LensError
-from d4lens.inference.given import names_of, sources, told
+from d4lens.inference.arguments import names_of, sources, told
 
 COUNTS = np.random.default_rng(0).poisson(30, (20, 20))
 COUNTS[0, 0] = 61
