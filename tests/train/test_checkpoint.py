@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from d4lens import imports
 from d4lens.errors import D4LensError
 from d4lens.train import checkpoint
 from d4lens.train.checkpoint import Progress
@@ -235,3 +236,10 @@ def test_a_checkpoint_of_an_older_version_is_stale_and_says_so(folder, caplog):
         checkpoint.weights.write(path, tensors, {**description, "fingerprint": theirs})
     assert checkpoint.latest(folder, PRINTS) == Progress()
     assert "starting afresh: the processes, device and precision changed" in caplog.text
+
+
+def test_the_digest_of_the_code_covers_every_network(monkeypatch):
+    seen = []
+    monkeypatch.setattr(imports, "digest", lambda *modules: seen.extend(modules) or "")
+    checkpoint.code()
+    assert {"train.loop", "models.baselines", "models.pinn"} <= set(seen)
