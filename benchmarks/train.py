@@ -31,6 +31,7 @@ from d4lens.models.averaging import exported
 from d4lens.models.batch import LensBatch
 from d4lens.models.equivariant import EquivariantConv, EquivariantLayers, _type, enn
 from d4lens.models.fields import FieldNorm
+from d4lens.models.pinn import D4LensPINN
 from d4lens.models.unet import UNet
 from d4lens.observation import Observation
 from d4lens.params import LossWeights
@@ -145,7 +146,7 @@ def whole_step(net: nn.Module, bf16: bool, channels_last: bool) -> Callable[[], 
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out = net(batch)
             terms = {"classification": nn.functional.cross_entropy(out["logits"], batch.label)}
-        terms |= losses.physics(models.pinn.D4LensPINN.losses, weights, out, batch, OBSERVATION)
+        terms |= losses.physics(D4LensPINN.losses, weights, out, batch, OBSERVATION)
         torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from d4lens import simulator
+from d4lens.models.batch import LensBatch
 from d4lens.studies import recovery
 
 
@@ -81,7 +82,7 @@ def test_maps_keep_the_order_of_the_batches():
         maps = torch.arange(first, first + 2.0)[:, None, None].expand(2, 4, 4)
         fit = torch.arange(first, first + 2.0)[:, None].expand(2, 7)
         label = torch.zeros(2, dtype=torch.int64)
-        return {"kappa": maps, "residual": maps, "significance": maps, "fit": fit, "label": label}
+        return LensBatch(maps, residual=maps, significance=maps, fit=fit, label=label, kappa=maps)
 
     found = recovery.maps(Echo(), [batch(1), batch(3)], [1.0, math.nan, 2.0, math.nan])
     assert found.predicted[:, 0, 0].tolist() == [2, 4, 6, 8]

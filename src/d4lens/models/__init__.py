@@ -1,6 +1,8 @@
 """The networks: `build` one by name, `load` a trained one."""
 
+import importlib
 import inspect
+import pkgutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,28 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.models import weights
-from d4lens.models.baselines import D4CNN, ResNet
-from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
 from d4lens.observation import Observation
 
-_BOTH = ("stretch", "residual")
+SHARED = (
+    "averaging",
+    "batch",
+    "channels",
+    "engine",
+    "equivariant",
+    "fields",
+    "head",
+    "integrated_gradients",
+    "scores",
+    "unet",
+    "weights",
+)
+"""Modules of this package that define no network."""
+MODULES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED))
+"""The others. `NETWORKS` of each gives its networks' names, classes and the options that differ from the class's own."""
 _MAKERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
-    "resnet18": (ResNet, {}),
-    "resnet18_residual": (ResNet, {"channels": _BOTH}),
-    "d4cnn": (D4CNN, {}),
-    "d4cnn_residual": (D4CNN, {"channels": ("residual",)}),
-    "d4lenspinn_published": (D4LensPINNPublished, {}),
-    "d4lenspinn": (D4LensPINN, {}),
+    name: maker
+    for module in MODULES
+    for name, maker in importlib.import_module(f"{__name__}.{module}").NETWORKS.items()
 }
 NAMES = tuple(_MAKERS)
 

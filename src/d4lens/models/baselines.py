@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch.nn.functional as F
@@ -101,3 +102,11 @@ class D4CNN(nn.Module):
     def export(self) -> nn.Module:
         """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
         return exported(self)
+
+
+NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "resnet18": (ResNet, {}),
+    "resnet18_residual": (ResNet, {"channels": ("stretch", "residual")}),
+    "d4cnn": (D4CNN, {}),
+    "d4cnn_residual": (D4CNN, {"channels": ("residual",)}),
+}

@@ -16,13 +16,19 @@ class SmoothFit(Protocol):
     """What is read of a `macrofit.FitResult`: maps (B, N, N), and columns (B, 7) in the order of FIT_COLUMNS."""
 
     @property
-    def model_counts(self) -> Tensor: ...
+    def model_counts(self) -> Tensor:
+        """Counts of the smooth lens, (B, N, N)."""
+        ...
 
     @property
-    def residual(self) -> Tensor: ...
+    def residual(self) -> Tensor:
+        """Residual in standard deviations, (B, N, N)."""
+        ...
 
     @property
-    def columns(self) -> Tensor: ...
+    def columns(self) -> Tensor:
+        """Parameters (B, 7)."""
+        ...
 
 
 @dataclass

@@ -52,8 +52,7 @@ def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
         across = (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2
         down = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
         # The small constant keeps the derivative finite where the image is flat.
-        squares: Tensor = across**2 + down**2 + 1e-12
-        return torch.sqrt(squares)
+        return torch.sqrt(across**2 + down**2 + 1e-12)
     if name == "residual":
         return batch.need("residual").clamp(-_CLIP, _CLIP)
     if name == "significance":
@@ -72,4 +71,5 @@ def needs_of(channels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _anscombe(counts: Tensor, sky: float) -> Tensor:
-    return (torch.sqrt(counts.clamp_min(0) + 0.375) - (sky + 0.375) ** 0.5) / 5
+    stretched: Tensor = (torch.sqrt(counts.clamp_min(0) + 0.375) - (sky + 0.375) ** 0.5) / 5
+    return stretched

@@ -1,7 +1,7 @@
 """D4LensPINN: an equivariant U-Net draws the mass, the lens equation checks it, EfficientNetV2 names the dark matter."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -297,3 +297,9 @@ def quieten(head: EfficientNet) -> None:
 def noise(counts: Tensor) -> Tensor:
     """Estimate the Poisson standard deviation of counts of any shape from the counts themselves; at least one."""
     return counts.clamp_min(1.0).sqrt()
+
+
+NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "d4lenspinn_published": (D4LensPINNPublished, {}),
+    "d4lenspinn": (D4LensPINN, {}),
+}

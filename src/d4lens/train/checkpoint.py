@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from d4lens import imports
+from d4lens import imports, models
 from d4lens.errors import D4LensError
 from d4lens.files import sha256
 from d4lens.models import weights
@@ -102,7 +102,10 @@ def fingerprint(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data
 
 def code() -> str:
     """Take the digest of the code that runs in a training and of the libraries' versions."""
-    return _digest(imports.digest("train.loop"), *(f"{name} {number}" for name, number in versions().items()))
+    networks = (f"models.{module}" for module in models.MODULES)  # which are imported by name, unseen by `imports`
+    return _digest(
+        imports.digest("train.loop", *networks), *(f"{name} {number}" for name, number in versions().items())
+    )
 
 
 def versions() -> dict[str, str]:
