@@ -30,10 +30,14 @@ from d4lens.macrofit.threads import in_threads
 from d4lens.observation import Observation
 
 _LIT = 0.1  # standard deviations of a pixel below which the source's light carries no correction
+_SINGLE = 1e5  # information of one correction beyond which single precision would round away its prior of 1
 _DARKEST = 0.1  # of the sky: corrections may take light away, but counts keep a variance
 _DAMPING, _ACCEPTED, _REJECTED, _TRIALS = 1e-2, 0.1, 10.0, 6
 _TOLERANCE = 1.0  # chi-squared that the last iteration may still have gained: one standard deviation of one parameter
+_WORTH, _PATIENCE = 0.02, 3  # share of the objective that is worth more iterations, up to so many times as many
 _STARTS = 3
+_EVERY = 2  # places between two at which a template's lost information is computed
+COARSE = True
 
 
 def open_model(
@@ -127,8 +131,7 @@ def fit_marginal(
     counts = counts.to(model.dtype).where(good, model.constants["sky"] * model.binning**2)
     modes = modes or SourceModes(dtype=model.dtype, device=model.device)
     if initial is None:
-        coarse = model.at(model.binning, model.binning)
-        initial = fit(counts, coarse, fine_iterations=6, max_starts=_STARTS, threads=threads).parameters
+        initial = fit(counts, model, fine_iterations=6, max_starts=_STARTS, threads=threads).parameters
     optics = _Optics(model, modes)
 
     def work(i: int) -> MarginalFit:
@@ -172,23 +175,19 @@ class _Optics:
         self.mean = torch.cat([torch.tensor([prior.mean for prior in free], dtype=torch.float64), zeros])
         self.precision = torch.cat([torch.tensor([p.sigma**-2 for p in free], dtype=torch.float64), zeros + 1])
         self.floor = _DARKEST * model.constants["sky"] * model.binning**2
+        self.rays = model.at(model.binning, model.binning) if COARSE else model
         self.blur = None
         if "psf_sigma" not in model.free:
-            self.blur = model.blur(model.constants["psf_sigma"])
+            self.blur = self.rays.blur(model.constants["psf_sigma"])
 
 
 @dataclass
 class _State:
-    """The model at one point z = (parameters, corrections): counts, slopes and what they weigh.
-
-    slopes (F, N, N); lit (M,) the pixels, flat, that corrections reach; columns (M, K) the modes there.
-    """
+    """The model at one point z = (parameters, corrections): counts (N, N), and slopes (F, N, N) by the parameters."""
 
     z: Tensor
     expected: Tensor
     slopes: Tensor
-    lit: Tensor
-    columns: Tensor
 
 
 class _Corrections:
@@ -237,31 +236,36 @@ def _reached(blur: Tensor) -> Tensor:
     return blur.sum(1) > 1e-3 * blur.max() if blur.shape[1] else blur.new_zeros(len(blur), dtype=torch.bool)
 
 
-def _expected(z: Tensor, optics: _Optics) -> Tensor:
-    n_free = len(optics.model.free)
-    bend = _Corrections(optics.modes, z[n_free:], slopes=False)
-    return optics.model.image(z[None, :n_free], bend)[0].clamp_min(optics.floor)
-
-
 def _expand(z: Tensor, optics: _Optics) -> _State:
-    """The model and its derivatives by everything at z."""
-    model, n_free = optics.model, len(optics.model.free)
-    bend = _Corrections(optics.modes, z[n_free:], slopes=True)
-    stack = model.image_and_jacobian(z[None, :n_free], bend)[0]
-    expected = stack[0].clamp_min(optics.floor)
-    blur = optics.blur if optics.blur is not None else model.blur(float(z[model.free.index("psf_sigma")]))
+    """The model and its derivatives by the parameters at z."""
+    n_free = len(optics.model.free)
+    stack = optics.model.image_and_jacobian(z[None, :n_free], _Corrections(optics.modes, z[n_free:], slopes=True))[0]
+    return _State(z, stack[0].clamp_min(optics.floor), stack[1:])
+
+
+def _columns(state: _State, optics: _Optics) -> tuple[Tensor, Tensor]:
+    """Pixels (M,) that corrections reach, flat, and the counts each correction adds there (M, K)."""
+    z, n_free = state.z, len(optics.model.free)
+    bend = _Corrections(optics.modes, torch.zeros_like(z[n_free:]), slopes=False)
+    optics.rays.image(z[None, :n_free], bend)
+    blur = optics.blur
+    if blur is None:
+        blur = optics.rays.blur(float(z[optics.model.free.index("psf_sigma")]))
     columns, place = bend.columns(blur)
-    # The amplitude's column is the corrected source per unit; the plain profile's light decides where it shines.
     plain = blur[:, bend.rows] @ bend.light @ blur[:, bend.across].mT
-    bright = plain.flatten()[place] > _LIT * expected.flatten()[place].sqrt()
-    return _State(z, expected, stack[1:], place[bright], columns[bright])
+    bright = plain.flatten()[place] > _LIT * state.expected.flatten()[place].sqrt()
+    return place[bright], columns[bright]
 
 
 @dataclass
 class _Normal:
-    """The normal equations at a state: H = F + precision and the descent g, both in float64, and whitened pieces."""
+    """The normal equations at a state: Fisher matrix and the objective's descent, in float64, and what they are made of.
+
+    weights (N²,); lit (M,) the pixels, flat, that corrections reach; columns (M, K) the modes there, over the noise.
+    """
 
     weights: Tensor
+    lit: Tensor
     fisher: Tensor
     descent: Tensor
     columns: Tensor
@@ -271,20 +275,24 @@ def _normal(image: _Image, state: _State, optics: _Optics) -> _Normal:
     weights = image.weights(state.expected).flatten()
     root = weights.sqrt()
     flat = (state.slopes.flatten(1) * root).double()
-    columns = (state.columns * root[state.lit, None]).double()
+    lit, columns = _columns(state, optics)
+    columns = columns * root[lit, None]
     misfit = (root * (image.counts - state.expected).flatten()).double()
     n_free, n = len(flat), len(flat) + columns.shape[1]
     fisher = flat.new_empty(n, n)
     fisher[:n_free, :n_free] = flat @ flat.T
-    fisher[n_free:, :n_free] = columns.T @ flat[:, state.lit].T
+    if columns.numel() and float(columns.square().sum(0).max()) > _SINGLE:
+        columns = columns.double()
+    within = columns.new_tensor([]).dtype
+    fisher[n_free:, :n_free] = columns.T @ flat[:, lit].T.to(within)
     fisher[:n_free, n_free:] = fisher[n_free:, :n_free].T
     fisher[n_free:, n_free:] = columns.T @ columns
-    descent = torch.cat([flat @ misfit, columns.T @ misfit[state.lit]])
-    return _Normal(weights, fisher, descent - optics.precision * (state.z - optics.mean), columns)
+    descent = torch.cat([flat @ misfit, columns.T.double() @ misfit[lit]])
+    return _Normal(weights, lit, fisher, descent - optics.precision * (state.z - optics.mean), columns)
 
 
-def _objective(z: Tensor, expected: Tensor, image: _Image, optics: _Optics) -> float:
-    return image.deviance(expected) + float((optics.precision * (z - optics.mean) ** 2).sum())
+def _objective(state: _State, image: _Image, optics: _Optics) -> float:
+    return image.deviance(state.expected) + float((optics.precision * (state.z - optics.mean) ** 2).sum())
 
 
 def _factor(fisher: Tensor, precision: Tensor, damping: float, n_free: int) -> tuple[Tensor, Tensor] | None:
@@ -309,28 +317,27 @@ def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> 
     z = torch.cat([begin.clamp(optics.lower, optics.upper), torch.zeros(optics.modes.n_modes, dtype=torch.float64)])
     state = _expand(z, optics)
     normal = _normal(image, state, optics)
-    objective, damping, gained = _objective(z, state.expected, image, optics), _DAMPING, math.inf
-    for _ in range(iterations):
-        now = z
+    objective, damping, gained = _objective(state, image, optics), _DAMPING, math.inf
+    for step_number in range(_PATIENCE * iterations):
+        better = None
         for _ in range(_TRIALS):
             held = _held(z[:n_free], normal.descent[:n_free], optics)
             factored = _factor(_without(normal.fisher, held), optics.precision, damping, n_free)
             if factored is not None:
-                step = _solve(factored, _still(normal.descent, held)[:, None])[:, 0]
-                trial = z + step
+                trial = z + _solve(factored, _still(normal.descent, held)[:, None])[:, 0]
                 trial[:n_free] = trial[:n_free].clamp(optics.lower, optics.upper)
-                value = _objective(trial, _expected(trial, optics), image, optics)
+                there = _expand(trial, optics)
+                value = _objective(there, image, optics)
                 if value <= objective:
-                    gained, objective, now = objective - value, value, trial
+                    better, gained, objective = there, objective - value, value
                     damping *= _ACCEPTED
                     break
             damping = max(damping * _REJECTED, 1e-3)
-        if now is z:
+        if better is None:
             break
-        z = now
-        state = _expand(z, optics)
+        z, state = better.z, better
         normal = _normal(image, state, optics)
-        if gained < _TOLERANCE:
+        if gained < _TOLERANCE or (step_number + 1 >= iterations and gained < _WORTH * objective):
             break
     return _finish(image, state, normal, objective, optics)
 
@@ -408,29 +415,31 @@ def _significance(
     shift = state.slopes[[model.free.index("source_x"), model.free.index("source_y")]].float()
     weights = normal.weights.view(n, n).float()
     left = residual.flatten().double() - (step[:n_free] @ state.slopes.flatten(1).double()) * normal.weights.sqrt()
-    left[state.lit] -= normal.columns @ step[n_free:]
+    left[normal.lit] -= (normal.columns @ step[n_free:].to(normal.columns)).double()
     explained = optics.kernels.correlate(left.view(n, n).float() * weights.sqrt() * shift, slice(0, 2))
     squares = torch.stack([shift[0] * shift[0], shift[0] * shift[1], shift[1] * shift[1]]) * weights
     information = optics.kernels.correlate(squares, slice(2, 5)).clamp_min(0)
 
     pixel = model.observation.pixel_scale * model.binning
-    row, column = state.lit // n, state.lit % n
-    places = torch.arange(0, n, 2)
+    row, column = normal.lit // n, normal.lit % n
+    places = torch.arange(0, n, _EVERY)
     dy = (row[:, None] - places) * pixel
     dx = (column[:, None] - places) * pixel
-    root = weights.flatten()[state.lit].sqrt()
-    s_x, s_y = (root * part.flatten()[state.lit] for part in shift)
+    root = weights.flatten()[normal.lit].sqrt()
+    s_x, s_y = (root * part.flatten()[normal.lit] for part in shift)
     squared = (dy * dy + pixel * pixel)[:, :, None] + (dx * dx)[:, None]
     templates = ((s_y[:, None] * dy)[:, :, None] + (s_x[:, None] * dx)[:, None]) / squared
     templates = templates.flatten(1)
-    whole = torch.cat([(state.slopes.flatten(1)[:, state.lit] * root), normal.columns.float().T])
+    whole = torch.cat([(state.slopes.flatten(1)[:, normal.lit] * root), normal.columns.float().T])
     factor, scale = factored
     overlap = (whole @ templates).double() * scale[:, None]
     absorbed = torch.linalg.solve_triangular(factor, overlap, upper=False).square().sum(0)
-    kept = 1 - absorbed / templates.double().square().sum(0).clamp_min(1e-30)
-    side = len(places)
-    kept = torch.nn.functional.interpolate(
-        kept.clamp(0, 1).view(1, 1, side, side), size=(2 * side - 1,) * 2, mode="bilinear", align_corners=True
-    )[0, 0]
-    kept = torch.nn.functional.pad(kept[None], (0, max(n - 2 * side + 1, 0)) * 2, mode="replicate")[0, :n, :n]
+    kept = 1 - absorbed / templates.square_().sum(0).clamp_min(1e-30)
+    # At a place x of the image, x / step of the coarse map, whose ends go on flat.
+    step_map = kept.clamp(0, 1).view(len(places), len(places))
+    where = (torch.arange(n) / _EVERY).clamp_max(len(places) - 1)
+    lower = where.long().clamp_max(len(places) - 2)
+    rise = (where - lower).to(step_map)
+    across = torch.lerp(step_map[:, lower], step_map[:, lower + 1], rise)
+    kept = torch.lerp(across[lower], across[lower + 1], rise[:, None])
     return (explained.double() / (information.double() * kept + PRIOR_WIDTH**-2).sqrt()).float()

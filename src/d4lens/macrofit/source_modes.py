@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _JITTER = 1e-9  # of the covariance's diagonal
+_FINE = 20  # entries of the table a length: linear between them, the modes are right to 3e-4
 
 
 class SourceModes:
@@ -40,22 +41,30 @@ class SourceModes:
         gram = torch.exp(-0.5 * ((nodes[:, None] - nodes) / length) ** 2)
         values, vectors = torch.linalg.eigh(gram + _JITTER * torch.eye(len(nodes), dtype=torch.float64))
         values, vectors = values.flip(0), vectors.flip(1)
-        order = (values[:, None] * values).flatten().argsort(descending=True, stable=True)[:n_modes]
+        order = (values[:, None] * values).flatten().argsort(descending=True, stable=True)[:n_modes].sort().values
+        # For each function along x the leading ones along y: a staircase, so that products are of whole slices.
         self.i, self.j = order // len(nodes), order % len(nodes)
+        self._steps = torch.bincount(self.i).tolist()
         n_axis = int(torch.cat([self.i, self.j]).max()) + 1 if len(order) else 0
         self.n_modes, self.amplitude, self.half_width, self.length = len(order), amplitude, half_width, length
         self.variance_kept = float((values[self.i] * values[self.j]).sum() / values.sum() ** 2)
         # A factor of the amplitude in each of the two functions.
         weights = amplitude**0.5 * vectors[:, :n_axis] / values[:n_axis].sqrt()
-        self.i, self.j = self.i.to(device), self.j.to(device)
-        self._nodes, self._weights = nodes.to(device, dtype), weights.to(device, dtype)
+        self._reach, self._pitch = half_width + 4 * length, length / _FINE
+        fine = torch.arange(-self._reach, self._reach + self._pitch, self._pitch, dtype=torch.float64)
+        away = (fine[:, None] - nodes) / length
+        near = torch.exp(-0.5 * away * away)
+        values_and_slopes = torch.cat([near @ weights, (away * near) @ weights / -length], 1)
+        values_and_slopes[[0, -1]] = 0.0  # rays further out end on the table's last entry
+        self._table, self._n_axis = values_and_slopes.to(device, dtype), n_axis
 
     def along(self, u: Tensor, *, slopes: bool = False) -> tuple[Tensor, Tensor | None]:
         """The functions f_i at coordinates (P,) in arcsec from the source's centre, and if asked their slopes: (P, n)."""
-        away = (u[:, None] - self._nodes) / self.length
-        near = torch.exp(-0.5 * away * away)
-        slope = ((away * near) @ self._weights) / -self.length if slopes else None
-        return near @ self._weights, slope
+        place = ((u + self._reach) / self._pitch).clamp(0, len(self._table) - 1.001)
+        lower = place.long()
+        table = self._table if slopes else self._table[:, : self._n_axis]
+        found = torch.lerp(table[lower], table[lower + 1], (place - lower)[:, None])
+        return found[:, : self._n_axis], found[:, self._n_axis :] if slopes else None
 
     def at(self, u: Tensor, v: Tensor) -> Tensor:
         """All modes (P, K) at places (u, v), each (P,), in arcsec from the source's centre."""
@@ -63,9 +72,13 @@ class SourceModes:
 
     def product(self, along_u: Tensor, along_v: Tensor) -> Tensor:
         """All modes (P, K) from the functions along either axis, each (P, n)."""
-        return along_u[:, self.i] * along_v[:, self.j]
+        out = along_u.new_empty(len(along_u), self.n_modes)
+        first = 0
+        for i, n in enumerate(self._steps):
+            torch.mul(along_u[:, i : i + 1], along_v[:, :n], out=out[:, first : first + n])
+            first += n
+        return out
 
     def table(self, coefficients: Tensor) -> Tensor:
         """Coefficients (K,) as the matrix C (n, n) of g = f(u) C f(v)."""
-        n = self._weights.shape[1]
-        return coefficients.new_zeros(n, n).index_put((self.i, self.j), coefficients)
+        return coefficients.new_zeros(self._n_axis, self._n_axis).index_put((self.i, self.j), coefficients)
