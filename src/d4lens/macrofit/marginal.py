@@ -14,7 +14,6 @@ in one image of 300.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from d4lens.errors import PhysicsError
 from d4lens.macrofit.fit import FitResult, fit
-from d4lens.macrofit.likelihood import covariance
+from d4lens.macrofit.lens_light import LensLight, search
+from d4lens.macrofit.lens_light import core as lens_light_core
 from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
 from d4lens.macrofit.source_modes import SourceModes
@@ -36,8 +36,10 @@ _DAMPING, _ACCEPTED, _REJECTED, _TRIALS = 1e-2, 0.1, 10.0, 6
 _TOLERANCE = 1.0  # chi-squared that the last iteration may still have gained: one standard deviation of one parameter
 _WORTH, _PATIENCE = 0.02, 3  # share of the objective that is worth more iterations, up to so many times as many
 _STARTS = 3
+_LIGHT_ITERATIONS = 6
 _EVERY = 2  # places between two at which a template's lost information is computed
-COARSE = True
+_WALLS = 8  # times a step is solved again because something would leave its bounds
+_CONVERGED = 0.01  # chi-squared a pixel
 
 
 def open_model(
@@ -95,6 +97,7 @@ def fit_marginal(
     *,
     noise: Tensor | None = None,
     mask: Tensor | None = None,
+    lens_light: bool = False,
     modes: SourceModes | None = None,
     iterations: int = 3,
     initial: Tensor | None = None,
@@ -108,6 +111,8 @@ def fit_marginal(
         `open_model` of it.
     noise: (B, N, N) standard deviations in counts; None: photon counts. Infinite: no data.
     mask: (B, N, N) bool, True where there is no data. Counts that are not finite are no data either.
+    lens_light: whether the lens galaxy's own light is fitted; its parameters (`lens_light.LensLight.names`) follow the
+        model's in the result, and the fit sets out from `lens_light.search`.
     modes: the source's corrections; None: `SourceModes()`.
     iterations: of Levenberg and Marquardt after the smooth fit.
     initial: (B, F) where they start; None: the smooth fit of the same parameters.
@@ -130,17 +135,39 @@ def fit_marginal(
         good &= torch.isfinite(noise)
     counts = counts.to(model.dtype).where(good, model.constants["sky"] * model.binning**2)
     modes = modes or SourceModes(dtype=model.dtype, device=model.device)
-    if initial is None:
-        initial = fit(counts, model, fine_iterations=6, max_starts=_STARTS, threads=threads).parameters
-    optics = _Optics(model, modes)
+    if initial is None and not lens_light:
+        initial = _smooth(counts, model, noise, threads)
 
     def work(i: int) -> MarginalFit:
         variance = None if noise is None else noise[i].to(model.dtype).square().where(good[i], 1.0)
-        return _fit_one(_Image(counts[i], good[i], variance), initial[i], optics, iterations)
+        image = _Image(counts[i], good[i], variance)
+        if not lens_light:
+            return _fit_one(image, initial[i], optics, iterations)
+        return _fit_with_light(image, model, modes, iterations)
 
+    optics = _Optics(model, modes)
     threads = (threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
     rows = in_threads(work, range(len(counts)), threads)
     return MarginalFit(*(torch.stack([getattr(row, field.name) for row in rows]) for field in fields(MarginalFit)))
+
+
+def _smooth(counts: Tensor, model: SmoothLensModel, noise: Tensor | None, threads: int | None) -> Tensor:
+    """The smooth fit's parameters (B, F). With a noise map the images are scaled until their sky is Poisson's."""
+    scale = 1.0
+    if noise is not None:
+        scale = float(model.constants["sky"] * model.binning**2 / noise[torch.isfinite(noise)].median() ** 2)
+    brightness = torch.tensor([scale if name in ("amplitude", "sky") else 1.0 for name in model.free]).double()
+    if scale != 1.0:
+        units = dict(zip(model.free, brightness.tolist()))
+        constants = {k: v * (scale if k in ("amplitude", "sky") else 1.0) for k, v in model.constants.items()}
+        priors = {
+            name: Prior(*(value * units.get(name, 1.0) for value in (p.lower, p.upper, p.mean, p.sigma)))
+            for name, p in model.priors.items()
+        }
+        model = SmoothLensModel(
+            model.observation, constants, model.free, priors, binning=model.binning, dtype=model.dtype
+        )
+    return fit(counts * scale, model, fine_iterations=6, max_starts=_STARTS, threads=threads).parameters / brightness
 
 
 class _Image:
@@ -166,16 +193,19 @@ class _Image:
 class _Optics:
     """What all images share: the model, the modes, the kernels of the significance and where it is computed."""
 
-    def __init__(self, model: SmoothLensModel, modes: SourceModes) -> None:
-        self.model, self.modes, self.kernels = model, modes, Kernels(model)
-        free = [model.priors[name] for name in model.free]
-        self.lower = torch.tensor([prior.lower for prior in free], dtype=torch.float64)
-        self.upper = torch.tensor([prior.upper for prior in free], dtype=torch.float64)
-        zeros = torch.zeros(modes.n_modes, dtype=torch.float64)
-        self.mean = torch.cat([torch.tensor([prior.mean for prior in free], dtype=torch.float64), zeros])
-        self.precision = torch.cat([torch.tensor([p.sigma**-2 for p in free], dtype=torch.float64), zeros + 1])
+    def __init__(self, model: SmoothLensModel, modes: SourceModes, light: LensLight | None = None) -> None:
+        self.model, self.modes, self.light, self.kernels = model, modes, light, Kernels(model)
+        priors = [model.priors[name] for name in model.free]
+        priors += light.priors.values() if light else []
+        self.n_lens, self.n_dense = len(model.free), len(priors)
+        priors += [Prior(-math.inf, math.inf, 0.0, 1.0)] * modes.n_modes
+        self.lower, self.upper, self.mean = (
+            torch.tensor([getattr(prior, name) for prior in priors], dtype=torch.float64)
+            for name in ("lower", "upper", "mean")
+        )
+        self.precision = torch.tensor([prior.sigma**-2 for prior in priors], dtype=torch.float64)
         self.floor = _DARKEST * model.constants["sky"] * model.binning**2
-        self.rays = model.at(model.binning, model.binning) if COARSE else model
+        self.rays = model.at(model.binning, model.binning)
         self.blur = None
         if "psf_sigma" not in model.free:
             self.blur = self.rays.blur(model.constants["psf_sigma"])
@@ -221,7 +251,7 @@ class _Corrections:
         down, along = blur[:, self.rows], blur[:, self.across]
         rows, across = _span(_reached(down)), _span(_reached(along))
         height, width = self.light.shape
-        out = (down[rows] @ light.view(height, -1)).view(-1, width, self.modes.n_modes)
+        out = (down[rows] @ light.view(height, -1)).view(rows.stop - rows.start, width, self.modes.n_modes)
         n = len(blur)
         place = torch.arange(n * n, device=blur.device).view(n, n)[rows, across]
         return along[across] @ out, place
@@ -238,22 +268,26 @@ def _reached(blur: Tensor) -> Tensor:
 
 def _expand(z: Tensor, optics: _Optics) -> _State:
     """The model and its derivatives by the parameters at z."""
-    n_free = len(optics.model.free)
-    stack = optics.model.image_and_jacobian(z[None, :n_free], _Corrections(optics.modes, z[n_free:], slopes=True))[0]
-    return _State(z, stack[0].clamp_min(optics.floor), stack[1:])
+    bend = _Corrections(optics.modes, z[optics.n_dense :], slopes=True)
+    stack = optics.model.image_and_jacobian(z[None, : optics.n_lens], bend)[0]
+    expected, slopes = stack[0], stack[1:]
+    if optics.light:
+        added = optics.light.image_and_jacobian(z[optics.n_lens : optics.n_dense]).to(stack)
+        expected, slopes = expected + added[0], torch.cat([slopes, added[1:]])
+    return _State(z, expected.clamp_min(optics.floor), slopes)
 
 
-def _columns(state: _State, optics: _Optics) -> tuple[Tensor, Tensor]:
+def _columns(state: _State, noise: Tensor, optics: _Optics) -> tuple[Tensor, Tensor]:
     """Pixels (M,) that corrections reach, flat, and the counts each correction adds there (M, K)."""
-    z, n_free = state.z, len(optics.model.free)
-    bend = _Corrections(optics.modes, torch.zeros_like(z[n_free:]), slopes=False)
-    optics.rays.image(z[None, :n_free], bend)
+    z = state.z
+    bend = _Corrections(optics.modes, torch.zeros_like(z[optics.n_dense :]), slopes=False)
+    optics.rays.image(z[None, : optics.n_lens], bend)
     blur = optics.blur
     if blur is None:
         blur = optics.rays.blur(float(z[optics.model.free.index("psf_sigma")]))
     columns, place = bend.columns(blur)
     plain = blur[:, bend.rows] @ bend.light @ blur[:, bend.across].mT
-    bright = plain.flatten()[place] > _LIT * state.expected.flatten()[place].sqrt()
+    bright = plain.flatten()[place] > _LIT * noise.flatten()[place]
     return place[bright], columns[bright]
 
 
@@ -275,7 +309,7 @@ def _normal(image: _Image, state: _State, optics: _Optics) -> _Normal:
     weights = image.weights(state.expected).flatten()
     root = weights.sqrt()
     flat = (state.slopes.flatten(1) * root).double()
-    lit, columns = _columns(state, optics)
+    lit, columns = _columns(state, root.clamp_min(1e-30).reciprocal(), optics)
     columns = columns * root[lit, None]
     misfit = (root * (image.counts - state.expected).flatten()).double()
     n_free, n = len(flat), len(flat) + columns.shape[1]
@@ -295,14 +329,14 @@ def _objective(state: _State, image: _Image, optics: _Optics) -> float:
     return image.deviance(state.expected) + float((optics.precision * (state.z - optics.mean) ** 2).sum())
 
 
-def _factor(fisher: Tensor, precision: Tensor, damping: float, n_free: int) -> tuple[Tensor, Tensor] | None:
+def _factor(fisher: Tensor, precision: Tensor, damping: float, n_dense: int) -> tuple[Tensor, Tensor] | None:
     """Cholesky factor of the damped normal matrix, scaled to a unit diagonal, and the scale; None if it has none."""
     h = fisher + torch.diag(precision)
     scale = h.diagonal().clamp_min(1e-30).rsqrt()
     h = scale[:, None] * h * scale
     diagonal = h.diagonal()
     diagonal += 1e-9
-    diagonal[:n_free] += damping  # corrections are linear and have a prior: they need none
+    diagonal[:n_dense] += damping  # corrections are linear and have a prior: they need none
     factor, failed = torch.linalg.cholesky_ex(h)
     return None if failed or not torch.isfinite(factor).all() else (factor, scale)
 
@@ -313,20 +347,17 @@ def _solve(factored: tuple[Tensor, Tensor], right: Tensor) -> Tensor:
 
 
 def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> MarginalFit:
-    n_free = len(optics.model.free)
-    z = torch.cat([begin.clamp(optics.lower, optics.upper), torch.zeros(optics.modes.n_modes, dtype=torch.float64)])
+    corrections = torch.zeros(optics.modes.n_modes, dtype=torch.float64)
+    z = torch.cat([begin.double(), corrections]).clamp(optics.lower, optics.upper)
     state = _expand(z, optics)
     normal = _normal(image, state, optics)
     objective, damping, gained = _objective(state, image, optics), _DAMPING, math.inf
-    for step_number in range(_PATIENCE * iterations):
+    for done in range(1, _PATIENCE * iterations + 1):
         better = None
         for _ in range(_TRIALS):
-            held = _held(z[:n_free], normal.descent[:n_free], optics)
-            factored = _factor(_without(normal.fisher, held), optics.precision, damping, n_free)
-            if factored is not None:
-                trial = z + _solve(factored, _still(normal.descent, held)[:, None])[:, 0]
-                trial[:n_free] = trial[:n_free].clamp(optics.lower, optics.upper)
-                there = _expand(trial, optics)
+            step = _step(state.z, normal, damping, optics)
+            if step is not None:
+                there = _expand((state.z + step).clamp(optics.lower, optics.upper), optics)
                 value = _objective(there, image, optics)
                 if value <= objective:
                     better, gained, objective = there, objective - value, value
@@ -335,54 +366,76 @@ def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> 
             damping = max(damping * _REJECTED, 1e-3)
         if better is None:
             break
-        z, state = better.z, better
-        normal = _normal(image, state, optics)
-        if gained < _TOLERANCE or (step_number + 1 >= iterations and gained < _WORTH * objective):
+        state, normal = better, _normal(image, better, optics)
+        if gained < _TOLERANCE or (done >= iterations and gained < _WORTH * objective):
             break
-    return _finish(image, state, normal, objective, optics)
+    return _finish(image, state, normal, objective, gained, optics)
 
 
-def _held(parameters: Tensor, descent: Tensor, optics: _Optics) -> Tensor:
-    """Which of the parameters press against a wall: they sit out."""
-    held = ((parameters <= optics.lower) & (descent < 0)) | ((parameters >= optics.upper) & (descent > 0))
-    return torch.nonzero(held)[:, 0]
+def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, iterations: int) -> MarginalFit:
+    """The best of the starts that `search` finds, fitted smoothly first, then with the source's corrections."""
+    counts = image.counts
+    variance = image.variance
+    if variance is None:
+        variance = counts.clamp_min(_DARKEST * model.constants["sky"] * model.binning**2)
+    weights = variance.reciprocal().where(image.good, 0.0)
+    shape = lens_light_core(counts, weights, model)
+    light = LensLight(model, centre=(float(shape[0]), float(shape[1])), largest=float(counts.max()))
+    smooth = _Optics(model, SourceModes(0), light)
+    starts = search(counts, weights, model, light, shape)
+    fits = [_fit_one(image, begin, smooth, _LIGHT_ITERATIONS) for begin in starts]
+    optics = _Optics(model, modes, light)
+    found = [_fit_one(image, one.parameters, optics, iterations) for one in fits]
+    return max(found, key=lambda one: float(one.log_evidence))
 
 
-def _without(fisher: Tensor, held: Tensor) -> Tensor:
-    if not len(held):
-        return fisher
-    fisher = fisher.clone()
-    fisher[held], fisher[:, held] = 0.0, 0.0
-    fisher[held, held] = 1.0
-    return fisher
+def _step(z: Tensor, normal: _Normal, damping: float, optics: _Optics) -> Tensor | None:
+    """The damped step from z to the best place within the walls; None where the normal matrix has no Cholesky factor.
+
+    What would leave through a wall stops there, and the others make the best of it.
+    """
+    stopped, short = torch.zeros(len(z), dtype=torch.bool), torch.zeros_like(z)
+    step = short
+    for _ in range(_WALLS):
+        fisher = normal.fisher
+        if stopped.any():
+            fisher = fisher.masked_fill(stopped[:, None] | stopped, 0.0) + torch.diag(stopped.double())
+        factored = _factor(fisher, optics.precision, damping, optics.n_dense)
+        if factored is None:
+            return None
+        pull = (normal.descent - normal.fisher @ short).masked_fill(stopped, 0.0)
+        step = torch.where(stopped, short, _solve(factored, pull[:, None])[:, 0])
+        below, above = z + step < optics.lower, z + step > optics.upper
+        if not (below | above).any():
+            break
+        stopped |= below | above
+        short = torch.where(below, optics.lower - z, torch.where(above, optics.upper - z, short))
+    return step
 
 
-def _still(descent: Tensor, held: Tensor) -> Tensor:
-    return descent.index_fill(0, held, 0.0)
-
-
-def _finish(image: _Image, state: _State, normal: _Normal, objective: float, optics: _Optics) -> MarginalFit:
-    model, n_free = optics.model, len(optics.model.free)
-    parameters = state.z[:n_free]
-    held = _held(parameters, normal.descent[:n_free], optics)
-    factored = _factor(normal.fisher, optics.precision, 0.0, n_free)
+def _finish(
+    image: _Image, state: _State, normal: _Normal, objective: float, gained: float, optics: _Optics
+) -> MarginalFit:
+    model, n = optics.model, optics.n_dense
+    parameters = state.z[:n]
     residual = (image.counts - state.expected) * normal.weights.sqrt().view_as(image.counts)
-    shape = state.expected.shape
-    significance = torch.zeros(shape)
+    significance = torch.zeros(state.expected.shape)
     n_pixels = int(image.good.sum())
-    chi2 = degrees = gain = math.inf
+    chi2 = degrees = promised = math.inf
     evidence = -math.inf
-    spread = torch.full((n_free, n_free), math.inf, dtype=torch.float64)
-    if factored is not None and n_pixels:
+    factored = _factor(normal.fisher, optics.precision, 0.0, n)
+    spread = torch.full((n, n), math.inf, dtype=torch.float64)
+    step = _step(state.z, normal, 0.0, optics)
+    if factored is not None and step is not None and n_pixels:
         inverse = _solve(factored, torch.eye(len(state.z), dtype=torch.float64))
-        spread = inverse[:n_free, :n_free]
+        spread = inverse[:n, :n]
         degrees = len(state.z) - float((inverse.diagonal() * optics.precision).sum())
         chi2 = float(residual.double().square().sum()) / max(n_pixels - degrees, 1.0)
-        inner = normal.fisher[n_free:, n_free:] + torch.eye(optics.modes.n_modes, dtype=torch.float64)
+        inner = normal.fisher[n:, n:] + torch.eye(optics.modes.n_modes, dtype=torch.float64)
         evidence = -0.5 * (objective + float(torch.logdet(inner)))
-        step = inverse @ _still(normal.descent, held)
-        gain = float(step @ normal.descent)
+        promised = float(step @ normal.descent)
         significance = _significance(state, normal, residual, step, factored, optics)
+    at_wall = ((parameters <= optics.lower[:n]) | (parameters >= optics.upper[:n]))[: optics.n_lens].any()
     columns = torch.tensor([model.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
     for i, name in enumerate(FIT_COLUMNS):
         if name in model.free:
@@ -392,14 +445,16 @@ def _finish(image: _Image, state: _State, normal: _Normal, objective: float, opt
         parameters=parameters,
         covariance=spread,
         chi2=number(chi2 if math.isfinite(chi2) else math.inf),
-        converged=torch.tensor(bool(gain < _TOLERANCE and math.isfinite(chi2) and not len(held))),
+        converged=torch.tensor(
+            math.isfinite(chi2) and min(gained, promised) < _CONVERGED * n_pixels and not bool(at_wall)
+        ),
         columns=columns,
         model_counts=state.expected.float(),
         residual=residual.float(),
         significance=significance,
         degrees=number(degrees),
         log_evidence=number(evidence),
-        corrections=state.z[n_free:],
+        corrections=state.z[n:],
     )
 
 
@@ -411,7 +466,7 @@ def _significance(
     The first is exact at every pixel. The second, a share between 0 and 1 that changes slowly, is computed at every
     second one and interpolated.
     """
-    model, n_free, n = optics.model, len(optics.model.free), optics.model.n_pixels
+    model, n_free, n = optics.model, optics.n_dense, optics.model.n_pixels
     shift = state.slopes[[model.free.index("source_x"), model.free.index("source_y")]].float()
     weights = normal.weights.view(n, n).float()
     left = residual.flatten().double() - (step[:n_free] @ state.slopes.flatten(1).double()) * normal.weights.sqrt()
