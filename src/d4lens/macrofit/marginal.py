@@ -36,7 +36,8 @@ _DAMPING, _ACCEPTED, _REJECTED, _TRIALS = 1e-2, 0.1, 10.0, 6
 _TOLERANCE = 1.0  # chi-squared that the last iteration may still have gained: one standard deviation of one parameter
 _WORTH, _PATIENCE = 0.02, 3  # share of the objective that is worth more iterations, up to so many times as many
 _STARTS = 3
-_LIGHT_ITERATIONS = 6
+_LIGHT_ITERATIONS = 6  # where a lens galaxy's light is fitted too
+_MASS_OFF_LIGHT, _SHEAR = 0.1, 0.1
 _EVERY = 2  # places between two at which a template's lost information is computed
 _WALLS = 8  # times a step is solved again because something would leave its bounds
 _CONVERGED = 0.01  # chi-squared a pixel
@@ -251,7 +252,7 @@ class _Corrections:
         down, along = blur[:, self.rows], blur[:, self.across]
         rows, across = _span(_reached(down)), _span(_reached(along))
         height, width = self.light.shape
-        out = (down[rows] @ light.view(height, -1)).view(rows.stop - rows.start, width, self.modes.n_modes)
+        out = (down[rows] @ light.view(height, width * self.modes.n_modes)).view(rows.stop - rows.start, width, self.modes.n_modes)
         n = len(blur)
         place = torch.arange(n * n, device=blur.device).view(n, n)[rows, across]
         return along[across] @ out, place
@@ -381,12 +382,28 @@ def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, i
     weights = variance.reciprocal().where(image.good, 0.0)
     shape = lens_light_core(counts, weights, model)
     light = LensLight(model, centre=(float(shape[0]), float(shape[1])), largest=float(counts.max()))
-    smooth = _Optics(model, SourceModes(0), light)
-    starts = search(counts, weights, model, light, shape)
-    fits = [_fit_one(image, begin, smooth, _LIGHT_ITERATIONS) for begin in starts]
-    optics = _Optics(model, modes, light)
-    found = [_fit_one(image, one.parameters, optics, iterations) for one in fits]
-    return max(found, key=lambda one: float(one.log_evidence))
+    model = _following(model, shape)
+    begun = search(counts, weights, model, light, shape)
+    smooth, optics = (_Optics(model, each, light) for each in (SourceModes(0), modes))
+    fits = [_fit_one(image, _fit_one(image, z, smooth, 2).parameters, optics, _LIGHT_ITERATIONS) for z in begun]
+    return max(fits, key=lambda one: float(one.log_evidence))
+
+
+def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
+    """The model with its mass about where the galaxy's light of `shape` (4,) is, as early-type lenses have it.
+
+    Their axis ratio and angle are the light's within a tenth (Koopmans et al. 2006), and a shear is small.
+    """
+    pixel = model.observation.pixel_scale
+    priors = dict(model.priors)
+    for name, at in zip(("lens_x", "lens_y", "lens_e1", "lens_e2"), shape.tolist()):
+        reach, sigma = (2 * pixel, pixel / 2) if name in ("lens_x", "lens_y") else (_MASS_OFF_LIGHT * 3, _MASS_OFF_LIGHT)
+        priors[name] = Prior(at - reach, at + reach, at, sigma)
+    for name in ("gamma1", "gamma2"):
+        priors[name] = Prior(-_SHEAR * 3, _SHEAR * 3, 0.0, _SHEAR)
+    return SmoothLensModel(
+        model.observation, model.constants, model.free, priors, binning=model.binning, dtype=model.dtype
+    )
 
 
 def _step(z: Tensor, normal: _Normal, damping: float, optics: _Optics) -> Tensor | None:
@@ -477,7 +494,7 @@ def _significance(
 
     pixel = model.observation.pixel_scale * model.binning
     row, column = normal.lit // n, normal.lit % n
-    places = torch.arange(0, n, _EVERY)
+    places = torch.linspace(0, n - 1, math.ceil(n / _EVERY), dtype=weights.dtype)
     dy = (row[:, None] - places) * pixel
     dx = (column[:, None] - places) * pixel
     root = weights.flatten()[normal.lit].sqrt()
@@ -487,14 +504,14 @@ def _significance(
     templates = templates.flatten(1)
     whole = torch.cat([(state.slopes.flatten(1)[:, normal.lit] * root), normal.columns.float().T])
     factor, scale = factored
-    overlap = (whole @ templates).double() * scale[:, None]
+    overlap = (whole.to(templates) @ templates).double() * scale[:, None]
     absorbed = torch.linalg.solve_triangular(factor, overlap, upper=False).square().sum(0)
     kept = 1 - absorbed / templates.square_().sum(0).clamp_min(1e-30)
-    # At a place x of the image, x / step of the coarse map, whose ends go on flat.
     step_map = kept.clamp(0, 1).view(len(places), len(places))
-    where = (torch.arange(n) / _EVERY).clamp_max(len(places) - 1)
+    where = torch.linspace(0, len(places) - 1, n)
     lower = where.long().clamp_max(len(places) - 2)
     rise = (where - lower).to(step_map)
     across = torch.lerp(step_map[:, lower], step_map[:, lower + 1], rise)
     kept = torch.lerp(across[lower], across[lower + 1], rise[:, None])
-    return (explained.double() / (information.double() * kept + PRIOR_WIDTH**-2).sqrt()).float()
+    found = (explained.double() / (information.double() * kept + PRIOR_WIDTH**-2).sqrt()).float()
+    return found.where(torch.isfinite(found), 0.0)

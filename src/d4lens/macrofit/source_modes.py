@@ -55,12 +55,12 @@ class SourceModes:
         away = (fine[:, None] - nodes) / length
         near = torch.exp(-0.5 * away * away)
         values_and_slopes = torch.cat([near @ weights, (away * near) @ weights / -length], 1)
-        values_and_slopes[[0, -1]] = 0.0  # rays further out end on the table's last entry
+        values_and_slopes[[0, -2, -1]] = 0.0  # rays further out end on the table's last entry
         self._table, self._n_axis = values_and_slopes.to(device, dtype), n_axis
 
     def along(self, u: Tensor, *, slopes: bool = False) -> tuple[Tensor, Tensor | None]:
         """The functions f_i at coordinates (P,) in arcsec from the source's centre, and if asked their slopes: (P, n)."""
-        place = ((u + self._reach) / self._pitch).clamp(0, len(self._table) - 1.001)
+        place = ((u.to(self._table) + self._reach) / self._pitch).clamp(0, len(self._table) - 1.001)
         lower = place.long()
         table = self._table if slopes else self._table[:, : self._n_axis]
         found = torch.lerp(table[lower], table[lower + 1], (place - lower)[:, None])
