@@ -191,5 +191,7 @@ def test_smooth_lenses_leave_white_maps_and_honest_errors():
     assert result.converged.all()
     assert abs(result.chi2.mean() - 1) < 0.02
     assert 0.8 < result.significance.std() < 1.2
-    pulls = (result.columns - torch.tensor(truth.iloc[smooth.numpy()][list(FIT_COLUMNS)].to_numpy(float))) / result.sigma[:, :7]
+    pulls = (
+        result.columns - torch.tensor(truth.iloc[smooth.numpy()][list(FIT_COLUMNS)].to_numpy(float))
+    ) / result.sigma[:, :7]
     assert 0.7 < pulls.std() < 1.3

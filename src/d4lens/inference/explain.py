@@ -15,8 +15,8 @@ from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.inference.pipeline import Classifier, fit_images, flag_of, load_classifier, network_batch, prepare_source
-from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.models.averaging import predict_logits
+from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.observation import Observation
 
 _HALF = 2.6  # arcsec shown to either side: the arcs, not the empty sky

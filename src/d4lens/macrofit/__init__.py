@@ -1,6 +1,7 @@
 """The smooth lens fitted to each image: where it sits, and what it cannot explain."""
 
 from d4lens.macrofit.fit import TABLE_COLUMNS, FitResult, fit
+from d4lens.macrofit.marginal import MarginalFit, fit_marginal, open_model
 from d4lens.macrofit.presets import preset_model, pseudo_counts
 from d4lens.macrofit.significance import significance
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
@@ -11,11 +12,14 @@ __all__ = [
     "PARAMETERS",
     "TABLE_COLUMNS",
     "FitResult",
+    "MarginalFit",
     "Prior",
     "SmoothLensModel",
     "bounds",
     "fit",
+    "fit_marginal",
     "fit_split",
+    "open_model",
     "preset_model",
     "pseudo_counts",
     "significance",

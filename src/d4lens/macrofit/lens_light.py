@@ -22,10 +22,12 @@ SHAPE = ("light_x", "light_y", "light_e1", "light_e2")
 """Centre (arcsec) and ellipticity of the light, as the source's."""
 
 _STEP = 1e-4  # of the finite differences by the shape
-_THETA_E = (0.4, 2.4, 26)  # arcsec: lowest and highest trial, number, equal ratios
+_THETA_E = (0.8, 1.25, 9)  # lowest and highest trial over the estimate, number, equal ratios
 _ELLIPTICITIES = (0.1, 0.2)  # besides round lenses, each at six angles
 _TRIAL_MODES = {"n_modes": 220, "half_width": 1.0, "step": 0.075, "length": 0.11}
 _CORE = 0.7  # arcsec from the galaxy's centre within which its light alone is looked for
+_LENS_ERROR, _GALAXY_ERROR = 0.3, 0.02  # shares of the arcs' and the galaxy's brightness that a trial may miss
+_BRIGHTER = (1.0, 4.0, 16.0)  # trial standard deviations of the source, times the arcs' brightness in the image
 _REACH = 3.0  # arcsec from the galaxy beyond which pixels say nothing of its arcs
 
 
@@ -48,9 +50,7 @@ class LensLight:
             math.log10(pixel / 2), math.log10(model.observation.half_width), n_widths, dtype=torch.float64
         )
         self.names = (*SHAPE, *(f"light_{i}" for i in range(n_widths)))
-        place = {
-            name: Prior(at - 3 * pixel, at + 3 * pixel) for name, at in zip(SHAPE[:2], centre)
-        }
+        place = {name: Prior(at - 3 * pixel, at + 3 * pixel) for name, at in zip(SHAPE[:2], centre)}
         shape = dict.fromkeys(SHAPE[2:], Prior(-0.4, 0.4, 0.0, 0.2))
         heights = dict.fromkeys(self.names[4:], Prior(0.0, 10 * largest, 0.0, 10 * largest))
         self.priors = {**place, **shape, **heights}
@@ -114,11 +114,18 @@ def core(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> Tensor:
 
 
 def search(
-    counts: Tensor, weights: Tensor, model: SmoothLensModel, light: LensLight, shape: Tensor, n_best: int = 3
+    counts: Tensor,
+    weights: Tensor,
+    model: SmoothLensModel,
+    light: LensLight,
+    shape: Tensor,
+    einstein_radius: float,
+    n_best: int = 3,
 ) -> list[Tensor]:
     """Starts (F + 4 + G,), best first, for one image (N, N) with inverse variances (N, N), zero where masked.
 
-    Every trial lens is isothermal without shear, centred on the light. The best of each Einstein radius compete.
+    Every trial lens is isothermal without shear, centred on the light, its Einstein radius within a quarter of the
+    estimate (arcsec): at half of it a ring-shaped source explains any ring as well. The best of each radius compete.
     """
     factor = 2 if model.binning == 1 and model.n_pixels >= 64 else 1
     coarse = model.at(model.binning * factor, model.binning * factor)
@@ -136,20 +143,31 @@ def search(
     smooth = torch.cat([LensLight(coarse, len(light.widths)).gaussians(shape), sky])[:, used].T * root[:, None]
     target = k[used] * root
     alone = torch.from_numpy(nnls(smooth.numpy(), target.numpy())[0])
-    left = ((target - smooth @ alone) / root)
+    left = (target - smooth @ alone) / root
     contrast = float(left[left > left.quantile(0.9)].mean().clamp_min(left.std())) / coarse.binning**2
+    # A trial's lens is off by more than the noise of bright arcs, a galaxy's isophotes by more than that of its core.
+    wrong = (_LENS_ERROR * contrast * coarse.binning**2) ** 2 + (_GALAXY_ERROR * (smooth @ alone / root)) ** 2
+    softer = (root.square().reciprocal() + wrong).rsqrt() / root
+    root, smooth, target = root * softer, smooth * softer[:, None], target * softer
     modes = SourceModes(**_TRIAL_MODES, dtype=coarse.dtype)
     trials = []
-    grid = torch.logspace(*(math.log10(v) for v in _THETA_E[:2]), _THETA_E[2], dtype=torch.float64).tolist()
+    lowest, highest = (math.log10(ratio * einstein_radius) for ratio in _THETA_E[:2])
+    grid = torch.logspace(lowest, highest, int(_THETA_E[2]), dtype=torch.float64).tolist()
     angles = [math.pi * i / 3 for i in range(6)]
     lenses = [(0.0, 0.0)] + [(e * math.cos(a), e * math.sin(a)) for e in _ELLIPTICITIES for a in angles]
-    for theta_E in (t for t in grid if t < 0.9 * model.observation.half_width):
+    for theta_E in grid:
         best: tuple[float, Tensor] | None = None
         for e1, e2 in lenses:
-            values = {"theta_E": theta_E, "lens_e1": e1, "lens_e2": e2, "lens_x": float(shape[0]), "lens_y": float(shape[1])}
+            values = {
+                "theta_E": theta_E,
+                "lens_e1": e1,
+                "lens_e2": e2,
+                "lens_x": float(shape[0]),
+                "lens_y": float(shape[1]),
+            }
             evidence, found, heights = _trial(coarse, values, modes, contrast, used, root, smooth, target)
             if best is None or evidence > best[0]:
-                best = (evidence, _begin(model, light, values, modes, contrast * found, heights, shape))
+                best = (evidence, _begin(model, light, values, modes, found, heights, shape))
         assert best is not None
         trials.append((best[0], theta_E, best[1]))
     trials.sort(key=lambda trial: -trial[0])
@@ -178,23 +196,37 @@ def _trial(
     u, v = (beta - values[name] for beta, name in zip(seen["beta"], ("lens_x", "lens_y")))
     n = len(u)
     blur = model.blur(model.constants["psf_sigma"])
-    columns = contrast * modes.at(u.flatten(), v.flatten())
+    columns = modes.at(u.flatten(), v.flatten())
     columns = blur @ (blur @ columns.view(n, -1)).view(n, n, -1)
-    columns = columns[used].double() * root[:, None]
-    inner = columns.T @ columns + torch.eye(modes.n_modes, dtype=torch.float64)
-    cross, right = columns.T @ smooth, columns.T @ target
-    factor = torch.linalg.cholesky(inner)
-    half = torch.linalg.solve_triangular(factor, torch.cat([cross, right[:, None]], 1), upper=False)
-    # What the source leaves of the Gaussians and of the data: a small problem for non-negative heights.
+    columns = columns[used] * root[:, None].to(columns)
+    fisher = (columns.T @ columns).double()
+    cross, right = (
+        (columns.T @ torch.cat([smooth, target[:, None]], 1).to(columns)).double().split([smooth.shape[1], 1], 1)
+    )
     both = torch.cat([smooth, target[:, None]], 1)
-    reduced = both.T @ both - half.T @ half
-    scale = reduced.diagonal().clamp_min(1e-30).sqrt()
-    root_of = torch.linalg.cholesky(reduced / (scale[:, None] * scale) + 1e-9 * torch.eye(len(scale), dtype=torch.float64)).T
-    heights = torch.from_numpy(nnls(root_of[:, :-1].numpy(), (root_of[:, -1]).numpy())[0])
-    misfit = float((root_of[:, -1] - root_of[:, :-1] @ heights).square().sum() * scale[-1] ** 2)
-    heights = heights * scale[-1] / scale[:-1]
-    found = torch.cholesky_solve((right - cross @ heights)[:, None], factor)[:, 0]
-    return -0.5 * misfit - float(factor.diagonal().log().sum()), found, heights
+    best: tuple[float, Tensor, Tensor] | None = None
+    for times in _BRIGHTER:
+        height = times * contrast
+        inner = height**2 * fisher + torch.eye(modes.n_modes, dtype=torch.float64)
+        factor, failed = torch.linalg.cholesky_ex(inner)
+        if failed:
+            continue
+        half = torch.linalg.solve_triangular(factor, height * torch.cat([cross, right], 1), upper=False)
+        # What the source leaves of the Gaussians and of the data: a small problem for non-negative heights.
+        reduced = both.T @ both - half.T @ half
+        scale = reduced.diagonal().clamp_min(1e-30).sqrt()
+        unit = reduced / (scale[:, None] * scale) + 1e-6 * torch.eye(len(scale), dtype=torch.float64)
+        upper, failed = torch.linalg.cholesky_ex(unit, upper=True)
+        if failed:
+            continue
+        heights = torch.from_numpy(nnls(upper[:, :-1].numpy(), upper[:, -1].numpy())[0])
+        misfit = float((upper[:, -1] - upper[:, :-1] @ heights).square().sum() * scale[-1] ** 2)
+        evidence = -0.5 * misfit - float(factor.diagonal().log().sum())
+        if best is None or evidence > best[0]:
+            heights = heights * scale[-1] / scale[:-1]
+            found = torch.cholesky_solve(height * (right[:, 0] - cross @ heights)[:, None], factor)[:, 0]
+            best = evidence, height * found, heights
+    return best or (-math.inf, torch.zeros(modes.n_modes).double(), torch.zeros(smooth.shape[1]).double())
 
 
 def _begin(
@@ -209,7 +241,7 @@ def _begin(
     """A start whose Sérsic source has the place, size and brightness of the inverted one."""
     axis = torch.linspace(-modes.half_width, modes.half_width, 41, dtype=coefficients.dtype)
     v, u = torch.meshgrid(axis, axis, indexing="ij")
-    bright = (modes.at(u.flatten().float(), v.flatten().float()).double() @ coefficients)
+    bright = modes.at(u.flatten().float(), v.flatten().float()).double() @ coefficients
     peak = float(bright.max())
     bright = torch.where(bright > 0.3 * peak, bright, 0.0)
     total = bright.sum().clamp_min(1e-30)
@@ -217,7 +249,9 @@ def _begin(
     # The brightest place is where the source is; far-off fragments pull the mean.
     top = int(bright.argmax())
     x, y = 0.5 * (x + float(u.flatten()[top])), 0.5 * (y + float(v.flatten()[top]))
-    size = math.sqrt(max(float((bright * ((u.flatten() - x) ** 2 + (v.flatten() - y) ** 2)).sum() / total) / 2, 0.05**2))
+    size = math.sqrt(
+        max(float((bright * ((u.flatten() - x) ** 2 + (v.flatten() - y) ** 2)).sum() / total) / 2, 0.05**2)
+    )
     begin = {**model.constants, "gamma1": 0.0, "gamma2": 0.0, "e1": 0.0, "e2": 0.0, **values}
     begin |= {"source_x": x + values["lens_x"], "source_y": y + values["lens_y"], "n": 1.0, "R_e": min(1.2 * size, 0.6)}
     begin |= {"amplitude": max(peak, 1e-3) / math.exp(1.67) * 1.5, "sky": max(float(heights[-1]), 1e-3)}

@@ -98,7 +98,7 @@ def fit_marginal(
     *,
     noise: Tensor | None = None,
     mask: Tensor | None = None,
-    lens_light: bool = False,
+    einstein_radius: Tensor | None = None,
     modes: SourceModes | None = None,
     iterations: int = 3,
     initial: Tensor | None = None,
@@ -112,17 +112,20 @@ def fit_marginal(
         `open_model` of it.
     noise: (B, N, N) standard deviations in counts; None: photon counts. Infinite: no data.
     mask: (B, N, N) bool, True where there is no data. Counts that are not finite are no data either.
-    lens_light: whether the lens galaxy's own light is fitted; its parameters (`lens_light.LensLight.names`) follow the
-        model's in the result, and the fit sets out from `lens_light.search`.
+    einstein_radius: (B,) estimates in arcsec, right within a quarter, of lenses whose galaxy shines itself: its light is
+        fitted too. Its parameters (`lens_light.LensLight.names`) follow the model's in the result, and the fit sets out
+        from `lens_light.search`. None: no such light.
     modes: the source's corrections; None: `SourceModes()`.
     iterations: of Levenberg and Marquardt after the smooth fit.
-    initial: (B, F) where they start; None: the smooth fit of the same parameters.
+    initial: (B, F) where they start, unless the galaxy shines; None: the smooth fit of the same parameters.
 
     An image that nothing fits comes back with `converged` False; none raises. An image's bytes do not depend on the
     others. Raises PhysicsError for shapes that do not fit, or noise that is not above 0.
     """
     if isinstance(model, Observation):
         model = open_model(model)
+    if einstein_radius is not None:
+        initial = None
     n = model.n_pixels
     if counts.ndim != 3 or counts.shape[1:] != (n, n) or not len(counts):
         raise PhysicsError(f"counts must be (B, {n}, {n}) as the model's, B of 1 or more, not {tuple(counts.shape)}")
@@ -136,15 +139,16 @@ def fit_marginal(
         good &= torch.isfinite(noise)
     counts = counts.to(model.dtype).where(good, model.constants["sky"] * model.binning**2)
     modes = modes or SourceModes(dtype=model.dtype, device=model.device)
-    if initial is None and not lens_light:
+    if einstein_radius is None and initial is None:
         initial = _smooth(counts, model, noise, threads)
 
     def work(i: int) -> MarginalFit:
         variance = None if noise is None else noise[i].to(model.dtype).square().where(good[i], 1.0)
         image = _Image(counts[i], good[i], variance)
-        if not lens_light:
+        if initial is not None:
             return _fit_one(image, initial[i], optics, iterations)
-        return _fit_with_light(image, model, modes, iterations)
+        assert einstein_radius is not None
+        return _fit_with_light(image, model, modes, float(einstein_radius[i]))
 
     optics = _Optics(model, modes)
     threads = (threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
@@ -252,7 +256,9 @@ class _Corrections:
         down, along = blur[:, self.rows], blur[:, self.across]
         rows, across = _span(_reached(down)), _span(_reached(along))
         height, width = self.light.shape
-        out = (down[rows] @ light.view(height, width * self.modes.n_modes)).view(rows.stop - rows.start, width, self.modes.n_modes)
+        out = (down[rows] @ light.view(height, width * self.modes.n_modes)).view(
+            rows.stop - rows.start, width, self.modes.n_modes
+        )
         n = len(blur)
         place = torch.arange(n * n, device=blur.device).view(n, n)[rows, across]
         return along[across] @ out, place
@@ -373,7 +379,7 @@ def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> 
     return _finish(image, state, normal, objective, gained, optics)
 
 
-def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, iterations: int) -> MarginalFit:
+def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, einstein_radius: float) -> MarginalFit:
     """The best of the starts that `search` finds, fitted smoothly first, then with the source's corrections."""
     counts = image.counts
     variance = image.variance
@@ -383,7 +389,7 @@ def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, i
     shape = lens_light_core(counts, weights, model)
     light = LensLight(model, centre=(float(shape[0]), float(shape[1])), largest=float(counts.max()))
     model = _following(model, shape)
-    begun = search(counts, weights, model, light, shape)
+    begun = search(counts, weights, model, light, shape, einstein_radius)
     smooth, optics = (_Optics(model, each, light) for each in (SourceModes(0), modes))
     fits = [_fit_one(image, _fit_one(image, z, smooth, 2).parameters, optics, _LIGHT_ITERATIONS) for z in begun]
     return max(fits, key=lambda one: float(one.log_evidence))
@@ -397,7 +403,9 @@ def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
     pixel = model.observation.pixel_scale
     priors = dict(model.priors)
     for name, at in zip(("lens_x", "lens_y", "lens_e1", "lens_e2"), shape.tolist()):
-        reach, sigma = (2 * pixel, pixel / 2) if name in ("lens_x", "lens_y") else (_MASS_OFF_LIGHT * 3, _MASS_OFF_LIGHT)
+        reach, sigma = (
+            (2 * pixel, pixel / 2) if name in ("lens_x", "lens_y") else (_MASS_OFF_LIGHT * 3, _MASS_OFF_LIGHT)
+        )
         priors[name] = Prior(at - reach, at + reach, at, sigma)
     for name in ("gamma1", "gamma2"):
         priors[name] = Prior(-_SHEAR * 3, _SHEAR * 3, 0.0, _SHEAR)
