@@ -24,7 +24,7 @@ SHAPE = ("light_x", "light_y", "light_e1", "light_e2")
 _STEP = 1e-4  # of the finite differences by the shape
 _THETA_E = (0.8, 1.25, 9)  # lowest and highest trial over the estimate, number, equal ratios
 _ELLIPTICITIES = (0.1, 0.2)  # besides round lenses, each at six angles
-_TRIAL_MODES = {"n_modes": 220, "half_width": 1.0, "step": 0.075, "length": 0.11}
+_TRIAL_MODES = (220, 1.0, 0.075, 0.11)  # number, half-width, step and length of the trials' source
 _CORE = 0.7  # arcsec from the galaxy's centre within which its light alone is looked for
 _LENS_ERROR, _GALAXY_ERROR = 0.3, 0.02  # shares of the arcs' and the galaxy's brightness that a trial may miss
 _BRIGHTER = (1.0, 4.0, 16.0)  # trial standard deviations of the source, times the arcs' brightness in the image
@@ -149,7 +149,7 @@ def search(
     wrong = (_LENS_ERROR * contrast * coarse.binning**2) ** 2 + (_GALAXY_ERROR * (smooth @ alone / root)) ** 2
     softer = (root.square().reciprocal() + wrong).rsqrt() / root
     root, smooth, target = root * softer, smooth * softer[:, None], target * softer
-    modes = SourceModes(**_TRIAL_MODES, dtype=coarse.dtype)
+    modes = SourceModes(*_TRIAL_MODES, dtype=coarse.dtype)
     trials = []
     lowest, highest = (math.log10(ratio * einstein_radius) for ratio in _THETA_E[:2])
     grid = torch.logspace(lowest, highest, int(_THETA_E[2]), dtype=torch.float64).tolist()
