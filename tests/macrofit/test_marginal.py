@@ -170,6 +170,10 @@ def test_shapes_and_noise_that_do_not_fit_are_refused(model, counts):
         fit_marginal(counts, model, noise=torch.zeros_like(counts))
     with pytest.raises(PhysicsError, match=r"counts must be \(B, 41, 41\)"):
         fit_marginal(counts[:, :20], model)
+    with pytest.raises(PhysicsError, match=r"initial must be \(3, 7\)"):
+        fit_marginal(counts, model, initial=torch.zeros(3, 6))
+    with pytest.raises(PhysicsError, match="einstein_radius must be 3 numbers above 0"):
+        fit_marginal(counts, model, einstein_radius=torch.tensor([1.0]))
 
 
 def test_a_clumpy_source_is_no_substructure():

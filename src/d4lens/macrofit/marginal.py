@@ -14,7 +14,7 @@ in one image of 300.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ _TOLERANCE = 1.0  # chi-squared that the last iteration may still have gained: o
 _WORTH, _PATIENCE = 0.02, 3  # share of the objective that is worth more iterations, up to so many times as many
 _STARTS = 3
 _LIGHT_ITERATIONS = 6  # where a lens galaxy's light is fitted too
+_NEAR = 1.4  # times the estimated Einstein radius, beyond which the fit has left the lens that was meant
 _MASS_OFF_LIGHT, _SHEAR = 0.1, 0.1
 _EVERY = 2  # places between two at which a template's lost information is computed
 _WALLS = 8  # times a step is solved again because something would leave its bounds
@@ -119,19 +120,24 @@ def fit_marginal(
     iterations: of Levenberg and Marquardt after the smooth fit.
     initial: (B, F) where they start, unless the galaxy shines; None: the smooth fit of the same parameters.
 
-    An image that nothing fits comes back with `converged` False; none raises. An image's bytes do not depend on the
+    An image that nothing fits, whose lens ends at a bound or more than 1.4 times off the estimate comes back with
+    `converged` False; none raises. An image's bytes do not depend on the
     others. Raises PhysicsError for shapes that do not fit, or noise that is not above 0.
     """
     if isinstance(model, Observation):
         model = open_model(model)
-    if einstein_radius is not None:
-        initial = None
     n = model.n_pixels
     if counts.ndim != 3 or counts.shape[1:] != (n, n) or not len(counts):
         raise PhysicsError(f"counts must be (B, {n}, {n}) as the model's, B of 1 or more, not {tuple(counts.shape)}")
     for name, other in (("noise", noise), ("mask", mask)):
         if other is not None and other.shape != counts.shape:
             raise PhysicsError(f"{name} must have the counts' shape {tuple(counts.shape)}, not {tuple(other.shape)}")
+    if initial is not None and initial.shape != (len(counts), len(model.free)):
+        raise PhysicsError(f"initial must be {(len(counts), len(model.free))}, not {tuple(initial.shape)}")
+    if einstein_radius is not None:
+        if einstein_radius.shape != (len(counts),) or not (einstein_radius > 0).all():
+            raise PhysicsError(f"einstein_radius must be {len(counts)} numbers above 0, one an image")
+        initial = None
     good = torch.isfinite(counts) & ~(torch.zeros_like(counts, dtype=torch.bool) if mask is None else mask.bool())
     if noise is not None:
         if not (noise > 0).all():
@@ -392,7 +398,9 @@ def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, e
     begun = search(counts, weights, model, light, shape, einstein_radius)
     smooth, optics = (_Optics(model, each, light) for each in (SourceModes(0), modes))
     fits = [_fit_one(image, _fit_one(image, z, smooth, 2).parameters, optics, _LIGHT_ITERATIONS) for z in begun]
-    return max(fits, key=lambda one: float(one.log_evidence))
+    best = max(fits, key=lambda one: float(one.log_evidence))
+    apart = abs(math.log(float(best.parameters[model.free.index("theta_E")]) / einstein_radius))
+    return replace(best, converged=best.converged & (apart < math.log(_NEAR)))
 
 
 def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
