@@ -37,6 +37,7 @@ _TOLERANCE = 1.0  # chi-squared that the last iteration may still have gained: o
 _WORTH, _PATIENCE = 0.02, 3  # share of the objective that is worth more iterations, up to so many times as many
 _STARTS = 3
 _LIGHT_ITERATIONS = 6  # where a lens galaxy's light is fitted too
+_SAME = 0.05  # of an Einstein radius, between two starts that led to one lens
 _NEAR = 1.4  # times the estimated Einstein radius, beyond which the fit has left the lens that was meant
 _MASS_OFF_LIGHT, _SHEAR = 0.1, 0.1
 _EVERY = 2  # places between two at which a template's lost information is computed
@@ -399,8 +400,12 @@ def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, e
     smooth, optics = (_Optics(model, each, light) for each in (SourceModes(0), modes))
     fits = [_fit_one(image, _fit_one(image, z, smooth, 2).parameters, optics, _LIGHT_ITERATIONS) for z in begun]
     best = max(fits, key=lambda one: float(one.log_evidence))
-    apart = abs(math.log(float(best.parameters[model.free.index("theta_E")]) / einstein_radius))
-    return replace(best, converged=best.converged & (apart < math.log(_NEAR)))
+    at = model.free.index("theta_E")
+    found = float(best.parameters[at])
+    # False lenses fit well too: believed is what two starts lead to, near the estimate.
+    agree = sum(abs(float(one.parameters[at]) / found - 1) < _SAME for one in fits) > 1
+    near = abs(math.log(found / einstein_radius)) < math.log(_NEAR)
+    return replace(best, converged=best.converged & (agree and near))
 
 
 def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
