@@ -2,6 +2,7 @@
 
 from d4lens.macrofit.faintest import fit_faintest
 from d4lens.macrofit.fit import TABLE_COLUMNS, FitResult, fit
+from d4lens.macrofit.marginal import MarginalFit, fit_marginal, open_model
 from d4lens.macrofit.presets import preset_model, pseudo_counts
 from d4lens.macrofit.significance import significance
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
@@ -12,12 +13,15 @@ __all__ = [
     "PARAMETERS",
     "TABLE_COLUMNS",
     "FitResult",
+    "MarginalFit",
     "Prior",
     "SmoothLensModel",
     "bounds",
     "fit",
     "fit_faintest",
+    "fit_marginal",
     "fit_split",
+    "open_model",
     "preset_model",
     "pseudo_counts",
     "significance",

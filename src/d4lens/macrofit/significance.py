@@ -31,14 +31,14 @@ def significance(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> 
     a mass a positive peak, a hole a negative one. A scalar under D4. Pixels whose counts are not finite carry no weight;
     a mass behind them shows in those around. An image's bytes do not depend on the others.
     """
-    kernels = _Kernels(model)
+    kernels = Kernels(model)
     threads = torch.get_num_threads() if model.device.type == "cpu" else 1
     rows = list(zip(counts, parameters, strict=True))
     found = in_threads(lambda row: _one(*row, model, kernels), rows, threads)
     return torch.stack(found) if found else torch.empty((0, model.n_pixels, model.n_pixels))
 
 
-class _Kernels:
+class Kernels:
     """Fourier transforms of a_x, a_y and their products on a grid of twice the image's side, so that nothing wraps."""
 
     def __init__(self, model: SmoothLensModel) -> None:
@@ -59,7 +59,7 @@ class _Kernels:
         return correlated[..., : self.n, : self.n]
 
 
-def _one(counts: Tensor, parameters: Tensor, model: SmoothLensModel, kernels: _Kernels) -> Tensor:
+def _one(counts: Tensor, parameters: Tensor, model: SmoothLensModel, kernels: Kernels) -> Tensor:
     stack = model.image_and_jacobian(parameters[None])[0].float()
     counts = counts.to(model.device, torch.float32)
     seen = torch.isfinite(counts)

@@ -11,7 +11,7 @@ stand here a second time because their derivatives need the intermediate terms; 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ MAPS = ("residual", "significance")
 
 PARAMETERS = (*FIT_COLUMNS, "lens_e1", "lens_e2", "lens_x", "lens_y", "n", "R_e", "amplitude", "sky", "psf_sigma")
 """All that can be freed. `amplitude` (at R_e) and `sky` are counts per native pixel, whatever the binning."""
+
+Modulation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""What multiplies the Sérsic source: places (u, v) from its centre, each (B, S, S) in arcsec, and its light there, to a
+factor and the factor's slopes by u and v."""
 
 _LENS = ("lens_e1", "lens_e2", "lens_x", "lens_y")
 _POSITIVE = ("theta_E", "n", "R_e", "amplitude", "sky", "psf_sigma")
@@ -164,26 +168,26 @@ class SmoothLensModel:
         kept = slice(self.n_pixels * factor)
         return bin_mean(self._x[kept, kept], factor), bin_mean(self._y[kept, kept], factor)
 
-    def image(self, parameters: Tensor) -> Tensor:
+    def image(self, parameters: Tensor, modulation: Modulation | None = None) -> Tensor:
         """Mean counts (B, N, N) for the free parameters (B, F), in the order of `free`."""
-        return self._evaluate(parameters, derivatives=False)[:, 0]
+        return self._evaluate(parameters, modulation, derivatives=False)[:, 0]
 
     def jacobian(self, parameters: Tensor) -> Tensor:
         """Derivatives (B, F, N, N) of the mean counts by each free parameter, at the parameters (B, F)."""
-        return self._evaluate(parameters, derivatives=True)[:, 1:]
+        return self._evaluate(parameters, None, derivatives=True)[:, 1:]
 
-    def image_and_jacobian(self, parameters: Tensor) -> Tensor:
+    def image_and_jacobian(self, parameters: Tensor, modulation: Modulation | None = None) -> Tensor:
         """(B, 1 + F, N, N): the mean counts and their derivatives, which share most of the work."""
-        return self._evaluate(parameters, derivatives=True)
+        return self._evaluate(parameters, modulation, derivatives=True)
 
-    def _evaluate(self, parameters: Tensor, *, derivatives: bool) -> Tensor:
+    def _evaluate(self, parameters: Tensor, modulation: Modulation | None, *, derivatives: bool) -> Tensor:
         if parameters.ndim != 2 or parameters.shape[1] != len(self.free):
             raise PhysicsError(f"parameters must be (B, {len(self.free)}), not {tuple(parameters.shape)}")
         parameters = parameters.to(self.device, torch.float64)
         values = {name: parameters.new_tensor([value]) for name, value in self.constants.items()}
         values |= {name: parameters[:, i] for i, name in enumerate(self.free)}
         wanted = self.free if derivatives else ()
-        light = self._sample(values, wanted, len(parameters))
+        light = self._sample(values, wanted, len(parameters), modulation)
         if self._bands is not None:
             out = torch.cat([band @ light[..., take, :] for take, band in self._bands], -2)
             out = torch.cat([out[..., take] @ band.mT for take, band in self._bands], -1)
@@ -208,6 +212,10 @@ class SmoothLensModel:
             out[:, 1 + self.free.index("psf_sigma")] = slope
         return out
 
+    def blur(self, sigma: float) -> Tensor:
+        """The matrix (N, S) that blurs one axis of the S sampled pixels by a PSF of `sigma` arcsec into the N counts'."""
+        return self._blur(torch.tensor([sigma], dtype=torch.float64))[0]
+
     def _blur(self, sigma: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Matrices (B, N, samples) that blur one axis of the sampled image and sum its samples to counts."""
         s, f, samples = self.sampling, self.binning // self.sampling, len(self._x)
@@ -218,7 +226,9 @@ class SmoothLensModel:
         summed = matrices[:, : self.n_pixels * f].reshape(-1, self.n_pixels, f, samples).sum(2)
         return (s * summed).to(dtype or self.dtype)
 
-    def _sample(self, values: Mapping[str, Tensor], wanted: Sequence[str], batch: int) -> Tensor:
+    def _sample(
+        self, values: Mapping[str, Tensor], wanted: Sequence[str], batch: int, modulation: Modulation | None
+    ) -> Tensor:
         """Surface brightness (B, 1 + F, samples, samples) in counts per native pixel, before PSF and sky, and derivatives."""
         p = {name: value.to(self.dtype)[:, None, None] for name, value in values.items()}
         x, y = self._x, self._y
@@ -236,12 +246,14 @@ class SmoothLensModel:
         log_ratio = torch.log(r_squared / (R_e * R_e))
         term = b * torch.exp(log_ratio / (2 * n))
         light = p["amplitude"] * torch.exp(b - term)
+        factor, by_u, by_v = modulation(u, v, light) if modulation else (1.0, 0.0, 0.0)
         out = light.new_empty((batch, 1 + len(wanted), *light.shape[1:]))
-        out[:, 0] = light
+        out[:, 0] = light * factor
         if not wanted:
             return out
-        slope = -light * term / (n * r_squared)  # 2 dI/d(r²)
-        gx, gy = slope * w, slope * z
+        slope = -light * term / (n * r_squared) * factor  # 2 dI/d(r²)
+        gx, gy = slope * w + light * by_u, slope * z + light * by_v
+        light = light * factor
         place = {name: out[:, 1 + i] for i, name in enumerate(wanted)}
         for name, (dx, dy) in by_lens.items():
             place[name].copy_(-(gx * dx + gy * dy))

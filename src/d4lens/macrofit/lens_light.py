@@ -1,0 +1,259 @@
+"""The lens galaxy's own light, and where a fit that has to tell it from the arcs sets out.
+
+The light is a sum of concentric elliptical Gaussians of fixed widths (multi-Gaussian expansion: Cappellari 2002), none
+negative; their heights are linear, centre and axes are not. A Gaussian PSF only widens them. Gaussians fitted alone
+take the arcs' light, so `search` solves for galaxy, source and sky together at every trial lens, the source by
+semilinear inversion (Warren & Dye 2003) on modes of a Gaussian process, and ranks the trials by the evidence (Suyu et
+al. 2006), which a lens that needs a more complicated source has less of.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize, nnls
+from torch import Tensor
+
+from d4lens.macrofit.smooth_lens import Prior, SmoothLensModel
+from d4lens.macrofit.source_modes import SourceModes
+
+SHAPE = ("light_x", "light_y", "light_e1", "light_e2")
+"""Centre (arcsec) and ellipticity of the light, as the source's."""
+
+_STEP = 1e-4  # of the finite differences by the shape
+_THETA_E = (0.8, 1.25, 9)  # lowest and highest trial over the estimate, number, equal ratios
+_ELLIPTICITIES = (0.1, 0.2)  # besides round lenses, each at six angles
+_TRIAL_MODES = (220, 1.0, 0.075, 0.11)  # number, half-width, step and length of the trials' source
+_CORE = 0.7  # arcsec from the galaxy's centre within which its light alone is looked for
+_LENS_ERROR, _GALAXY_ERROR = 0.3, 0.02  # shares of the arcs' and the galaxy's brightness that a trial may miss
+_BRIGHTER = (1.0, 4.0, 16.0)  # trial standard deviations of the source, times the arcs' brightness in the image
+_REACH = 3.0  # arcsec from the galaxy beyond which pixels say nothing of its arcs
+
+
+class LensLight:
+    """Elliptical Gaussians on a model's pixels.
+
+    Parameters
+    ----------
+    model: the smooth lens whose counts the light adds to.
+    n_widths: standard deviations, from half a native pixel to the image's half-width in equal ratios.
+    centre: arcsec, where the galaxy is; its light stays within three native pixels of it.
+    largest: counts per native pixel that no Gaussian exceeds by far.
+    """
+
+    def __init__(
+        self, model: SmoothLensModel, n_widths: int = 16, centre: tuple[float, float] = (0.0, 0.0), largest: float = 1e6
+    ) -> None:
+        self.model, pixel = model, model.observation.pixel_scale
+        self.widths = torch.logspace(
+            math.log10(pixel / 2), math.log10(model.observation.half_width), n_widths, dtype=torch.float64
+        )
+        self.names = (*SHAPE, *(f"light_{i}" for i in range(n_widths)))
+        place = {name: Prior(at - 3 * pixel, at + 3 * pixel) for name, at in zip(SHAPE[:2], centre)}
+        shape = dict.fromkeys(SHAPE[2:], Prior(-0.4, 0.4, 0.0, 0.2))
+        heights = dict.fromkeys(self.names[4:], Prior(0.0, 10 * largest, 0.0, 10 * largest))
+        self.priors = {**place, **shape, **heights}
+        self.x, self.y = (axis.double() for axis in model.pixel_centres())
+
+    def gaussians(self, shape: Tensor) -> Tensor:
+        """Counts (G, N, N) of each Gaussian of height 1 per native pixel, for the shape (4,)."""
+        x0, y0, e1, e2 = shape
+        dx, dy = self.x - x0, self.y - y0
+        e_squared = e1 * e1 + e2 * e2
+        across, along = (1 - e_squared.sqrt()), (1 + e_squared.sqrt())
+        # Covariance of unit area: axes (1 + e)/(1 - e) and its inverse, turned by half the angle of (e1, e2).
+        long = along / across
+        angle = 0.5 * torch.atan2(e2, e1)
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        u, v = (cos * dx + sin * dy).square(), (cos * dy - sin * dx).square()
+        blur = self.model.constants["psf_sigma"] ** 2
+        squared = self.widths.square()[:, None, None]
+        a, b = squared * long + blur, squared / long + blur
+        height = squared / (a * b).sqrt()
+        return self.model.binning**2 * height * torch.exp(-0.5 * (u / a + v / b))
+
+    def image_and_jacobian(self, values: Tensor) -> Tensor:
+        """(1 + 4 + G, N, N): the light for the values (4 + G,) in the order of `names`, and its derivatives."""
+        shape, heights = values[:4], values[4:]
+        columns = self.gaussians(shape)
+        slopes = []
+        for i in range(4):
+            step = torch.zeros_like(shape)
+            step[i] = _STEP
+            ends = (torch.tensordot(heights, self.gaussians(at), 1) for at in (shape + step, shape - step))
+            slopes.append((next(ends) - next(ends)) / (2 * _STEP))
+        return torch.cat([torch.tensordot(heights, columns, 1)[None], torch.stack(slopes), columns])
+
+
+def core(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> Tensor:
+    """Shape (4,) of the galaxy's light in its core, within the arcs: non-negative Gaussians at their best for each shape.
+
+    The galaxy is the brightest place within a fifth of the image's half-width of its centre.
+    """
+    x, y = (axis.double() for axis in model.pixel_centres())
+    near = (torch.hypot(x, y) < 0.2 * model.observation.half_width) & (weights > 0)
+    peak = torch.where(near, counts.double(), -math.inf).flatten().argmax()
+    centre = float(x.flatten()[peak]), float(y.flatten()[peak])
+    radius = max(_CORE, 5 * model.observation.pixel_scale * model.binning)
+    inside = (torch.hypot(x - centre[0], y - centre[1]) < radius) & (weights > 0)
+    light = LensLight(model, 10, centre)
+    root = weights[inside].double().sqrt()
+    target = (counts[inside].double() * root).numpy()
+
+    def misfit(shape: NDArray[np.float64]) -> float:
+        if max(abs(shape[2:])) > 0.4:
+            return math.inf
+        columns = light.gaussians(torch.from_numpy(shape))[:, inside] * root
+        return float(nnls(torch.cat([columns, root[None]]).T.numpy(), target)[1])
+
+    step = model.observation.pixel_scale * model.binning / 2
+    simplex = np.array([*centre, 0.0, 0.0]) + np.vstack([np.zeros(4), np.diag([step, step, 0.1, 0.1])])
+    found = minimize(misfit, simplex[0], method="Nelder-Mead", options={"initial_simplex": simplex, "maxfev": 150})
+    return torch.from_numpy(found.x)
+
+
+def search(
+    counts: Tensor,
+    weights: Tensor,
+    model: SmoothLensModel,
+    light: LensLight,
+    shape: Tensor,
+    einstein_radius: float,
+    n_best: int = 3,
+) -> list[Tensor]:
+    """Starts (F + 4 + G,), best first, for one image (N, N) with inverse variances (N, N), zero where masked.
+
+    Every trial lens is isothermal without shear, centred on the light, its Einstein radius within a quarter of the
+    estimate (arcsec): at half of it a ring-shaped source explains any ring as well. The best of each radius compete.
+    """
+    factor = 2 if model.binning == 1 and model.n_pixels >= 64 else 1
+    coarse = model.at(model.binning * factor, model.binning * factor)
+    n = coarse.n_pixels
+    bins = (slice(None, n * factor),) * 2
+    data = counts.double()[bins].reshape(n, factor, n, factor)
+    inverse = weights.double()[bins].reshape(n, factor, n, factor)
+    whole = (inverse > 0).all(3).all(1)
+    precision = torch.where(whole, inverse.clamp_min(1e-300).reciprocal().sum((1, 3)).reciprocal(), 0.0)
+    k = data.sum((1, 3))
+    x, y = (axis.double() for axis in coarse.pixel_centres())
+    used = (torch.hypot(x - shape[0], y - shape[1]) < _REACH) & whole
+    root = precision[used].sqrt()
+    sky = torch.full((1, n, n), float(coarse.binning**2), dtype=torch.float64)
+    smooth = torch.cat([LensLight(coarse, len(light.widths)).gaussians(shape), sky])[:, used].T * root[:, None]
+    target = k[used] * root
+    alone = torch.from_numpy(nnls(smooth.numpy(), target.numpy())[0])
+    left = (target - smooth @ alone) / root
+    contrast = float(left[left > left.quantile(0.9)].mean().clamp_min(left.std())) / coarse.binning**2
+    # A trial's lens is off by more than the noise of bright arcs, a galaxy's isophotes by more than that of its core.
+    wrong = (_LENS_ERROR * contrast * coarse.binning**2) ** 2 + (_GALAXY_ERROR * (smooth @ alone / root)) ** 2
+    softer = (root.square().reciprocal() + wrong).rsqrt() / root
+    root, smooth, target = root * softer, smooth * softer[:, None], target * softer
+    modes = SourceModes(*_TRIAL_MODES, dtype=coarse.dtype)
+    trials = []
+    lowest, highest = (math.log10(ratio * einstein_radius) for ratio in _THETA_E[:2])
+    grid = torch.logspace(lowest, highest, int(_THETA_E[2]), dtype=torch.float64).tolist()
+    angles = [math.pi * i / 3 for i in range(6)]
+    lenses = [(0.0, 0.0)] + [(e * math.cos(a), e * math.sin(a)) for e in _ELLIPTICITIES for a in angles]
+    for theta_E in grid:
+        best: tuple[float, Tensor] | None = None
+        for e1, e2 in lenses:
+            values = {
+                "theta_E": theta_E,
+                "lens_e1": e1,
+                "lens_e2": e2,
+                "lens_x": float(shape[0]),
+                "lens_y": float(shape[1]),
+            }
+            evidence, found, heights = _trial(coarse, values, modes, contrast, used, root, smooth, target)
+            if best is None or evidence > best[0]:
+                best = (evidence, _begin(model, light, values, modes, found, heights, shape))
+        assert best is not None
+        trials.append((best[0], theta_E, best[1]))
+    trials.sort(key=lambda trial: -trial[0])
+    return [begin for _, _, begin in trials[:n_best]]
+
+
+def _trial(
+    model: SmoothLensModel,
+    values: dict[str, float],
+    modes: SourceModes,
+    contrast: float,
+    used: Tensor,
+    root: Tensor,
+    smooth: Tensor,
+    target: Tensor,
+) -> tuple[float, Tensor, Tensor]:
+    """Log evidence of one lens, the source's coefficients and the heights of Gaussians and sky."""
+    seen = {}
+
+    def rays(u: Tensor, v: Tensor, light: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen["beta"] = u[0], v[0]
+        return torch.ones_like(u), torch.zeros_like(u), torch.zeros_like(u)
+
+    constants = {**model.constants, "gamma1": 0.0, "gamma2": 0.0, "source_x": 0.0, "source_y": 0.0, **values}
+    model.image(torch.tensor([[constants[name] for name in model.free]], dtype=torch.float64), rays)
+    u, v = (beta - values[name] for beta, name in zip(seen["beta"], ("lens_x", "lens_y")))
+    n = len(u)
+    blur = model.blur(model.constants["psf_sigma"])
+    columns = modes.at(u.flatten(), v.flatten())
+    columns = blur @ (blur @ columns.view(n, -1)).view(n, n, -1)
+    columns = columns[used] * root[:, None].to(columns)
+    fisher = (columns.T @ columns).double()
+    cross, right = (
+        (columns.T @ torch.cat([smooth, target[:, None]], 1).to(columns)).double().split([smooth.shape[1], 1], 1)
+    )
+    both = torch.cat([smooth, target[:, None]], 1)
+    best: tuple[float, Tensor, Tensor] | None = None
+    for times in _BRIGHTER:
+        height = times * contrast
+        inner = height**2 * fisher + torch.eye(modes.n_modes, dtype=torch.float64)
+        factor, failed = torch.linalg.cholesky_ex(inner)
+        if failed:
+            continue
+        half = torch.linalg.solve_triangular(factor, height * torch.cat([cross, right], 1), upper=False)
+        # What the source leaves of the Gaussians and of the data: a small problem for non-negative heights.
+        reduced = both.T @ both - half.T @ half
+        scale = reduced.diagonal().clamp_min(1e-30).sqrt()
+        unit = reduced / (scale[:, None] * scale) + 1e-6 * torch.eye(len(scale), dtype=torch.float64)
+        upper, failed = torch.linalg.cholesky_ex(unit, upper=True)
+        if failed:
+            continue
+        heights = torch.from_numpy(nnls(upper[:, :-1].numpy(), upper[:, -1].numpy())[0])
+        misfit = float((upper[:, -1] - upper[:, :-1] @ heights).square().sum() * scale[-1] ** 2)
+        evidence = -0.5 * misfit - float(factor.diagonal().log().sum())
+        if best is None or evidence > best[0]:
+            heights = heights * scale[-1] / scale[:-1]
+            found = torch.cholesky_solve(height * (right[:, 0] - cross @ heights)[:, None], factor)[:, 0]
+            best = evidence, height * found, heights
+    return best or (-math.inf, torch.zeros(modes.n_modes).double(), torch.zeros(smooth.shape[1]).double())
+
+
+def _begin(
+    model: SmoothLensModel,
+    light: LensLight,
+    values: dict[str, float],
+    modes: SourceModes,
+    coefficients: Tensor,
+    heights: Tensor,
+    shape: Tensor,
+) -> Tensor:
+    """A start whose Sérsic source has the place, size and brightness of the inverted one."""
+    axis = torch.linspace(-modes.half_width, modes.half_width, 41, dtype=coefficients.dtype)
+    v, u = torch.meshgrid(axis, axis, indexing="ij")
+    bright = modes.at(u.flatten().float(), v.flatten().float()).double() @ coefficients
+    peak = float(bright.max())
+    bright = torch.where(bright > 0.3 * peak, bright, 0.0)
+    total = bright.sum().clamp_min(1e-30)
+    x, y = float((bright * u.flatten()).sum() / total), float((bright * v.flatten()).sum() / total)
+    # The brightest place is where the source is; far-off fragments pull the mean.
+    top = int(bright.argmax())
+    x, y = 0.5 * (x + float(u.flatten()[top])), 0.5 * (y + float(v.flatten()[top]))
+    size = math.sqrt(
+        max(float((bright * ((u.flatten() - x) ** 2 + (v.flatten() - y) ** 2)).sum() / total) / 2, 0.05**2)
+    )
+    begin = {**model.constants, "gamma1": 0.0, "gamma2": 0.0, "e1": 0.0, "e2": 0.0, **values}
+    begin |= {"source_x": x + values["lens_x"], "source_y": y + values["lens_y"], "n": 1.0, "R_e": min(1.2 * size, 0.6)}
+    begin |= {"amplitude": max(peak, 1e-3) / math.exp(1.67) * 1.5, "sky": max(float(heights[-1]), 1e-3)}
+    free = torch.tensor([begin[name] for name in model.free], dtype=torch.float64)
+    return torch.cat([free, shape, heights[:-1]])
