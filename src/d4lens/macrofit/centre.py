@@ -16,7 +16,7 @@ CENTRE = ("lens_x", "lens_y")
 
 @lru_cache(maxsize=64)
 def freed(lens: SmoothLensModel, names: tuple[str, ...] = CENTRE) -> SmoothLensModel:
-    """The same lens with its centre free, or other `names`, last among its parameters."""
+    """Return the same lens with its centre free, or other `names`, last among its parameters."""
     return _with(lens, lens.constants, (*lens.free, *names))
 
 
@@ -41,7 +41,7 @@ def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, .
 def promise(
     counts: Tensor, result: FitResult, lens: SmoothLensModel, names: tuple[str, ...] = CENTRE
 ) -> tuple[Tensor, Tensor]:
-    """What one linear step from a fit of `lens` promises if its centre is free, or other lengths in arcsec, `names`.
+    """Take what one linear step from a fit of `lens` promises if its centre is free, or other lengths in arcsec, `names`.
 
     Returns the deviance gained (B,), as for `lens` by itself it would not be, and the parameters (B, F + names) of
     `freed(lens, names)` where the step ends, at most a sixteenth of the image's side off. One evaluation an image: a

@@ -57,7 +57,7 @@ class LensLight:
         self.x, self.y = (axis.double() for axis in model.pixel_centres())
 
     def gaussians(self, shape: Tensor) -> Tensor:
-        """Counts (G, N, N) of each Gaussian of height 1 per native pixel, for the shape (4,)."""
+        """Return counts (G, N, N) of each Gaussian of height 1 per native pixel, for the shape (4,)."""
         x0, y0, e1, e2 = shape
         dx, dy = self.x - x0, self.y - y0
         e_squared = e1 * e1 + e2 * e2
@@ -71,7 +71,8 @@ class LensLight:
         squared = self.widths.square()[:, None, None]
         a, b = squared * long + blur, squared / long + blur
         height = squared / (a * b).sqrt()
-        return self.model.binning**2 * height * torch.exp(-0.5 * (u / a + v / b))
+        counts: Tensor = self.model.binning**2 * height * torch.exp(-0.5 * (u / a + v / b))
+        return counts
 
     def image_and_jacobian(self, values: Tensor) -> Tensor:
         """(1 + 4 + G, N, N): the light for the values (4 + G,) in the order of `names`, and its derivatives."""
@@ -122,7 +123,7 @@ def search(
     einstein_radius: float,
     n_best: int = 3,
 ) -> list[Tensor]:
-    """Starts (F + 4 + G,), best first, for one image (N, N) with inverse variances (N, N), zero where masked.
+    """Return starts (F + 4 + G,), best first, for one image (N, N) with inverse variances (N, N), zero where masked.
 
     Every trial lens is isothermal without shear, centred on the light, its Einstein radius within a quarter of the
     estimate (arcsec): at half of it a ring-shaped source explains any ring as well. The best of each radius compete.
@@ -238,7 +239,7 @@ def _begin(
     heights: Tensor,
     shape: Tensor,
 ) -> Tensor:
-    """A start whose Sérsic source has the place, size and brightness of the inverted one."""
+    """Return a start whose Sérsic source has the place, size and brightness of the inverted one."""
     axis = torch.linspace(-modes.half_width, modes.half_width, 41, dtype=coefficients.dtype)
     v, u = torch.meshgrid(axis, axis, indexing="ij")
     bright = modes.at(u.flatten().float(), v.flatten().float()).double() @ coefficients

@@ -48,7 +48,7 @@ _CONVERGED = 0.01  # chi-squared a pixel
 def open_model(
     observation: Observation, binning: int = 1, constants: dict[str, float] | None = None, *, psf: bool = False
 ) -> SmoothLensModel:
-    """The smooth lens with all free that a telescope does not fix: priors as wide as lenses are.
+    """Return the smooth lens with all free that a telescope does not fix: priors as wide as lenses are.
 
     constants: starts of the free parameters, where a better one than usual is known. psf: the PSF's width is free too,
     known to 5 %.
@@ -164,7 +164,7 @@ def fit_marginal(
 
 
 def _smooth(counts: Tensor, model: SmoothLensModel, noise: Tensor | None, threads: int | None) -> Tensor:
-    """The smooth fit's parameters (B, F). With a noise map the images are scaled until their sky is Poisson's."""
+    """Return the smooth fit's parameters (B, F). With a noise map the images are scaled until their sky is Poisson's."""
     scale = 1.0
     if noise is not None:
         scale = float(model.constants["sky"] * model.binning**2 / noise[torch.isfinite(noise)].median() ** 2)
@@ -258,7 +258,7 @@ class _Corrections:
         return factor, by_u, by_v
 
     def columns(self, blur: Tensor) -> tuple[Tensor, Tensor]:
-        """Counts of the pixels in a rectangle by each coefficient (n, m, K), and those pixels' places (n, m) in (N, N)."""
+        """Return counts of the pixels in a rectangle by each coefficient (n, m, K), and those pixels' places (n, m) in (N, N)."""
         light = self.light.reshape(-1, 1) * self.modes.product(self.f_u, self.f_v)
         down, along = blur[:, self.rows], blur[:, self.across]
         rows, across = _span(_reached(down)), _span(_reached(along))
@@ -281,7 +281,7 @@ def _reached(blur: Tensor) -> Tensor:
 
 
 def _expand(z: Tensor, optics: _Optics) -> _State:
-    """The model and its derivatives by the parameters at z."""
+    """Return the model and its derivatives by the parameters at z."""
     bend = _Corrections(optics.modes, z[optics.n_dense :], slopes=True)
     stack = optics.model.image_and_jacobian(z[None, : optics.n_lens], bend)[0]
     expected, slopes = stack[0], stack[1:]
@@ -387,7 +387,7 @@ def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> 
 
 
 def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, einstein_radius: float) -> MarginalFit:
-    """The best of the starts that `search` finds, fitted smoothly first, then with the source's corrections."""
+    """Return the best of the starts that `search` finds, fitted smoothly first, then with the source's corrections."""
     counts = image.counts
     variance = image.variance
     if variance is None:
@@ -409,7 +409,7 @@ def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, e
 
 
 def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
-    """The model with its mass about where the galaxy's light of `shape` (4,) is, as early-type lenses have it.
+    """Return the model with its mass about where the galaxy's light of `shape` (4,) is, as early-type lenses have it.
 
     Their axis ratio and angle are the light's within a tenth (Koopmans et al. 2006), and a shear is small.
     """
@@ -428,7 +428,7 @@ def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
 
 
 def _step(z: Tensor, normal: _Normal, damping: float, optics: _Optics) -> Tensor | None:
-    """The damped step from z to the best place within the walls; None where the normal matrix has no Cholesky factor.
+    """Take the damped step from z to the best place within the walls; None where the normal matrix has no Cholesky factor.
 
     What would leave through a wall stops there, and the others make the best of it.
     """

@@ -173,7 +173,7 @@ class SmoothLensModel:
         return self._evaluate(parameters, modulation, derivatives=False)[:, 0]
 
     def jacobian(self, parameters: Tensor) -> Tensor:
-        """Derivatives (B, F, N, N) of the mean counts by each free parameter, at the parameters (B, F)."""
+        """Return derivatives (B, F, N, N) of the mean counts by each free parameter, at the parameters (B, F)."""
         return self._evaluate(parameters, None, derivatives=True)[:, 1:]
 
     def image_and_jacobian(self, parameters: Tensor, modulation: Modulation | None = None) -> Tensor:
@@ -213,7 +213,7 @@ class SmoothLensModel:
         return out
 
     def blur(self, sigma: float) -> Tensor:
-        """The matrix (N, S) that blurs one axis of the S sampled pixels by a PSF of `sigma` arcsec into the N counts'."""
+        """Return the matrix (N, S) that blurs one axis of the S sampled pixels by a PSF of `sigma` arcsec into the N counts'."""
         return self._blur(torch.tensor([sigma], dtype=torch.float64))[0]
 
     def _blur(self, sigma: Tensor, dtype: torch.dtype | None = None) -> Tensor:

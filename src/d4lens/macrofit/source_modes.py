@@ -59,7 +59,7 @@ class SourceModes:
         self._table, self._n_axis = values_and_slopes.to(device, dtype), n_axis
 
     def along(self, u: Tensor, *, slopes: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The functions f_i at coordinates (P,) in arcsec from the source's centre, and if asked their slopes: (P, n)."""
+        """Return the functions f_i at coordinates (P,) in arcsec from the source's centre, and if asked their slopes: (P, n)."""
         place = ((u.to(self._table) + self._reach) / self._pitch).clamp(0, len(self._table) - 1.001)
         lower = place.long()
         table = self._table if slopes else self._table[:, : self._n_axis]
