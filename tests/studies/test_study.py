@@ -35,7 +35,7 @@ def test_a_name_that_is_no_study_is_told():
 
 def test_the_stage_depends_on_the_shared_modules_and_on_all_that_a_study_may_need():
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["study"]["do"]["deps"]
-    assert {f"src/d4lens/studies/{name}.py" for name in ("__init__", "${key}", *studies.SHARED)} <= set(deps)
+    assert {f"src/d4lens/studies/{name}.py" for name in ("${key}", *studies.SHARED)} <= set(deps)
     assert {folder.format(profile="${profile.name}") for folder in NEEDS.values()} <= set(deps)
 
 
