@@ -81,7 +81,7 @@ def test_a_users_zip_becomes_arrays(stage, tmp_path):
 
 def test_the_simulation_is_the_default_and_brings_its_truth(stage, tmp_path):
     overlay = tmp_path / "profiles/smoke/params.yaml"
-    overlay.write_text("profile: {name: smoke, download: {n_train: 30, n_val: 12}, preprocess: {bin: 2}}")
+    overlay.write_text("studies: {}\nprofile: {name: smoke, download: {n_train: 30, n_val: 12}, preprocess: {bin: 2}}")
     assert stage("download", "smoke", download={"workers": 1})[0] == 0
     code, said = stage("preprocess", "smoke")
     assert (code, said) == (0, "data/smoke/arrays: train 27, select 3, test 12 images of 75 pixels, counts")

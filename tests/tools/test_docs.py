@@ -10,6 +10,13 @@ def test_the_api_pages_are_made_without_a_fault(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.html")}
-    for page in ("index", "d4lens/predict", "d4lens/studies", "d4lens/simulate", "d4lens/lensing", "d4lens/track"):
+    for page in (
+        "index",
+        "d4lens/inference/api",
+        "d4lens/studies",
+        "d4lens/simulator",
+        "d4lens/lensing",
+        "d4lens/tracking",
+    ):
         assert f"{page}.html" in pages
     assert "95 % interval" in (tmp_path / "d4lens" / "studies" / "outcome.html").read_text()

@@ -300,7 +300,7 @@ def test_a_tracker_switched_off_touches_nothing(tmp_path, monkeypatch):
 
 def test_two_trainings_that_create_the_store_at_once_share_it(tmp_path):
     code = (
-        "import sys; from d4lens import track\n"
+        "import sys; from d4lens import tracking\n"
         "with tracking.Tracker(True, sys.argv[1], 'd4lens-smoke', sys.argv[2], sys.argv[2], watch=False) as run:\n"
         "    run.log_metrics({'train/loss': 1.0})\n"
     )
