@@ -107,7 +107,14 @@ def layers(group: str, profile: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def parameters(group: str, model: type[Group], profile: str) -> Group:
     """One group: what params.yaml says for all profiles, and the profile's own on top."""
     shared, own = layers(group, profile)
-    return check(model, shared | own, f"group {group!r} of {overlay(profile)}")
+    return check(model, merged(shared, own), f"group {group!r} of {overlay(profile)}")
+
+
+def merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` on top of `shared`, group by group."""
+    both = {key: merged(shared[key], value) for key, value in own.items()
+            if isinstance(value, dict) and isinstance(shared.get(key), dict)}  # fmt: skip
+    return {**shared, **own, **both}
 
 
 def named(group: str, model: type[Group]) -> dict[str, Group]:

@@ -56,7 +56,7 @@ class GDriveParams(ParameterGroup):
 
 
 class SimulateParams(ParameterGroup):
-    """Preset, seed and overridden priors of the simulation; `train_priors` override those of the train part further."""
+    """Preset, seed and overridden priors of the simulation; `train_priors` override them for half the train part."""
 
     preset: str
     seed: Seed

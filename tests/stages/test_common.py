@@ -157,3 +157,9 @@ def test_a_value_for_all_says_whom_it_does_not_reach(common, capsys):
     assert capsys.readouterr().err == (
         "warning: train.learning_rate = 0.001 does not reach those that set their own: resnet18_long (0.001)\n"
     )
+
+
+def test_a_profile_changes_one_value_of_a_nested_group(common):
+    quick, full = (common.parameters("download", DownloadParams, profile).simulate for profile in ("quick", "full"))
+    assert full.seed != quick.seed
+    assert full.model_copy(update={"seed": quick.seed}) == quick

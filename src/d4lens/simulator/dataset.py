@@ -45,7 +45,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _LEVEL = 1  # zlib: level 6 takes six times as long for a tenth less
 
 
-_Task = tuple[Preset, int, str, range]
+_Task = tuple[tuple[Preset, ...], int, str, range]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def write_archive(
     progress : bool
         Show a progress bar.
     train_preset : Preset, optional
-        What the train part is drawn from, with the preset's name, telescope and noise; None: from `preset` too.
+        What every second image of each class in the train part is drawn from, with the preset's name, telescope and noise;
+        None: all are drawn from `preset`.
 
     Raises
     ------
@@ -150,7 +151,10 @@ def write_shard(
         raise PhysicsError("n_train + n_val must be at least 1, not 0")
     start, stop = total * shard // n_shards, total * (shard + 1) // n_shards
     described = _description(preset, train_preset)
-    of_split = {"train": train_preset or preset, "val": preset}
+    of_split: dict[str, tuple[Preset, ...]] = {
+        "train": (preset, train_preset) if train_preset else (preset,),
+        "val": (preset,),
+    }
     tasks = [(of_split[split], seed, split, rows) for split, rows in _tasks(start, stop, n_train)]
     about = {"seed": int(seed), "n_train": int(n_train), "n_val": int(n_val), "start": start, "stop": stop}
     with _archive(path) as archive, Meter(stop - start, Path(path).name) if progress else nullcontext() as meter:
@@ -240,7 +244,7 @@ def read_truth(path: str | Path) -> Truth:
 
 
 def _description(preset: Preset, train_preset: Preset | None) -> dict[str, Any]:
-    """Return what `preset.json` says: the preset, and as `train_priors` those of the train part's priors that are others."""
+    """Return what `preset.json` says: the preset, and as `train_priors` how those of half the train part differ."""
     described = preset.to_dict()
     if train_preset is None:
         return described
@@ -262,11 +266,11 @@ def _tasks(start: int, stop: int, n_train: int) -> Iterator[tuple[str, range]]:
 
 def _make(task: _Task) -> _Chunk:
     """Draw, render, normalise and compress a run of images."""
-    preset, seed, split, indices = task
-    truth = draw(preset, seed, indices, split=split)
+    presets, seed, split, indices = task
+    truth = draw(presets, seed, indices, split=split)
     members = [
         _member(f"dataset/{path}", _npy(image))
-        for path, image in zip(truth.images["path"], render(truth, preset).numpy())
+        for path, image in zip(truth.images["path"], render(truth, presets[0]).numpy())
     ]
     return _Chunk(members, _csv(truth.images), _csv(truth.subhalos))
 

@@ -142,15 +142,21 @@ def image_path(split: str, index: int) -> str:
     return f"{split}/{own_class(index)}/{index // len(CLASSES) + 1}.npy"
 
 
-def draw(preset: Preset, seed: int, indices: Iterable[int], substructure: str = "own", split: str = "train") -> Truth:
+def draw(
+    preset: Preset | tuple[Preset, ...],
+    seed: int,
+    indices: Iterable[int],
+    substructure: str = "own",
+    split: str = "train",
+) -> Truth:
     """Draw the parameters of images.
 
     Everything but the substructure, and the noise, is the same for the same index whatever is asked here.
 
     Parameters
     ----------
-    preset : Preset
-        What the images are drawn from.
+    preset : Preset or tuple of Preset
+        What the images are drawn from. Several take turns, each for one image of every class.
     seed : int
         At least 0.
     indices : iterable of int
@@ -179,13 +185,15 @@ def draw(preset: Preset, seed: int, indices: Iterable[int], substructure: str = 
         raise D4LensError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     if substructure not in ("own", "none", *CLASSES):
         raise D4LensError(f"substructure must be own, none, {', '.join(CLASSES)}, not {substructure!r}")
+    presets = preset if isinstance(preset, tuple) else (preset,)
     images: list[dict[str, object]] = []
     subhalos: list[tuple[object, ...]] = []
     for index in indices:
         index = int(index)
         if not 0 <= index < 2**64:
             raise PhysicsError(f"index must lie in [0, 2^64), not {index}")
-        row, points = _draw_image(preset, int(seed), split, index, substructure)
+        turn = presets[index // len(CLASSES) % len(presets)]
+        row, points = _draw_image(turn, int(seed), split, index, substructure)
         images.append(row)
         subhalos.extend(points)
     return Truth(pd.DataFrame(images, columns=list(COLUMNS)), pd.DataFrame(subhalos, columns=list(SUBHALO_COLUMNS)))
