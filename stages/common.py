@@ -33,7 +33,7 @@ GROUPS = (
     "evaluate",
     "page",
 )
-OF_PROFILE = ("root", "overlay", "models", "seeds", "epochs", "grids", "studied", "studies", "profile")
+OF_PROFILE = ("root", "overlay", "models", "seeds", "epochs", "grids", "pages", "studies", "profile")
 Group = TypeVar("Group", bound=BaseModel)
 
 

@@ -31,13 +31,13 @@ COMMON = """
 import json, runpy, sys
 from pathlib import Path
 import numpy as np
-from d4lens.train.module import Training
+from d4lens.train.module import TrainingModule
 
 def stage(name, *words):
     sys.argv = [name, "--profile", "smoke", *words]
     runpy.run_path(f"{STAGES}/{name}.py", run_name="__main__")
 
-def keep(module, optimizer, clip=Training.on_before_optimizer_step):
+def keep(module, optimizer, clip=TrainingModule.on_before_optimizer_step):
     if module.global_rank == 0 and not Path("gradients.npz").exists():
         np.savez("gradients.npz", **{name: p.grad.numpy() for name, p in module.net.named_parameters()})
     clip(module, optimizer)
@@ -45,7 +45,7 @@ def keep(module, optimizer, clip=Training.on_before_optimizer_step):
 TWO = """
 STAGES, arm = sys.argv[1], json.loads(sys.argv[2])
 sys.path.insert(0, STAGES)
-Training.on_before_optimizer_step = keep
+TrainingModule.on_before_optimizer_step = keep
 import torch
 from d4lens.train import loop
 loop.precision = lambda wanted: "64-true"
@@ -73,13 +73,13 @@ import os, signal
 STAGES, arm, sent, victim, epoch = sys.argv[1], *map(json.loads, sys.argv[2:])
 sys.path.insert(0, STAGES)
 
-def step(self, batch, index, whole=Training.training_step):
+def step(self, batch, index, whole=TrainingModule.training_step):
     if (self.global_rank, self.epoch, index) == (victim, epoch, 1):
         Path("signalled").touch()
         os.kill(os.getpid(), getattr(signal, sent))
     return whole(self, batch, index)
 
-Training.training_step = step
+TrainingModule.training_step = step
 stage("train", *arm)
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -116,7 +116,7 @@ def both(tmp_path_factory):
         patch.setattr(sys, "argv", [])
         names: dict = {"STAGES": str(STAGES)}
         exec(COMMON, names)
-        patch.setattr(names["Training"], "on_before_optimizer_step", names["keep"])
+        patch.setattr(names["TrainingModule"], "on_before_optimizer_step", names["keep"])
         # In float64: what two processes and one do differently must not hide in float32's rounding.
         patch.setattr(loop, "precision", lambda wanted: "64-true")
         for name, words in (("download", []), ("preprocess", []), ("macrofit", []), ("train", ARM), ("evaluate", ARM)):

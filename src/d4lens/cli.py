@@ -316,10 +316,10 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from d4lens.inference.explain import draw, explain
+    from d4lens.inference.explain import draw_explanation, explain
 
     explanation = explain(arguments.path, arguments.weights, **_known(arguments))
-    draw(explanation, arguments.out)
+    draw_explanation(explanation, arguments.out)
     _report(f"{arguments.path}: drawn in {arguments.out}")
     return 0
 

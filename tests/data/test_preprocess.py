@@ -272,7 +272,7 @@ def test_truth_comes_aligned_with_the_rows(tmp_path, pack, small_tree):
         data, found = arrays.load_split(tmp_path / "arrays", split), arrays.load_truth(tmp_path / "arrays", split)
         assert list(found.images["path"]) == data.paths
         assert list(found.images["theta_E"]) == [listed[path] for path in data.paths]
-    assert list(found.subhalos["row"]) == [data.paths.index("val/sphere/2.npy")] * 2
+    assert list(found.subhalos["path"]) == ["val/sphere/2.npy"] * 2
     assert list(found.subhalos["x"]) == [0.1, 1 / 3]
 
 

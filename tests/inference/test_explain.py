@@ -7,11 +7,10 @@ from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.cli import main
 from d4lens.errors import D4LensError
-from d4lens.inference.explain import draw, explain
+from d4lens.inference.explain import draw_explanation, explain
 from d4lens.models import weights
 from d4lens.observation import Observation
-from d4lens.simulator import PRESETS, render
-from d4lens.simulator import draw as draw_truth
+from d4lens.simulator import PRESETS, draw, render
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def vortex(tmp_path_factory):
     """A simulated vortex on disk."""
     path = tmp_path_factory.mktemp("lens") / "vortex.npy"
     preset = PRESETS["deeplense"]
-    np.save(path, np.asarray(render(draw_truth(preset, 7, [2]), preset))[0])
+    np.save(path, np.asarray(render(draw(preset, 7, [2]), preset))[0])
     return path
 
 
@@ -50,14 +49,14 @@ def test_its_attribution_is_of_the_likelier_substructure(explanation):
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_it_is_drawn(explanation, tmp_path, suffix):
     path = tmp_path / f"figure{suffix}"
-    draw(explanation, path)
+    draw_explanation(explanation, path)
     assert path.stat().st_size > 10_000
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_unknown_picture_format_is_refused_and_leaves_nothing(explanation, tmp_path):
     with pytest.raises(D4LensError, match="names no picture format"):
-        draw(explanation, tmp_path / "figure.xyz")
+        draw_explanation(explanation, tmp_path / "figure.xyz")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from d4lens import models
-from d4lens.models.averaging import exported as to_predict
+from d4lens.models.averaging import exported
 from d4lens.models.equivariant import EquivariantConv, EquivariantLayers
-from d4lens.models.fields import FieldNorm, exported
+from d4lens.models.fields import FieldNorm, without_escnn
 from d4lens.models.unet import ExportedLayers
 
 
@@ -54,7 +54,7 @@ def test_exported_layers_are_plain_torch_and_compute_the_same():
     x = torch.randn(2, 1, 9, 9, dtype=torch.float64)
     for _ in range(3):
         net(x)  # moves the running moments away from zero and one
-    plain = exported(net)
+    plain = without_escnn(net)
     assert net.training
     assert not any("escnn" in type(module).__module__ for module in plain.modules())
     assert torch.allclose(plain(x), net.eval()(x), atol=1e-12)
@@ -64,7 +64,7 @@ def test_a_network_built_of_exported_layers_takes_an_exported_ones_weights(obser
     grid = observation(33)
     net = models.build("d4lenspinn", grid).eval()
     plain = models.build("d4lenspinn", grid, unet_kind="exported").eval()
-    plain.load_state_dict(to_predict(net).state_dict())
+    plain.load_state_dict(exported(net).state_dict())
     with torch.no_grad():
         assert torch.allclose(plain(batch(33))["logits"], net(batch(33))["logits"], atol=1e-5)
 

@@ -12,7 +12,7 @@ import pytest
 from d4lens import simulator
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.simulator import PRESETS, preset
-from d4lens.simulator.priors import Prior, power_law
+from d4lens.simulator.priors import Distribution, power_law
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -34,7 +34,7 @@ def test_a_number_fixes_a_pair_is_uniform_a_mapping_is_any_prior():
     assert (images["sersic_n"] == 2.0).all()
     assert images["z_lens"].isna().all()  # they no longer decide the Einstein radius
     steep = preset("deeplense", {"subhalo_mass": {"kind": "power-law", "low": 1e7, "high": 1e9, "slope": -1.9}})
-    assert steep.priors["subhalo_mass"] == Prior("power-law", 1e7, 1e9, "Msun", "override", -1.9)
+    assert steep.priors["subhalo_mass"] == Distribution("power-law", 1e7, 1e9, "Msun", "override", -1.9)
     assert preset("deeplense", {}) == PRESETS["deeplense"]
 
 

@@ -91,7 +91,7 @@ def test_the_simulation_is_the_default_and_brings_its_truth(stage, tmp_path):
         assert truth.images["theta_E"].between(0.5, 2.5).all()
         # Trained on every angle, tested on the published ones.
         assert (truth.images["gamma2"] > 0).any() == (split != "test")
-        assert set(truth.subhalos["row"]) == set(np.flatnonzero(truth.images["class"] == "sphere"))
+        assert set(truth.subhalos["path"]) == set(truth.images["path"][truth.images["class"] == "sphere"])
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,9 @@ def test_predictions_of_other_images_are_refused(tmp_path):
     table = predictions.tabulate(["a", "b"], [0, 1], {"plain": np.zeros((2, 3)), "tta": np.zeros((2, 3))})
     path = tmp_path / "a.parquet"
     predictions.write(path, table)
-    assert sensitivity.evidence({"a": path}, "tta", np.array([0, 1]))["a"].shape == (2,)
+    assert sensitivity.evidence_by_arm({"a": path}, "tta", np.array([0, 1]))["a"].shape == (2,)
     with pytest.raises(D4LensError, match="other images"):
-        sensitivity.evidence({"a": path}, "tta", np.array([1, 0]))
+        sensitivity.evidence_by_arm({"a": path}, "tta", np.array([1, 0]))
 
 
 def test_the_significance_map_alone_finds_a_heavy_subhalo_and_no_light_one():

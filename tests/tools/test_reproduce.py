@@ -12,6 +12,7 @@ import pytest
 import torch
 from dvc.lock import make_lock
 
+from d4lens.files import sole_writer
 from d4lens.train import checkpoint
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "reproduce.py"
@@ -97,9 +98,9 @@ def test_stages_run_side_by_side_in_the_order_of_their_needs_and_only_when_chang
     assert run(project, "--jobs", "2", "--force").returncode == 0
     assert not list(finished.glob("epoch-*")), "a finished training's result would spare the trainer"
     assert list(cut_off.glob("epoch-*")), "what was cut off is gone on with"
-    with checkpoint.sole_writer(finished):
+    with sole_writer(finished):
         busy = run(project, "--jobs", "2", "--force")
-    assert (busy.returncode, busy.stderr.split(" in ")[0]) == (1, "reproduce: another process is training")
+    assert (busy.returncode, busy.stderr.split(" runs")[0]) == (1, "reproduce: another process is writing")
     assert len(log(project)) == 16
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.simulator import Truth, substructure_convergence
+from d4lens.simulator import substructure_convergence
 from d4lens.train.data import EpochBatches, InOrder, augment, epoch_seed, load
 
 EVERYTHING = ("counts", "residual", "significance", "fit")
@@ -68,7 +68,7 @@ def test_the_truth_is_the_simulators_own_convergence(dataset):
     observation = arrays.load_observation(folder)
     lenses = load(folder, fits, "train", ("counts",), observation, with_kappa=True)
     truth = arrays.load_truth(folder, "train")
-    expected = substructure_convergence(Truth(truth.images, truth.subhalos), observation)
+    expected = substructure_convergence(truth, observation)
     kappa = lenses[range(len(lenses))].kappa
     assert torch.allclose(kappa, expected, rtol=1e-3, atol=1e-6)
     empty = torch.from_numpy(lenses.labels == 0)

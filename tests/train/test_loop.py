@@ -15,6 +15,7 @@ import torch
 from d4lens import imports, models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
+from d4lens.files import sole_writer
 from d4lens.models import scores, weights
 from d4lens.train import checkpoint, fingerprint, loop, train
 from d4lens.train.data import load
@@ -112,8 +113,8 @@ def test_even_the_optimiser_is_the_same_after_a_resume(dataset, tmp_path, params
     with pytest.raises(SystemExit):
         run(dataset, tmp_path / "parts", tracker=Listener(3), params=params())
     run(dataset, tmp_path / "parts", params=params())
-    prints = loop._prints(*dataset, *CNN, 1, params(), 1)
-    whole, parts = (checkpoint.latest(tmp_path / name / "work", prints) for name in ("whole", "parts"))
+    digests = loop._digests(*dataset, *CNN, 1, params(), 1)
+    whole, parts = (checkpoint.latest(tmp_path / name / "work", digests) for name in ("whole", "parts"))
     assert whole.epoch == parts.epoch == 4
     assert whole.history == parts.history
     assert {name.split(".")[0] for name in whole.tensors} == {"model", "best", "optimizer"}
@@ -128,17 +129,17 @@ from pathlib import Path
 import lightning as L
 from d4lens.params import TrainParams
 from d4lens.train import train
-from d4lens.train.module import Training
+from d4lens.train.module import TrainingModule
 
 root, folder, fits, arm, params, signal_name, moment = (json.loads(word) for word in sys.argv[1:])
 die = lambda: os.kill(os.getpid(), getattr(signal, signal_name))
 if moment == "in mid-epoch":
-    step = Training.training_step
+    step = TrainingModule.training_step
     def patched(self, batch, batch_idx):
         if (self.epoch, batch_idx) == (1, 1):
             die()
         return step(self, batch, batch_idx)
-    Training.training_step = patched
+    TrainingModule.training_step = patched
 else:
     replace = os.replace
     def patched(source, target):
@@ -219,9 +220,9 @@ class Second:
 
 
 def test_a_process_that_would_train_otherwise_than_the_first_refuses():
-    mine = checkpoint.fingerprint({"seed": 1}, {"precision": "32-true"})
+    mine = checkpoint.digests({"seed": 1}, {"precision": "32-true"})
     loop._agree(mine, Second(mine))
-    first = checkpoint.fingerprint({"seed": 1}, {"precision": "bf16-mixed"})
+    first = checkpoint.digests({"seed": 1}, {"precision": "bf16-mixed"})
     with pytest.raises(D4LensError, match="process 1 has other processes, device and precision than the first"):
         loop._agree(mine, Second(first))
 
@@ -242,7 +243,7 @@ def test_other_threads_go_on_with_a_warning_and_the_same_without(dataset, tmp_pa
 
 
 def test_a_second_writer_is_turned_away(dataset, tmp_path, params):
-    with checkpoint.sole_writer(tmp_path / "work"), pytest.raises(D4LensError, match="another process is training"):
+    with sole_writer(tmp_path / "work"), pytest.raises(D4LensError, match="another process is writing"):
         run(dataset, tmp_path, params=params())
 
 
@@ -302,7 +303,7 @@ def test_a_limit_takes_so_many_images_and_the_larger_set_contains_the_smaller(da
 
 def test_the_learning_rate_warms_up_and_falls_to_zero(dataset, tmp_path, params):
     net = models.build("d4cnn", arrays.load_observation(dataset[0]), fields=[1, 2])
-    module = loop.Training(net, None, params(learning_rate=1.0), 0, checkpoint.Progress(), tmp_path)
+    module = loop.TrainingModule(net, None, params(learning_rate=1.0), 0, checkpoint.Progress(), tmp_path)
     rates = [module.learning_rate(step, 100) for step in range(100)]
     assert rates[0] < 0.1
     assert rates.index(max(rates)) == 10
@@ -313,7 +314,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(dataset, tmp_path, params)
 
 def test_norms_and_biases_are_not_decayed(dataset, tmp_path, params):
     net = models.build("d4lenspinn", arrays.load_observation(dataset[0]), fields=[1, 2])
-    module = loop.Training(net, None, params(), 0, checkpoint.Progress(), tmp_path)
+    module = loop.TrainingModule(net, None, params(), 0, checkpoint.Progress(), tmp_path)
     shrunk, free = module.configure_optimizers().param_groups
     names = {id(p): name for name, p in net.named_parameters()}
     assert {name for p in shrunk["params"] if (name := names[id(p)]).endswith("bias") or "norm" in name} == set()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from d4lens.errors import D4LensError
-from d4lens.train import checkpoint
+from d4lens.files import sole_writer
 
 STAGE = """
 import json, sys, time
@@ -29,7 +29,7 @@ PATIENCE = 240.0
 
 def free(folder) -> bool:
     try:
-        with checkpoint.sole_writer(folder):
+        with sole_writer(folder):
             return True
     except D4LensError:
         return False

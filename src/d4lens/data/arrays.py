@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
+from d4lens.data.truth import SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError
 from d4lens.observation import Observation
 
@@ -54,21 +55,6 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-
-class Truth(NamedTuple):
-    """The simulation's truth of a split.
-
-    Attributes
-    ----------
-    images : DataFrame
-        One row an image, in the split's order.
-    subhalos : DataFrame or None
-        One row a point mass; the column `row` names the image.
-    """
-
-    images: pd.DataFrame
-    subhalos: pd.DataFrame | None
 
 
 def load_split(folder: str | Path, split: str) -> Split:
@@ -122,11 +108,10 @@ def load_truth(folder: str | Path, split: str) -> Truth | None:
     images = pd.read_csv(path, float_precision="round_trip").set_index("path").loc[paths].reset_index()
     path = Path(folder) / "subhalos.csv"
     if not path.is_file():
-        return Truth(images, None)
+        return Truth(images, pd.DataFrame(columns=list(SUBHALO_COLUMNS)))
     subhalos = pd.read_csv(path, float_precision="round_trip")
-    rows = subhalos["path"].map({name: row for row, name in enumerate(paths)})
-    subhalos = subhalos.assign(row=rows).dropna(subset="row").astype({"row": np.int64})
-    return Truth(images, subhalos.sort_values("row", kind="stable", ignore_index=True))
+    rows = subhalos["path"].map({name: row for row, name in enumerate(paths)}).dropna().sort_values(kind="stable")
+    return Truth(images, subhalos.loc[rows.index].reset_index(drop=True))
 
 
 class RowWriter:

@@ -269,7 +269,7 @@ def _ccd(item: Any, where: str) -> Any:
             sigma = sigma.array * scale
         except Exception:  # an UnknownUncertainty, or one of another unit
             sigma = None
-        values, unit = _photons(np.asarray(item.data), sigma, item.mask, where), "electron"
+        values, unit = _photons_by_uncertainty(np.asarray(item.data), sigma, item.mask, where), "electron"
     if unit:
         header["BUNIT"] = unit
     if item.mask is not None and np.any(item.mask):
@@ -277,7 +277,7 @@ def _ccd(item: Any, where: str) -> Any:
     return fits.ImageHDU(values, header)
 
 
-def _photons(values: Array, sigma: Array | None, mask: Any, where: str) -> Array:
+def _photons_by_uncertainty(values: Array, sigma: Array | None, mask: Any, where: str) -> Array:
     """Photons with their sky, by a standard deviation whose square rises along a line with the values."""
     if sigma is not None and np.shape(sigma) == values.shape:
         good = np.isfinite(values) & np.isfinite(sigma) & (np.asarray(sigma) > 0)

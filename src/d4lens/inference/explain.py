@@ -174,7 +174,7 @@ def explain_source(
     )
 
 
-def draw(explanation: Explanation, path: str | Path) -> None:
+def draw_explanation(explanation: Explanation, path: str | Path) -> None:
     """Draw an explanation into a file, atomically; what was done to the image stands in the file's metadata too.
 
     Parameters

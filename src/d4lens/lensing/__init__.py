@@ -1,6 +1,7 @@
 """The physics of a gravitational lens: pure functions on tensors, in arcsec, differentiable everywhere."""
 
 from d4lens.lensing import d4
+from d4lens.lensing.blur import convolve_psf, gaussian_psf
 from d4lens.lensing.checks import unchecked
 from d4lens.lensing.deflection import (
     point_mass,
@@ -19,18 +20,17 @@ from d4lens.lensing.deflection import (
     sis_convergence,
     sis_potential,
 )
-from d4lens.lensing.grid import bin_mean, grid, supersample
-from d4lens.lensing.inverse import invert, roughness, to_image_plane, to_source_plane
-from d4lens.lensing.light import axis_ratio_and_angle, ellipticity, sersic, sersic_ellipticity
-from d4lens.lensing.magnification import (
+from d4lens.lensing.distortion import (
     determinant,
     jacobian,
     jacobian_from_field,
     magnification,
     magnification_from_field,
 )
+from d4lens.lensing.inverse import invert, roughness, to_image_plane, to_source_plane
+from d4lens.lensing.light import axis_ratio_and_angle, ellipticity, sersic, sersic_ellipticity
+from d4lens.lensing.pixels import bin_mean, grid, supersample
 from d4lens.lensing.poisson import PoissonSolver
-from d4lens.lensing.psf import convolve_psf, gaussian_psf
 
 __all__ = [
     "PoissonSolver",

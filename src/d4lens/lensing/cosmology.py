@@ -22,7 +22,7 @@ _ARCSEC = np.degrees(1.0) * 3600
 
 
 @cache
-def cosmology() -> "FlatLambdaCDM":
+def flat_lcdm() -> "FlatLambdaCDM":
     """Return the universe of every distance, as astropy has it."""
     from astropy.cosmology import FlatLambdaCDM  # half a second, which prediction does without
 
@@ -72,8 +72,8 @@ def theta_E_point(mass: ArrayLike, z_lens: ArrayLike, z_source: ArrayLike) -> ND
         If the mass or a redshift is out of range.
     """
     lens, source = _redshifts(z_lens, z_source)
-    distance = cosmology().angular_diameter_distance
-    between = cosmology().angular_diameter_distance_z1z2(lens, source).value
+    distance = flat_lcdm().angular_diameter_distance
+    between = flat_lcdm().angular_diameter_distance_z1z2(lens, source).value
     return _einstein_radius(mass, distance(lens).value, distance(source).value, between)
 
 
@@ -101,5 +101,5 @@ def theta_E_luminosity(mass: ArrayLike, z_lens: ArrayLike, z_source: ArrayLike) 
         If the mass or a redshift is out of range.
     """
     lens, source = _redshifts(z_lens, z_source)
-    d_lens, d_source = (cosmology().luminosity_distance(z).value for z in (lens, source))
+    d_lens, d_source = (flat_lcdm().luminosity_distance(z).value for z in (lens, source))
     return _einstein_radius(mass, d_lens, d_source, d_source - d_lens)

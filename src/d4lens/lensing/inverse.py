@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 
 from d4lens.errors import PhysicsError
 from d4lens.lensing import checks
+from d4lens.lensing.blur import convolve_psf
 from d4lens.lensing.checks import Number, parameter, positive
-from d4lens.lensing.psf import convolve_psf
 
 
 def _corners(beta: Tensor, n: int, half_width: Number) -> tuple[Tensor, Tensor, Tensor]:

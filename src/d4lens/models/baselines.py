@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.models.batch import LensBatch
 from d4lens.models.channels import needs_of, stack
-from d4lens.models.fields import downsample, exported, summary
+from d4lens.models.fields import downsample, summary, without_escnn
 from d4lens.models.unet import Lift, field_layers
 from d4lens.observation import Observation
 
@@ -101,7 +101,7 @@ class D4CNN(nn.Module):
 
     def export(self) -> nn.Module:
         """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
-        return exported(self)
+        return without_escnn(self)
 
 
 NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {

@@ -118,7 +118,7 @@ def downsample(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
 
 
-def exported(model: nn.Module) -> nn.Module:
+def without_escnn(model: nn.Module) -> nn.Module:
     """Copy a model in eval mode, every escnn layer replaced by a plain torch one.
 
     The copy is faster, and torch alone can save and run it. The model keeps its mode.

@@ -13,7 +13,7 @@ from d4lens.errors import D4LensError
 from d4lens.models.batch import LensBatch
 from d4lens.models.channels import channel, needs_of, stack
 from d4lens.models.engine import LensEngine
-from d4lens.models.fields import exported
+from d4lens.models.fields import without_escnn
 from d4lens.models.head import efficientnet
 from d4lens.models.unet import InvariantBranch, PlainLayers, UNet, field_layers, plain_of_equal_parameters
 from d4lens.observation import Observation
@@ -141,7 +141,7 @@ class D4LensPINNPublished(nn.Module):
 
     def export(self) -> nn.Module:
         """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
-        return exported(self)
+        return without_escnn(self)
 
 
 class D4LensPINN(nn.Module):
@@ -282,7 +282,7 @@ class D4LensPINN(nn.Module):
 
     def export(self) -> nn.Module:
         """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
-        return exported(self)
+        return without_escnn(self)
 
 
 def quieten(head: EfficientNet) -> None:

@@ -88,7 +88,7 @@ class PlainLayers:
 
 
 class ExportedLayers(PlainLayers):
-    """The plain layers that `fields.exported` leaves of the equivariant ones: to load and to predict, not to train."""
+    """The plain layers that `fields.without_escnn` leaves of the equivariant ones: to load and to predict, not to train."""
 
     regular = True
 

@@ -1,10 +1,11 @@
 """Simulated lens images with their truth: presets as data, a renderer, and the archive that stands in for the set."""
 
+from d4lens.data.truth import COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.simulator.dataset import join_shards, read_truth, write_archive, write_shard
-from d4lens.simulator.draw import COLUMNS, SUBHALO_COLUMNS, Truth, draw, draw_pair
-from d4lens.simulator.fields import substructure_convergence, substructure_deflection
-from d4lens.simulator.priors import PARAMETER_RANGES, PRESETS, SUBHALO_RANGES, Preset, Prior, preset
-from d4lens.simulator.render import render
+from d4lens.simulator.draw import draw, draw_pair
+from d4lens.simulator.priors import PARAMETER_RANGES, PRESETS, SUBHALO_RANGES, Distribution, Preset, preset
+from d4lens.simulator.renderer import render
+from d4lens.simulator.substructure import substructure_convergence, substructure_deflection
 
 __all__ = [
     "COLUMNS",
@@ -12,8 +13,8 @@ __all__ = [
     "PRESETS",
     "SUBHALO_COLUMNS",
     "SUBHALO_RANGES",
+    "Distribution",
     "Preset",
-    "Prior",
     "Truth",
     "draw",
     "draw_pair",

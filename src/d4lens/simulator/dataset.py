@@ -27,13 +27,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from d4lens.data.archive import Limits, SafeZip
+from d4lens.data.truth import COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
 from d4lens.parallel import Ranks, together
 from d4lens.progress import Meter
-from d4lens.simulator.draw import COLUMNS, SPLITS, SUBHALO_COLUMNS, Truth, check_seed, draw
+from d4lens.simulator.draw import SPLITS, check_seed, draw
 from d4lens.simulator.priors import Preset
-from d4lens.simulator.render import render
+from d4lens.simulator.renderer import render
 
 TRUTH, SUBHALOS, PRESET, SHARD = (
     f"dataset/{name}" for name in ("truth.csv", "subhalos.csv", "preset.json", "shard.json")

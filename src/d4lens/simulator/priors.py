@@ -11,7 +11,7 @@ from d4lens.observation import Observation
 
 
 @dataclass(frozen=True)
-class Prior:
+class Distribution:
     """A one-dimensional distribution on [low, high].
 
     It is drawn by its quantile function, one uniform number a value, so that changing one prior leaves every other parameter of an
@@ -57,24 +57,24 @@ class Prior:
         return f"{self.kind}{slope}({self.low:g}, {self.high:g}) {self.unit}".rstrip()
 
 
-def fixed(value: float, unit: str = "", source: str = "") -> Prior:
+def fixed(value: float, unit: str = "", source: str = "") -> Distribution:
     """Return the prior of a parameter that is `value` in every image."""
-    return Prior("fixed", value, value, unit, source)
+    return Distribution("fixed", value, value, unit, source)
 
 
-def uniform(low: float, high: float, unit: str = "", source: str = "") -> Prior:
+def uniform(low: float, high: float, unit: str = "", source: str = "") -> Distribution:
     """Return the uniform prior between `low` and `high`."""
-    return Prior("uniform", low, high, unit, source)
+    return Distribution("uniform", low, high, unit, source)
 
 
-def log_uniform(low: float, high: float, unit: str = "", source: str = "") -> Prior:
+def log_uniform(low: float, high: float, unit: str = "", source: str = "") -> Distribution:
     """Return the prior whose logarithm is uniform between those of `low` and `high`, both above 0."""
-    return Prior("log-uniform", low, high, unit, source)
+    return Distribution("log-uniform", low, high, unit, source)
 
 
-def power_law(low: float, high: float, slope: float, unit: str = "", source: str = "") -> Prior:
+def power_law(low: float, high: float, slope: float, unit: str = "", source: str = "") -> Distribution:
     """Return the prior with dN/dx proportional to x^slope between `low` and `high`, both above 0."""
-    return Prior("power-law", low, high, unit, source, slope)
+    return Distribution("power-law", low, high, unit, source, slope)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Preset:
         Also the key of the random stream, so an overridden preset shares its draws with the original.
     observation : Observation
         Grid, PSF and sky.
-    priors : mapping of str to Prior
+    priors : mapping of str to Distribution
         By the name of the parameter. Angles in radians from +x towards +y, lengths in arcsec, masses in solar masses.
     noise : {"poisson", "deeplensesim"}
         "poisson": counts ~ Poisson(signal + sky). "deeplensesim": Poisson(signal) + Gaussian background, which DeepLenseSim then
@@ -176,7 +176,7 @@ class Preset:
 
     name: str
     observation: Observation
-    priors: Mapping[str, Prior] = field(repr=False)
+    priors: Mapping[str, Distribution] = field(repr=False)
     noise: str = "poisson"
     n_subhalos: int = 25
     corrected: bool = False
@@ -366,7 +366,7 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _prior(name: str, value: Any, old: Prior | None) -> Prior:
+def _prior(name: str, value: Any, old: Distribution | None) -> Distribution:
     """Return the prior an override asks for, with the unit of the prior before it."""
     unit = old.unit if old else ""
     if isinstance(value, Mapping):
@@ -380,7 +380,7 @@ def _prior(name: str, value: Any, old: Prior | None) -> Prior:
         low, high = _number(name, value["low"]), _number(name, value["high"])
         if kind != "uniform" and not low > 0:
             raise PhysicsError(f"{name}: a {kind} prior needs low > 0, not {low:g}")
-        result = Prior(kind, low, high, unit, "override", _number(name, value.get("slope", 0.0)))
+        result = Distribution(kind, low, high, unit, "override", _number(name, value.get("slope", 0.0)))
     elif isinstance(value, list | tuple):
         if len(value) != 2:
             raise D4LensError(f"{name}: a uniform prior is a pair [low, high], not {value!r}")

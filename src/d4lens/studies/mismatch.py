@@ -139,7 +139,7 @@ def _clumps(truth: Truth, seed: int) -> Truth:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class CaseFit:
     """One case under one choice of constants: what the networks are given, and how well the smooth lens fits."""
 
     constants: str
@@ -147,7 +147,7 @@ class Fitted:
     result: FitResult
 
 
-def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -> Iterator[Fitted]:
+def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -> Iterator[CaseFit]:
     """Fit images (n, N, N) under each of CONSTANTS that the case has, one at a time to keep memory flat."""
     standard = preset_model("deeplense", native, binning)
     if case.simulator == "deeplense":
@@ -186,9 +186,9 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
     )
 
 
-def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> Fitted:
+def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> CaseFit:
     result = fit(counts, lens, max_starts=_STARTS)
-    return Fitted(constants, LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens)), result)
+    return CaseFit(constants, LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens)), result)
 
 
 def _normalised(images: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def _normalised(images: Tensor) -> Tensor:
 
 
 def measure(
-    fitted: Fitted,
+    fitted: CaseFit,
     labels: NDArray[np.int64],
     arms: Mapping[str, nn.Module],
     largest: float,

@@ -15,7 +15,7 @@ from d4lens.observation import Observation
 
 
 @dataclass(frozen=True)
-class Arm:
+class TrainedArm:
     """One arm of the table: its trained networks, exported, one for each seed, and what builds it."""
 
     name: str
@@ -42,7 +42,7 @@ def untrained(name: str, observation: Observation, seed: int, **options: Any) ->
 
 def load_arms(
     folder: str | Path, wanted: Sequence[str], present: Sequence[str], seeds: Sequence[int], every: bool = False
-) -> list[Arm]:
+) -> list[TrainedArm]:
     """Trained arms from `folder`/<arm>-<seed>.safetensors, all seeds of each.
 
     Parameters
@@ -63,11 +63,11 @@ def load_arms(
     arms = []
     for name in chosen:
         loaded = [models.load(Path(folder) / f"{name}-{seed}.safetensors") for seed in seeds]
-        arms.append(Arm(name, [exported(network) for network, _ in loaded], loaded[0][1]))
+        arms.append(TrainedArm(name, [exported(network) for network, _ in loaded], loaded[0][1]))
     return arms
 
 
-def first_networks(arms: Sequence[Arm]) -> dict[str, nn.Module]:
+def first_networks(arms: Sequence[TrainedArm]) -> dict[str, nn.Module]:
     """By arm, the network of its first seed, on the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {arm.name: arm.networks[0].to(device) for arm in arms}

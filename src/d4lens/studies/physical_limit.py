@@ -29,7 +29,7 @@ SIGMA_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 5
 """Edges of the bins in sqrt(gain), standard deviations of the ideal detector."""
 
 
-def deviance(counts: Tensor, expected: Tensor) -> Tensor:
+def poisson_deviance(counts: Tensor, expected: Tensor) -> Tensor:
     """Compute the Poisson deviance (B,) float64 of counts (B, N, N) given their means: 2 sum[k ln(k/m) - (k - m)]."""
     k, m = counts.double(), expected.double()
     return 2 * (torch.xlogy(k, k / m) - (k - m)).flatten(1).sum(1)
@@ -60,7 +60,7 @@ def gain(mean: Tensor, lens: SmoothLensModel, initial: Tensor | None = None) -> 
     ndarray
         (B,) chi-squared.
     """
-    return np.asarray(deviance(mean, fit(mean, lens, initial=initial).model_counts).numpy(), np.float64)
+    return np.asarray(poisson_deviance(mean, fit(mean, lens, initial=initial).model_counts).numpy(), np.float64)
 
 
 def measured_gain(counts: Tensor, smooth: Tensor, mean: Tensor, n_free: int) -> Array:
@@ -81,7 +81,7 @@ def measured_gain(counts: Tensor, smooth: Tensor, mean: Tensor, n_free: int) -> 
     ndarray
         (B,) chi-squared.
     """
-    return np.asarray((deviance(counts, smooth) - deviance(counts, mean)).numpy() + n_free, np.float64)
+    return np.asarray((poisson_deviance(counts, smooth) - poisson_deviance(counts, mean)).numpy() + n_free, np.float64)
 
 
 def ideal_rate(gained: ArrayLike, false_positive_rate: float) -> Array:
@@ -183,12 +183,6 @@ def half_mass(table: pd.DataFrame, arm: str, radius_low: float, radius_high: flo
         return math.nan
     i = int(above[0])
     return float(10 ** np.interp(0.5, values[i - 1 : i + 1], middle[i - 1 : i + 1]))
-
-
-def rows_of(truth: Truth, rows: NDArray[np.int64]) -> Truth:
-    """Take the truth of some images, in the order asked for."""
-    images = truth.images.iloc[rows].reset_index(drop=True)
-    return Truth(images, truth.subhalos[truth.subhalos["path"].isin(images["path"])].reset_index(drop=True))
 
 
 def _share(found: NDArray[np.bool_] | Array) -> dict[str, float]:

@@ -24,7 +24,7 @@ from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive
 from d4lens.progress import Meter
 from d4lens.results import metrics
 from d4lens.results.plots import drawing
-from d4lens.simulator import SUBHALO_COLUMNS, Preset, Truth, preset, render
+from d4lens.simulator import Preset, Truth, preset, render
 from d4lens.studies import detection, physical_limit, recovery
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
@@ -129,7 +129,6 @@ def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
         raise D4LensError(
             "the physical limit needs simulated images in photon counts; take the study out of the profile's `studies`"
         )
-    subhalos = pd.DataFrame(columns=list(SUBHALO_COLUMNS)) if truth.subhalos is None else truth.subhalos
     native = Observation.from_dict(facts["native"])
     name = str(truth.images["preset"].iloc[0])
     lens = preset_model(name, native, facts["bin"])
@@ -144,11 +143,12 @@ def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
     maps = np.load(Path(macrofit_folder) / "test_significance.npy", mmap_mode="r", allow_pickle=False)
     strongest = maps.max((1, 2)).astype(np.float64)
     made_by = preset(name, native.to_dict())
-    truth_ = Truth(truth.images, subhalos)
-    return Scene(images.counts, images.labels, images.paths, truth_, made_by, lens, fitted, strongest)
+    return Scene(images.counts, images.labels, images.paths, truth, made_by, lens, fitted, strongest)
 
 
-def evidence(predicted: Mapping[str, Path], view: str, labels: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+def evidence_by_arm(
+    predicted: Mapping[str, Path], view: str, labels: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
     """Evidence for substructure (n,) by arm, from the files of their predictions.
 
     Raises D4LensError for predictions of other images.
@@ -184,7 +184,7 @@ def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: floa
     with Meter(len(counts), "physical limit") as meter:
         for first in range(0, len(counts), _CHUNK):
             rows = np.arange(first, min(first + _CHUNK, len(counts)))
-            mean = physical_limit.mean_counts(physical_limit.rows_of(scene.truth, rows), scene.made_by, lens.binning)
+            mean = physical_limit.mean_counts(scene.truth.rows(rows), scene.made_by, lens.binning)
             expected.append(physical_limit.gain(mean, lens, scene.fitted[rows]))
             smooth = torch.cat([lens.image(part) for part in scene.fitted[rows].split(32)])
             pixels = torch.from_numpy(counts[rows].astype(np.float64))
@@ -192,7 +192,7 @@ def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: floa
             meter.to(int(rows[-1]) + 1)
     gained, seen = np.concatenate(expected), np.concatenate(measured)
     no = labels == CLASSES.index("no")
-    scores = evidence(predicted, "tta", labels) | {STRONGEST: scene.strongest}
+    scores = evidence_by_arm(predicted, "tta", labels) | {STRONGEST: scene.strongest}
     detected = {arm: e > detection.threshold(e[no], false_positive_rate) for arm, e in scores.items()}
     ideal = physical_limit.ideal_rate(gained, false_positive_rate)
     curve = physical_limit.curve(gained[~no], {arm: found[~no] for arm, found in detected.items()}, ideal[~no])
@@ -259,7 +259,7 @@ def detections(
     n = len(truth)
     with Meter(n, "single subhalos") as meter:
         for first in range(0, n, _CHUNK):
-            part = physical_limit.rows_of(truth, np.arange(first, min(first + _CHUNK, n)))
+            part = truth.rows(np.arange(first, min(first + _CHUNK, n)))
             counts = bin_pixels(render(part, made_by), lens.binning).float()
             result = fit(counts, lens)
             batch = LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens))
@@ -278,7 +278,9 @@ def detections(
 def _thresholds(scene: Scene, arms: Iterable[str], predicted: Mapping[str, Path], rate: float) -> dict[str, float]:
     """Find by arm the evidence that the given share of the test split's images without substructure exceeds, plain view."""
     no = scene.labels == CLASSES.index("no")
-    scores = evidence({arm: predicted[arm] for arm in arms}, "plain", scene.labels) | {STRONGEST: scene.strongest}
+    scores = evidence_by_arm({arm: predicted[arm] for arm in arms}, "plain", scene.labels) | {
+        STRONGEST: scene.strongest
+    }
     return {arm: detection.threshold(values[no], rate) for arm, values in scores.items()}
 
 
@@ -323,7 +325,7 @@ def place_map(
     return pd.concat(tables, ignore_index=True)
 
 
-def maps(network: nn.Module, images: Images, truth: arrays.Truth | None, at_most: int) -> recovery.Maps:
+def maps(network: nn.Module, images: Images, truth: Truth | None, at_most: int) -> recovery.Maps:
     """Take `recovery.maps` of up to `at_most` images of a split, evenly spread over it (the splits are sorted by class).
 
     images: `images[rows]` is the batch of these rows, as `train.data.Lenses` gives it with NEEDS and the convergence.

@@ -15,7 +15,7 @@ from d4lens.errors import D4LensError
 from d4lens.files import held, sweep
 from d4lens.params import ParameterGroup
 from d4lens.results.tables import write_csv
-from d4lens.studies.networks import Arm, load_arms
+from d4lens.studies.networks import TrainedArm, load_arms
 from d4lens.studies.outcome import Figure, Outcome, write
 
 NEEDS = {
@@ -81,7 +81,7 @@ class Inputs:
             raise D4LensError(f"there is no {path}; run make reproduce PROFILE={self.profile}")
         return path
 
-    def arms(self, wanted: Sequence[str], every: bool = False) -> list[Arm]:
+    def arms(self, wanted: Sequence[str], every: bool = False) -> list[TrainedArm]:
         """Load the trained arms `wanted`, as `load_arms` does; needs "networks"."""
         return load_arms(self.folder("networks"), wanted, self.models, self.seeds, every)
 

@@ -8,19 +8,17 @@ back to its start, saying why. Of a finished training it holds the result, for a
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from d4lens import imports, models
 from d4lens.errors import D4LensError
-from d4lens.files import sha256
+from d4lens.files import sha256, sole_writer
 from d4lens.models import weights
 
 _log = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ _KEPT = 2
 _BEST = "best."
 _LIBRARIES = ("torch", "escnn", "timm", "lightning", "numpy")
 
-Fingerprint = dict[str, str]
+Digests = dict[str, str]
 
 
 @dataclass
@@ -74,7 +72,7 @@ class Progress:
         }
 
 
-def fingerprint(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data: str | Path) -> Fingerprint:
+def digests(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data: str | Path) -> Digests:
     """Take the digests that tie a training to its input.
 
     Parameters
@@ -113,7 +111,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def combined(parts: Fingerprint) -> str:
+def combined(parts: Digests) -> str:
     """Join all into one digest, for a run's name elsewhere."""
     return _digest(json.dumps(parts, sort_keys=True))
 
@@ -122,39 +120,21 @@ def _digest(*lines: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-@contextmanager
-def sole_writer(folder: str | Path) -> Iterator[None]:
-    """Hold the folder's lock; the operating system drops it with the process, however that ends.
-
-    Raises D4LensError if another process holds it.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(folder) / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise D4LensError(f"another process is training in {folder}; wait for it or end it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _files(folder: str | Path) -> list[Path]:
     """List the folder's checkpoints, newest first."""
     return sorted(Path(folder).glob("epoch-*.safetensors"), reverse=True)
 
 
-def save(folder: str | Path, progress: Progress, prints: Fingerprint) -> Path:
+def save(folder: str | Path, progress: Progress, digests: Digests) -> Path:
     """Write the epoch's checkpoint atomically, then drop all but the last two."""
     path = Path(folder) / f"epoch-{progress.epoch:05d}.safetensors"
-    _write(path, progress, prints)
+    _write(path, progress, digests)
     for old in _files(folder)[_KEPT:]:
         old.unlink()
     return path
 
 
-def finish(folder: str | Path, progress: Progress, prints: Fingerprint) -> None:
+def finish(folder: str | Path, progress: Progress, digests: Digests) -> None:
     """Keep a finished training's history and best weights alone, in the last epoch's place.
 
     Its outs may still get lost: where DVC was killed while it trained, the next DVC removes them. Where there is no room
@@ -165,7 +145,7 @@ def finish(folder: str | Path, progress: Progress, prints: Fingerprint) -> None:
         path.unlink()
     best = {name: value for name, value in progress.tensors.items() if name.startswith(_BEST)}
     try:
-        _write(last, replace(progress, tensors=best), prints)
+        _write(last, replace(progress, tensors=best), digests)
     except D4LensError as error:
         _log.warning("the result is published but not kept in %s: %s", folder, error)
         clear(folder)
@@ -186,19 +166,19 @@ def forget(folder: str | Path) -> None:
                 path.unlink()
 
 
-def _write(path: Path, progress: Progress, prints: Fingerprint) -> None:
+def _write(path: Path, progress: Progress, digests: Digests) -> None:
     description = {name: value for name, value in vars(progress).items() if name != "tensors"}
-    weights.write(path, progress.tensors, {**description, "fingerprint": prints})
+    weights.write(path, progress.tensors, {**description, "fingerprint": digests})
 
 
-def latest(folder: str | Path, prints: Fingerprint) -> Progress:
+def latest(folder: str | Path, digests: Digests) -> Progress:
     """Read the newest whole checkpoint.
 
     Parameters
     ----------
     folder : str or Path
         The training's.
-    prints : dict of str
+    digests : dict of str
         Its fingerprint.
 
     Returns
@@ -215,7 +195,7 @@ def latest(folder: str | Path, prints: Fingerprint) -> Progress:
             _log.warning("passing over checkpoint %s: %s", path, error)
             path.unlink(missing_ok=True)
             continue
-        changed = [name for name, digest in prints.items() if theirs.get(name) != digest]
+        changed = [name for name, digest in digests.items() if theirs.get(name) != digest]
         if changed:
             _log.warning("starting afresh: the %s changed since checkpoint %s was made", " and ".join(changed), path)
             clear(folder)

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from d4lens.data import arrays
+from d4lens.data.truth import Truth
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, MAPS
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
-from d4lens.simulator.draw import SUBHALO_COLUMNS, Truth
-from d4lens.simulator.fields import substructure_convergence
+from d4lens.simulator.substructure import substructure_convergence
 
 _SUBSET = 2**31 + 1  # no epoch: the seed of a smaller training set
 
@@ -122,8 +122,7 @@ def load(
         lenses.residual, lenses.significance = (maps[name] if name in needs else None for name in MAPS)
     truth = arrays.load_truth(arrays_folder, split) if with_kappa else None
     if truth is not None:
-        subhalos = pd.DataFrame(columns=list(SUBHALO_COLUMNS)) if truth.subhalos is None else truth.subhalos
-        lenses.kappa = _convergence(Truth(truth.images, subhalos), observation)
+        lenses.kappa = _convergence(truth, observation)
     return lenses
 
 
@@ -151,10 +150,8 @@ def _fit(folder: Path, split: str, images: arrays.Split) -> tuple[dict[str, NDAr
 def _convergence(truth: Truth, observation: Observation, chunk: int = 512) -> NDArray[np.float16]:
     """Half precision and in pieces: the set at full size would fill the memory four times over."""
     kappa = np.empty((len(truth), observation.n_pixels, observation.n_pixels), np.float16)
-    paths = truth.subhalos["path"]
     for start in range(0, len(truth), chunk):
-        images = truth.images.iloc[start : start + chunk].reset_index(drop=True)
-        part = Truth(images, truth.subhalos[paths.isin(images["path"])].reset_index(drop=True))
+        part = truth.rows(range(len(truth))[start : start + chunk])
         kappa[start : start + chunk] = substructure_convergence(part, observation).numpy()
     return kappa
 

@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader
 from d4lens import models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.files import atomic_path, write_json
+from d4lens.files import atomic_path, sole_writer, write_json
 from d4lens.models import weights
 from d4lens.parallel import Ranks, ranks, together
 from d4lens.params import TrainParams
 from d4lens.train import checkpoint
 from d4lens.train.data import EpochBatches, InOrder, Lenses, epoch_seed, load
-from d4lens.train.module import SELECTION, Training
+from d4lens.train.module import SELECTION, TrainingModule
 from d4lens.train.norms import synchronise
 
 _log = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ def fingerprint(
 
     Names are equal for equal parameters, data, code, processes, device and precision.
     """
-    return checkpoint.combined(_prints(arrays_folder, macrofit_folder, model_name, options, seed, params, devices))
+    return checkpoint.combined(_digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices))
 
 
-def _prints(
+def _digests(
     arrays_folder: str | Path,
     macrofit_folder: str | Path | None,
     model_name: str,
@@ -66,14 +66,14 @@ def _prints(
     seed: int,
     params: TrainParams,
     devices: int,
-) -> checkpoint.Fingerprint:
+) -> checkpoint.Digests:
     parameters = {"model": model_name, "options": options, "seed": seed, "train": params.model_dump()}
     folders = [arrays_folder, *([macrofit_folder] if macrofit_folder is not None else [])]
     for folder in folders:
         if not Path(folder).is_dir():
             raise D4LensError(f"there is no folder {folder}; run the stage that makes it")
     setting = {"processes": _processes(devices), "device": _device(), "precision": precision(params.precision)}
-    return checkpoint.fingerprint(parameters, setting, *folders)
+    return checkpoint.digests(parameters, setting, *folders)
 
 
 def _processes(devices: int) -> int:
@@ -86,11 +86,11 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _agree(prints: checkpoint.Fingerprint, place: Ranks) -> None:
+def _agree(digests: checkpoint.Digests, place: Ranks) -> None:
     """Check that all processes train alike. Raises D4LensError in one that would train otherwise than the first."""
-    mine = [float(int(digest[:12], 16)) for digest in prints.values()]  # 48 bits: exact
+    mine = [float(int(digest[:12], 16)) for digest in digests.values()]  # 48 bits: exact
     first = place.total(value if place.is_main else 0.0 for value in mine)
-    other = [name for name, a, b in zip(prints, mine, first) if a != b]
+    other = [name for name, a, b in zip(digests, mine, first) if a != b]
     if other:
         raise D4LensError(
             f"process {place.rank} has other {', '.join(other)} than the first; give all machines the same, and name "
@@ -149,19 +149,19 @@ def train(
         For unusable folders, options or parameters, for a loss that is not finite, and while another process trains in
         `work_folder`.
     """
-    prints = _prints(arrays_folder, macrofit_folder, model_name, options, seed, params, devices)
+    digests = _digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices)
     observation = arrays.load_observation(arrays_folder)
     out_folder, work_folder = Path(out_folder), Path(work_folder)
     # Lightning starts the other ranks as further processes of this same script.
     leads, place = getattr(rank_zero_only, "rank", 0) == 0, ranks()
-    _agree(prints, place)
-    with checkpoint.sole_writer(work_folder) if leads else nullcontext():
+    _agree(digests, place)
+    with sole_writer(work_folder) if leads else nullcontext():
         # The network is built before the checkpoint is looked at, so that a fresh start and a resumed one draw alike.
         torch.manual_seed(epoch_seed(seed, _BUILD))
         net = models.build(model_name, observation, **options)
         if not leads:  # not before the first process has passed over what cannot be used
             place.wait()
-        progress = checkpoint.latest(work_folder, prints)
+        progress = checkpoint.latest(work_folder, digests)
         if leads:
             place.wait()
         done = progress.epoch == params.epochs
@@ -172,8 +172,8 @@ def train(
                 else "going on"
             )
             _log.warning("%s, seed %d: %s after epoch %d of %d", model_name, seed, how, progress.epoch, params.epochs)
-        module = Training(net, observation, params, seed, progress, work_folder)
-        keeper = _Keeper(work_folder, prints, tracker)
+        module = TrainingModule(net, observation, params, seed, progress, work_folder)
+        keeper = _Keeper(work_folder, digests, tracker)
         if not done:
             images, select = (
                 load(arrays_folder, macrofit_folder, split, module.needs, observation, with_kappa=with_kappa)
@@ -187,8 +187,8 @@ def train(
             keeper.mirror(progress.history)
         best = progress.history[progress.best_epoch - 1]
         if leads:
-            _publish(out_folder, module, model_name, options, checkpoint.combined(prints))
-            checkpoint.finish(work_folder, progress, prints)
+            _publish(out_folder, module, model_name, options, checkpoint.combined(digests))
+            checkpoint.finish(work_folder, progress, digests)
     return best
 
 
@@ -202,7 +202,7 @@ def precision(wanted: str) -> str:
     return "bf16-mixed" if cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported() else "32-true"
 
 
-def _fit(module: Training, images: Lenses, select: Lenses, devices: int, keeper: "_Keeper") -> None:
+def _fit(module: TrainingModule, images: Lenses, select: Lenses, devices: int, keeper: "_Keeper") -> None:
     params = module.params
     shown = sys.stderr.isatty()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -257,8 +257,8 @@ def _fit(module: Training, images: Lenses, select: Lenses, devices: int, keeper:
 class _Keeper(L.Callback):
     """After each epoch: checkpoint, tracker, one line of text."""
 
-    def __init__(self, folder: Path, prints: checkpoint.Fingerprint, tracker: Mirror | None) -> None:
-        self.folder, self.prints, self.tracker = folder, prints, tracker
+    def __init__(self, folder: Path, digests: checkpoint.Digests, tracker: Mirror | None) -> None:
+        self.folder, self.digests, self.tracker = folder, digests, tracker
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.since = time.perf_counter()
@@ -282,7 +282,7 @@ class _Keeper(L.Callback):
         progress.seconds += now - self.since
         self.since = now
         if trainer.is_global_zero:
-            checkpoint.save(self.folder, progress, self.prints)
+            checkpoint.save(self.folder, progress, self.digests)
             row = progress.history[-1]
             self.mirror([row])
             print(
@@ -299,7 +299,7 @@ class _Keeper(L.Callback):
                 self.tracker.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
 
 
-def _publish(folder: Path, module: Training, name: str, options: dict[str, Any], fingerprint: str) -> None:
+def _publish(folder: Path, module: TrainingModule, name: str, options: dict[str, Any], fingerprint: str) -> None:
     """Write the three outs; only timing.json holds what differs between two equal trainings."""
     progress = module.progress
     description = {

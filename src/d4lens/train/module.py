@@ -25,7 +25,7 @@ SELECTION = "auc_macro"
 NONFINITE = "nonfinite.safetensors"
 
 
-class Training(L.LightningModule):
+class TrainingModule(L.LightningModule):
     """Lightning module that trains a network from where its progress stands.
 
     Each epoch's randomness depends on (seed, epoch) alone. The learning rate is a function of the step, so that a resumed

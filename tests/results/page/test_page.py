@@ -191,14 +191,14 @@ def test_reliability_s_mean_gap_is_the_calibration_error():
 
 def test_a_chart_places_its_points_within_its_axes():
     unit = chart.Axis("x", (0.0, 1.0))
-    svg = chart.draw("a < b", [chart.Line("one", [0, 1], [0, 1], 3)], unit, unit)
+    svg = chart.line_chart("a < b", [chart.Line("one", [0, 1], [0, 1], 3)], unit, unit)
     assert "a &lt; b" in svg
     (path,) = re.findall(r'class="curve c3" d="M([^"]+)"', svg)
     corners = [tuple(map(float, point.split())) for point in path.split("L")]
     grid = [float(x) for x in re.findall(r'class="grid" d="M([\d.]+) \d+V', svg)]
     assert [corners[0][0], corners[1][0]] == [grid[0], grid[-1]]
     assert corners[0][1] > corners[1][1]
-    whole = chart.draw("", [chart.Line("one", [1], [0.5], 0, mark=True)], chart.Axis("epoch", whole=True), unit)
+    whole = chart.line_chart("", [chart.Line("one", [1], [0.5], 0, mark=True)], chart.Axis("epoch", whole=True), unit)
     assert "0.5</text>" not in whole.split("epoch</text>")[0].split('text-anchor="end"')[0]
 
 
@@ -261,7 +261,7 @@ def test_in_a_browser_a_heading_sorts_by_keyboard_and_the_theme_turns(browser, w
 
 def test_stretched_scales_place_by_ratio_and_by_odds():
     x, y = chart.Axis("n", (100.0, 10_000.0), scale="log"), chart.Axis("auc", (0.5, 0.99), scale="logit")
-    svg = chart.draw("", [chart.Line("one", [100, 1000, 10_000], [0.5, 0.9, 0.99], 0)], x, y)
+    svg = chart.line_chart("", [chart.Line("one", [100, 1000, 10_000], [0.5, 0.9, 0.99], 0)], x, y)
     (path,) = re.findall(r'class="curve c0" d="M([^"]+)"', svg)
     (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point.split())) for point in path.split("L")]
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)

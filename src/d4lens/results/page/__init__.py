@@ -165,8 +165,8 @@ def _history(runs: Path, arms: Sequence[Arm], profile: str) -> Plot:
             lines.append(chart.Line(_name(arm), shown["epoch"], shown[column], colours[arm[0]], mark=True))
     epoch = chart.Axis("epoch", whole=True)
     charts = [
-        chart.draw("training loss", curves["loss"], epoch, chart.Axis("loss, with its penalties")),
-        chart.draw("selection split", curves["select_auc_macro"], epoch, chart.Axis("macro AUC")),
+        chart.line_chart("training loss", curves["loss"], epoch, chart.Axis("loss, with its penalties")),
+        chart.line_chart("selection split", curves["select_auc_macro"], epoch, chart.Axis("macro AUC")),
     ]
     text = "One line a training. The epoch kept is the best on the selection split; the test split has no part in it."
     command = f"python stages/train.py --profile {profile} --model {arms[0][0]} --seed {arms[0][1]}"
@@ -188,7 +188,7 @@ def _growth(root: Path) -> list[Plot]:
     x, y = chart.Axis("training images", scale="log"), chart.Axis("macro AUC, test split", scale="logit")
     text = f"metrics/{_GROWING}, averaged over eight views; both scales are stretched. Its own table has the intervals."
     legend = [(name, colour) for colour, name in enumerate(names)]
-    drawn = chart.draw("AUC against training images", lines, x, y)
+    drawn = chart.line_chart("AUC against training images", lines, x, y)
     return [Plot("Learning curve", [drawn], text, "make reproduce PROFILE=full_75px", legend)]
 
 
@@ -200,7 +200,7 @@ def _roc(tables: Mapping[Arm, pd.DataFrame], profile: str) -> Plot:
         of_class = curves[curves["class"] == name].groupby(["model", "seed"], sort=False)
         lines = [chart.Line(_name(arm), part["fpr"], part["tpr"], colours[arm[0]]) for arm, part in of_class]
         x, y = chart.Axis("false positive rate", unit), chart.Axis("true positive rate", unit)
-        charts.append(chart.draw(f"{name} against the rest", lines, x, y, diagonal=True))
+        charts.append(chart.line_chart(f"{name} against the rest", lines, x, y, diagonal=True))
     text = "Test split, averaged over eight views. Dashed: chance."
     return Plot("ROC", charts, text, f"python stages/table.py --profile {profile}", list(colours.items()))
 
@@ -216,7 +216,7 @@ def _calibration(tables: Mapping[Arm, pd.DataFrame], profile: str) -> Plot:
                 bins = reliability(table)
                 lines.append(chart.Line(_name(arm), bins["confidence"], bins["accuracy"], colour, mark=True))
         x, y = chart.Axis("probability of the answer", unit), chart.Axis("share that is right", unit)
-        charts.append(chart.draw(model, lines, x, y, diagonal=True))
+        charts.append(chart.line_chart(model, lines, x, y, diagonal=True))
     text = (
         f"Reliability on the test split, averaged over eight views: images in {scores.ECE_BINS} bins of the probability "
         "of their answer; their mean gap from the diagonal is the ECE of the table. A point may stand for few images."

@@ -68,7 +68,7 @@ class Axis:
         return math.log10(value if self.scale == "log" else value / (1 - value))
 
 
-def draw(title: str, lines: Sequence[Line], x: Axis, y: Axis, diagonal: bool = False) -> str:
+def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, diagonal: bool = False) -> str:
     """Draw curves as an SVG element.
 
     Parameters

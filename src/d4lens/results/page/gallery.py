@@ -18,7 +18,7 @@ from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.models.averaging import exported
 from d4lens.results import predictions
-from d4lens.simulator import SUBHALO_COLUMNS, Truth, substructure_convergence
+from d4lens.simulator import substructure_convergence
 from d4lens.train.data import load
 
 
@@ -125,10 +125,7 @@ def _truth(folder: Path, rows: list[int]) -> NDArray[np.float32] | None:
     truth = arrays.load_truth(folder, "test")
     if truth is None:
         return None
-    images = truth.images.iloc[rows].reset_index(drop=True)
-    subhalos = pd.DataFrame(columns=list(SUBHALO_COLUMNS)) if truth.subhalos is None else truth.subhalos
-    subhalos = subhalos[subhalos["path"].isin(images["path"])].reset_index(drop=True)
-    return substructure_convergence(Truth(images, subhalos), arrays.load_observation(folder)).float().numpy()
+    return substructure_convergence(truth.rows(rows), arrays.load_observation(folder)).float().numpy()
 
 
 def _png(image: NDArray[np.float32], colours: str, limit: float | None = None) -> str:

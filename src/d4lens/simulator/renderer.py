@@ -15,9 +15,10 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from d4lens import lensing
+from d4lens.data.truth import Truth
 from d4lens.errors import PhysicsError
 from d4lens.observation import Observation
-from d4lens.simulator.draw import Truth, noise_stream
+from d4lens.simulator.draw import noise_stream
 from d4lens.simulator.noise import PoissonQuantile
 from d4lens.simulator.priors import PARAMETER_RANGES, Preset
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d4lens import lensing
+from d4lens.data.truth import Truth
 from d4lens.errors import PhysicsError
 from d4lens.observation import Observation
-from d4lens.simulator.draw import Truth
 
 _ROD = ("rod_theta_E", "rod_half_length", "rod_phi", "rod_x", "rod_y")
 _BATCH = 32
