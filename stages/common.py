@@ -33,7 +33,8 @@ GROUPS = (
     "evaluate",
     "page",
 )
-OF_PROFILE = ("root", "overlay", "models", "seeds", "epochs", "grids", "pages", "studies", "profile")
+OF_PROFILE = ("root", "overlay", "grids", "pages", "studies", "profile")
+OWN_GRID = ("arms", "seeds", "epochs")
 Group = TypeVar("Group", bound=BaseModel)
 
 
@@ -43,13 +44,13 @@ def arguments(
     arm: bool = False,
     values: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
-    """The command line of a stage: `--profile`, for one training `--model`, `--seed` and those of a grid, and by name and
+    """The command line of a stage: `--profile`, for one training `--arm`, `--seed` and those of a grid, and by name and
     help `values` that it must be given.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--profile", default="quick", help="quick, or a folder of profiles/ (default: quick)")
     if arm:
-        parser.add_argument("--model", required=True, help="an arm named in params.yaml")
+        parser.add_argument("--arm", required=True, help="an arm named in params.yaml")
         parser.add_argument("--seed", type=int, required=True, help="seed of weights, batches and augmentation")
         parser.add_argument("--limit", type=int, help="train on so many images; of a grid, with --epochs")
         parser.add_argument("--epochs", type=int, help="for so many epochs, where the profile says so")
@@ -91,7 +92,7 @@ def layers(group: str, profile: str) -> tuple[dict[str, Any], dict[str, Any]]:
     for values, path, allowed in (
         (base, "params.yaml", every),
         (own, str(overlay(profile)), every),
-        (own.get("profile"), f"'profile' of {overlay(profile)}", {*GROUPS, "name"}),
+        (own.get("profile"), f"'profile' of {overlay(profile)}", {*GROUPS, *OWN_GRID, "name"}),
         (own.get("studies"), f"'studies' of {overlay(profile)}", {*studies.NAMES}),
     ):
         if not isinstance(values, dict):
@@ -129,25 +130,26 @@ def arms_and_networks() -> tuple[dict[str, ArmParams], dict[str, NetworkParams]]
     """Both by name; every arm's network is there."""
     arms, networks = named("arms", ArmParams), named("networks", NetworkParams)
     for name, arm in arms.items():
-        if arm.base not in networks:
-            raise D4LensError(f"no network {arm.base!r}, which arm {name!r} names; there are {', '.join(networks)}")
+        if arm.network not in networks:
+            raise D4LensError(f"no network {arm.network!r}, which arm {name!r} names; there are {', '.join(networks)}")
     return arms, networks
 
 
 def grids(profile: str) -> dict[str, GridParams]:
-    """What a profile measures: under "" its `models` with its `seeds`, then its `grids` by their names."""
+    """What a profile measures: under "" the `arms` with the `seeds` of its group `profile`, then its `grids` by their names."""
     own, arms = read(overlay(profile)), named("arms", ArmParams)
     further = own.get("grids") or {}
     if not isinstance(further, dict):
         raise D4LensError(f"'grids' of {overlay(profile)} must be a group of named grids, not {further!r}")
-    declared = {"": {key: own[key] for key in ("models", "seeds", "epochs") if key in own}} | further
+    profile_s = own.get("profile") or {}
+    declared = {"": {key: profile_s[key] for key in OWN_GRID if key in profile_s}} | further
     found = {}
     for name, values in declared.items():
-        where = f"{f'grid {name!r}' if name else 'models and seeds'} of {overlay(profile)}"
+        where = f"{f'grid {name!r}' if name else 'arms and seeds'} of {overlay(profile)}"
         found[name] = check(GridParams, values, where)
-        for model in (*found[name].models, *found[name].epochs):
-            if model not in arms:
-                raise D4LensError(f"no arm {model!r}, named in {where}; the arms of params.yaml are {', '.join(arms)}")
+        for arm in (*found[name].arms, *found[name].epochs):
+            if arm not in arms:
+                raise D4LensError(f"no arm {arm!r}, named in {where}; the arms of params.yaml are {', '.join(arms)}")
     return found
 
 
@@ -159,11 +161,11 @@ def measured(profile: str) -> dict[str, Training]:
 def training_parameters(profile: str, training: Training) -> tuple[ArmParams, TrainParams]:
     """The arm of one training and what it is made with."""
     arms, networks = arms_and_networks()
-    if training.model not in arms:
-        raise D4LensError(f"no arm {training.model!r} in params.yaml; its arms are {', '.join(arms)}")
-    arm = arms[training.model]
-    where = f"group 'train' as profile {profile} and arm {training.model!r} change it"
-    return arm, of_training(training, arm, networks[arm.base], *layers("train", profile), where)
+    if training.arm not in arms:
+        raise D4LensError(f"no arm {training.arm!r} in params.yaml; its arms are {', '.join(arms)}")
+    arm = arms[training.arm]
+    where = f"group 'train' as profile {profile} and arm {training.arm!r} change it"
+    return arm, of_training(training, arm, networks[arm.network], *layers("train", profile), where)
 
 
 def warn_of_own_values(profile: str) -> None:

@@ -22,7 +22,7 @@ from d4lens.train.data import load
 def main() -> None:
     keep_freed_memory()
     args = arguments(__doc__, arm=True)
-    training = Training(args.model, args.seed, args.limit, args.epochs)
+    training = Training(args.arm, args.seed, args.limit, args.epochs)
     profile, model, seed, name, processes = args.profile, training.row, training.seed, training.name, ranks()
     params = parameters("evaluate", EvaluateParams, profile)
     data, runs = Path("data") / profile, Path("runs") / profile

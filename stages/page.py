@@ -13,9 +13,9 @@ from d4lens.results import page
 def main() -> None:
     profile = arguments(__doc__).profile
     params = parameters("page", PageParams, profile)
-    matrix = read(overlay(profile))
-    arms = list(product(matrix["models"], matrix["seeds"]))
-    page.write(params.file, Path("."), profile, arms, list(matrix["studies"]), params.examples)
+    own = read(overlay(profile))
+    arms = list(product(own["profile"]["arms"], own["profile"]["seeds"]))
+    page.write(params.file, Path("."), profile, arms, list(own["studies"]), params.examples)
     print(f"{params.file}: {Path(params.file).stat().st_size / 1e6:.1f} MB")
 
 

@@ -13,8 +13,8 @@ def main() -> None:
     args = arguments(__doc__, values={"study": f"one of {', '.join(studies.NAMES)}"})
     study = studies.load(args.study)
     params = parameters(args.study, study.parameters, args.profile)
-    matrix = read(overlay(args.profile))
-    outcome, drawings = study.run(params, Inputs(args.profile, study.needs, matrix["models"], matrix["seeds"]))
+    own = read(overlay(args.profile))["profile"]
+    outcome, drawings = study.run(params, Inputs(args.profile, study.needs, own["arms"], own["seeds"]))
     publish(args.study, args.profile, outcome, drawings)
     print(*outcome.answers, sep="\n")
 

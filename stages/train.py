@@ -18,7 +18,7 @@ from d4lens.train import fingerprint, train
 def main() -> None:
     keep_freed_memory()
     args = arguments(__doc__, arm=True)
-    profile, training = args.profile, Training(args.model, args.seed, args.limit, args.epochs)
+    profile, training = args.profile, Training(args.arm, args.seed, args.limit, args.epochs)
     arm, params = training_parameters(profile, training)
     is_main = ranks().is_main
     if is_main:
@@ -27,7 +27,7 @@ def main() -> None:
     data, runs = Path("data") / profile, Path("runs") / profile
     images = sha256(data / "arrays" / arrays.MANIFEST)
     inputs = (data / "arrays", data / "macrofit")
-    name = fingerprint(*inputs, arm.base, arm.options, training.seed, params)
+    name = fingerprint(*inputs, arm.network, arm.options, training.seed, params)
     shown = {"arm": arm.model_dump(), "train": params.model_dump(), "seed": training.seed}
     tags = run_tags(".", "train", profile, training.row, training.seed, images)
     mirrored = enabled() and is_main
@@ -36,7 +36,7 @@ def main() -> None:
             *inputs,
             runs / training.name,
             runs / ".work" / training.name,
-            arm.base,
+            arm.network,
             arm.options,
             training.seed,
             params,

@@ -22,7 +22,7 @@ from d4lens.train import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ROOT / "stages"
-ARM = ["--model", "pinn", "--seed", "0"]
+ARM = ["--arm", "pinn", "--seed", "0"]
 # Every loss and both kinds of batch normalisation, without what is random in a step.
 OPTIONS = {"fields": [1, 2], "invariant_fields": [2]}
 
@@ -90,12 +90,16 @@ def project(folder: Path, batch: int, epochs: int = 1) -> None:
     values["train"] |= {"augment": False, "precision": "32-true", "batch_size": batch}
     values["macrofit"]["batch_size"] = 5
     values["evaluate"] |= {"batch_size": 4, "bootstrap": 100}
-    values["arms"] = {"pinn": {"base": "d4lenspinn", "options": OPTIONS}}
+    values["arms"] = {"pinn": {"network": "d4lenspinn", "options": OPTIONS}}
     (folder / "profiles" / "smoke").mkdir(parents=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     own = yaml.safe_load((ROOT / "profiles" / "smoke" / "params.yaml").read_text())
-    own["models"] = ["pinn"]
-    own["profile"] |= {"download": {"n_train": 24, "n_val": 9}, "preprocess": {"bin": 4}, "train": {"epochs": epochs}}
+    own["profile"] |= {
+        "arms": ["pinn"],
+        "download": {"n_train": 24, "n_val": 9},
+        "preprocess": {"bin": 4},
+        "train": {"epochs": epochs},
+    }
     (folder / "profiles" / "smoke" / "params.yaml").write_text(yaml.safe_dump(own))
 
 

@@ -13,7 +13,7 @@ NETWORK = NetworkParams(learning_rate=5e-3)
 
 def made(training=None, arm=None, shared=None, profile=None):
     training = training or Training("d4cnn", 0)
-    arm = ArmParams(base="d4cnn", train=arm or {})
+    arm = ArmParams(network="d4cnn", train=arm or {})
     return of_training(training, arm, NETWORK, SHARED | (shared or {}), {"epochs": 4} | (profile or {}), "here")
 
 
@@ -55,8 +55,8 @@ def test_a_mistake_of_an_arm_is_one_sentence(arm, said):
 
 
 def test_a_grid_is_every_model_at_every_limit_with_every_seed():
-    grid = GridParams(models=["a", "b"], seeds=[0, 1], limits={300: 30, 1000: 15})
-    found = trainings([GridParams(models=["a"], seeds=[0]), grid])
+    grid = GridParams(arms=["a", "b"], seeds=[0, 1], limits={300: 30, 1000: 15})
+    found = trainings([GridParams(arms=["a"], seeds=[0]), grid])
     assert list(found) == ["a-0", *(f"{m}_{n}-{s}" for m in "ab" for n in (300, 1000) for s in (0, 1))]
     assert found["b_300-1"] == Training("b", 1, 300, 30)
     assert found["a-0"].limit is None
@@ -65,14 +65,14 @@ def test_a_grid_is_every_model_at_every_limit_with_every_seed():
 
 
 def test_a_grid_without_models_is_refused():
-    with pytest.raises(D4LensError, match="'models' in grid 'x'"):
-        check(GridParams, {"models": [], "seeds": [0]}, "grid 'x'")
+    with pytest.raises(D4LensError, match="'arms' in grid 'x'"):
+        check(GridParams, {"arms": [], "seeds": [0]}, "grid 'x'")
 
 
 def test_whom_a_value_for_all_does_not_reach_is_named():
     arms = {
-        "plain": ArmParams(base="d4cnn"),
-        "long": ArmParams(base="d4cnn", train={"epochs": 30, "learning_rate": 1e-3}),
+        "plain": ArmParams(network="d4cnn"),
+        "long": ArmParams(network="d4cnn", train={"epochs": 30, "learning_rate": 1e-3}),
     }
     all_of = [Training("plain", 0), Training("long", 0), Training("long", 1), Training("plain", 0, 300, 8)]
     assert unreached(all_of, arms, SHARED) == []
@@ -85,5 +85,5 @@ def test_whom_a_value_for_all_does_not_reach_is_named():
 
 
 def test_an_arm_trains_for_the_epochs_that_its_profile_names():
-    grid = GridParams(models=["a", "b"], seeds=[0], epochs={"b": 18})
+    grid = GridParams(arms=["a", "b"], seeds=[0], epochs={"b": 18})
     assert [training.epochs for training in trainings([grid]).values()] == [None, 18]

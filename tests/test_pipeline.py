@@ -61,7 +61,7 @@ for name, item in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items()
                 path = out if isinstance(out, str) else next(iter(out))
                 for key, value in (("${profile.name}", "quick"),
                                    ("${profile.page.file}", "reports/report.html"),
-                                   ("${key}", given.get("--study", given.get("--model", "") + "-" + given.get("--seed", "")))):
+                                   ("${key}", given.get("--study", given.get("--arm", "") + "-" + given.get("--seed", "")))):
                     path = path.replace(key, value)
                 path = Path(path)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,9 +127,9 @@ def test_an_evaluation_parameter_reruns_evaluation_table_and_page_alone(pipeline
 
 
 def test_one_arm_s_parameter_reruns_that_arm_alone(pipeline):
-    arms = overlay("quick")["models"]
+    arms = overlay("quick")["profile"]["arms"]
     reran = would_run(pipeline, {f"arms.{arms[-1]}.train": {"learning_rate": 1e-4}})
-    assert trained(reran) == {f"{arms[-1]}-{seed}" for seed in overlay("quick")["seeds"]}
+    assert trained(reran) == {f"{arms[-1]}-{seed}" for seed in overlay("quick")["profile"]["seeds"]}
 
 
 def test_a_network_s_learning_rate_reruns_its_arms_alone(pipeline):
@@ -138,7 +138,7 @@ def test_a_network_s_learning_rate_reruns_its_arms_alone(pipeline):
 
 def test_a_learning_rate_for_all_reruns_every_training(pipeline):
     assert trained(would_run(pipeline, {"train.learning_rate": 1e-4})) == {
-        f"{arm}-0" for arm in overlay("quick")["models"]
+        f"{arm}-0" for arm in overlay("quick")["profile"]["arms"]
     }
 
 
@@ -194,7 +194,11 @@ def test_a_change_of_a_study_s_file_reruns_that_study_and_the_page_alone(pipelin
 def test_what_torchrun_made_without_dvc_is_committed_and_not_made_again(tmp_path):
     """The commands of docs/scaling.md."""
     lay(tmp_path)
-    arms = [("--model", m, "--seed", str(s)) for m in overlay("quick")["models"] for s in overlay("quick")["seeds"]]
+    arms = [
+        ("--arm", m, "--seed", str(s))
+        for m in overlay("quick")["profile"]["arms"]
+        for s in overlay("quick")["profile"]["seeds"]
+    ]
     for stage in ("download", "preprocess", "macrofit", "train", "evaluate"):
         for arm in arms if stage in ("train", "evaluate") else [()]:
             run(tmp_path, sys.executable, f"stages/{stage}.py", "--profile", "quick", *arm)
@@ -227,7 +231,7 @@ def test_every_profile_is_the_same_pipeline(profile):
 def test_every_network_has_its_learning_rate_and_every_arm_a_network():
     values = overlay("quick")
     assert set(values["networks"]) == set(models.NAMES)
-    assert {arm["base"] for arm in values["arms"].values()} <= set(models.NAMES)
+    assert {arm["network"] for arm in values["arms"].values()} <= set(models.NAMES)
 
 
 STAGES = {

@@ -31,15 +31,15 @@ import yaml
 from d4lens import studies
 
 ROOT = Path(__file__).resolve().parents[1]
-PROFILE, MODEL, SEED = "smoke", "d4lenspinn", 0
+PROFILE, ARM, SEED = "smoke", "d4lenspinn", 0
 TOPS = [Path(top) / PROFILE for top in ("data", "runs", "metrics", "plots", "reports")]
 TIMING = "timing.json"  # clock readings and nothing else
 NAMES = {
     "profile.name": PROFILE,
     "profile.page.file": f"reports/{PROFILE}/report.html",
     "item.profile": PROFILE,
-    "key": f"{MODEL}-{SEED}",
-    "item.run": f"--model {MODEL} --seed {SEED}",
+    "key": f"{ARM}-{SEED}",
+    "item.run": f"--arm {ARM} --seed {SEED}",
 }
 
 
@@ -138,11 +138,10 @@ def project(folder: Path, images: tuple[int, int], binning: int, epochs: int) ->
         "preprocess": {"bin": binning},
         "train": {"epochs": epochs},
     }
-    values |= {"models": [MODEL], "seeds": [SEED]}
+    values["profile"] |= {"arms": [ARM], "seeds": [SEED]}
     for group in values["studies"].values():
-        for key in ("arms", "models"):
-            if key in group:
-                group[key] = [MODEL]
+        if "arms" in group:
+            group["arms"] = [ARM]
     own.write_text(yaml.safe_dump(values))
 
 

@@ -15,7 +15,7 @@ from common import PROFILES, arms_and_networks, measured, one_sentence
 
 from d4lens.files import write_text
 
-HEAD = "# From `models`, `seeds` and `grids` of params.yaml by `make profiles`; edit those.\n"
+HEAD = "# From `profile` and `grids` of params.yaml by `make profiles`; edit those.\n"
 
 
 def generated() -> dict[Path, str]:
@@ -27,7 +27,7 @@ def generated() -> dict[Path, str]:
     for profile, folder in folders.items():
         trainings = {
             name: {
-                "network": arms[training.model].base,
+                "network": arms[training.arm].network,
                 "run": {key: value for key, value in training._asdict().items() if value is not None},
             }
             for name, training in measured(profile).items()

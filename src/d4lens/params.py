@@ -143,18 +143,18 @@ class NetworkParams(ParameterGroup):
 class ArmParams(ParameterGroup):
     """An arm: its network, that one's options, and what it sets itself of `train`."""
 
-    base: str
+    network: str
     options: dict[str, Any] = {}
     train: dict[str, Any] = {}
 
 
 class GridParams(ParameterGroup):
-    """A grid of trainings: every arm of `models` with every seed, at each of `limits` (training images: epochs) if any.
+    """A grid of trainings: every one of `arms` with every seed, at each of `limits` (training images: epochs) if any.
 
     `epochs`: of the arms that train for others than the profile's.
     """
 
-    models: Annotated[list[str], Field(min_length=1)]
+    arms: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     limits: dict[Count, Count] = {}
     epochs: dict[str, Count] = {}
@@ -165,15 +165,15 @@ class Training(NamedTuple):
 
     Attributes
     ----------
-    model : str
-        The arm.
+    arm : str
+        Its name.
     seed : int
         Seed of weights, batches and augmentation.
     limit, epochs : int or None
         Training images and epochs that a grid sets; None as the arm and the group `train` set them.
     """
 
-    model: str
+    arm: str
     seed: int
     limit: int | None = None
     epochs: int | None = None
@@ -181,7 +181,7 @@ class Training(NamedTuple):
     @property
     def row(self) -> str:
         """The name in tables of all its seeds: the arm's, with the images of a grid's limit."""
-        return self.model if self.limit is None else f"{self.model}_{self.limit}"
+        return self.arm if self.limit is None else f"{self.arm}_{self.limit}"
 
     @property
     def name(self) -> str:
@@ -231,8 +231,8 @@ def trainings(grids: Iterable[GridParams]) -> dict[str, Training]:
     found: dict[str, Training] = {}
     for grid in grids:
         limits: Sequence[tuple[int | None, int | None]] = list(grid.limits.items()) or [(None, None)]
-        for model, (limit, epochs), seed in product(grid.models, limits, grid.seeds):
-            training = Training(model, seed, limit, epochs or grid.epochs.get(model))
+        for arm, (limit, epochs), seed in product(grid.arms, limits, grid.seeds):
+            training = Training(arm, seed, limit, epochs or grid.epochs.get(arm))
             if training.name in found:
                 raise D4LensError(f"two grids of the profile hold {training.name}; take it out of one")
             found[training.name] = training
@@ -316,7 +316,7 @@ def unreached(trainings: Iterable[Training], arms: Mapping[str, ArmParams], shar
     for key in OWN:
         if shared.get(key) is not None:
             own = {
-                training.row: getattr(training, key, None) or arms[training.model].train.get(key)
+                training.row: getattr(training, key, None) or arms[training.arm].train.get(key)
                 for training in trainings
             }
             kept = [f"{row} ({value:g})" for row, value in own.items() if value is not None]

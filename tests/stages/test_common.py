@@ -62,7 +62,7 @@ def test_a_profile_adds_its_scale_to_what_all_share(common):
         (lambda v: v["train"].update(losses=3), "'losses'"),
         (lambda v: v["arms"].pop("d4lenspinn"), "no arm 'd4lenspinn' in params.yaml; its arms are d4cnn,"),
         (
-            lambda v: v["arms"]["d4cnn"].update(base="cnn"),
+            lambda v: v["arms"]["d4cnn"].update(network="cnn"),
             "no network 'cnn', which arm 'd4cnn' names; there are d4cnn,",
         ),
         (lambda v: v["arms"]["d4lenspinn"].update(trian={}), "unknown key 'trian' in 'd4lenspinn' in 'arms'"),
@@ -123,18 +123,21 @@ def test_every_training_of_every_profile_is_valid(common, profile, monkeypatch):
         arm, params = common.training_parameters(profile, training)
         assert params.epochs >= 1
         options = {key for key in arm.options}
-        assert options <= set(inspect.signature(models._MAKERS[arm.base][0]).parameters)
+        assert options <= set(inspect.signature(models._MAKERS[arm.network][0]).parameters)
 
 
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda v: v.update(models=["d4cn"]), "no arm 'd4cn', named in models and seeds of profiles/full/params.yaml"),
-        (lambda v: v["grids"].update(g={"models": ["huge"], "seeds": [0]}), "no arm 'huge', named in grid 'g' of"),
-        (lambda v: v["grids"].update(g={"models": ["d4cnn"]}), "missing key 'seeds' in grid 'g' of profiles/full"),
-        (lambda v: v["grids"].update(g={"models": ["d4cnn"], "seeds": [0]}), "two grids of the profile hold d4cnn-0"),
-        (lambda v: v["grids"].update(g={"models": ["d4cnn"], "seeds": [0], "limits": {0: 3}}), "in grid 'g'"),
-        (lambda v: v.pop("seeds"), "missing key 'seeds' in models and seeds"),
+        (
+            lambda v: v["profile"].update(arms=["d4cn"]),
+            "no arm 'd4cn', named in arms and seeds of profiles/full/params.yaml",
+        ),
+        (lambda v: v["grids"].update(g={"arms": ["huge"], "seeds": [0]}), "no arm 'huge', named in grid 'g' of"),
+        (lambda v: v["grids"].update(g={"arms": ["d4cnn"]}), "missing key 'seeds' in grid 'g' of profiles/full"),
+        (lambda v: v["grids"].update(g={"arms": ["d4cnn"], "seeds": [0]}), "two grids of the profile hold d4cnn-0"),
+        (lambda v: v["grids"].update(g={"arms": ["d4cnn"], "seeds": [0], "limits": {0: 3}}), "in grid 'g'"),
+        (lambda v: v["profile"].pop("seeds"), "missing key 'seeds' in arms and seeds"),
         (lambda v: v.update(grids=[{}]), "'grids' of profiles/full/params.yaml must be a group of named grids"),
     ],
 )
@@ -152,7 +155,7 @@ def test_a_value_for_all_says_whom_it_does_not_reach(common, capsys):
     change("params.yaml", lambda v: v["train"].update(learning_rate=1e-3))
     common.warn_of_own_values("full")
     assert capsys.readouterr().err == ""
-    change("profiles/full/params.yaml", lambda v: v["models"].append("resnet18_long"))
+    change("profiles/full/params.yaml", lambda v: v["profile"]["arms"].append("resnet18_long"))
     common.warn_of_own_values("full")
     assert capsys.readouterr().err == (
         "warning: train.learning_rate = 0.001 does not reach those that set their own: resnet18_long (0.001)\n"

@@ -46,7 +46,7 @@ blocked = asked[:]
 asked.clear()
 
 def run(stage):
-    sys.argv = [stage, "--profile", "smoke"] + (["--model", model, "--seed", "0"] if stage in ("train", "evaluate") else [])
+    sys.argv = [stage, "--profile", "smoke"] + (["--arm", model, "--seed", "0"] if stage in ("train", "evaluate") else [])
     try:
         runpy.run_path(str(stages / f"{stage}.py"), run_name="__main__")
     except SystemExit as stop:
@@ -79,7 +79,7 @@ def project(folder: Path) -> None:
     path = folder / "profiles" / "smoke" / "params.yaml"
     path.parent.mkdir(parents=True)
     values = yaml.safe_load((ROOT / "profiles" / "smoke" / "params.yaml").read_text())
-    values["models"] = [MODEL]
+    values["profile"]["arms"] = [MODEL]
     values["profile"] |= {"download": {"n_train": 24, "n_val": 9}, "preprocess": {"bin": 4}, "train": {"epochs": 1}}
     path.write_text(yaml.safe_dump(values))
 

@@ -60,7 +60,7 @@ def test_the_arms_are_those_that_the_profile_has_or_every_one(tmp_path):
     assert (arm.name, len(arm.networks)) == ("d4lenspinn", 2)
     network = first_networks([arm])["d4lenspinn"]
     assert type(network) is type(models.load(default_weights())[0])
-    with pytest.raises(D4LensError, match="d4cnn is not among the profile's models d4lenspinn"):
+    with pytest.raises(D4LensError, match="d4cnn is not among the profile's arms d4lenspinn"):
         inputs.arms(["d4lenspinn", "d4cnn"], every=True)
     with pytest.raises(D4LensError, match="none of d4cnn is trained"):
         inputs.arms(["d4cnn"])

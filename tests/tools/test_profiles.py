@@ -27,14 +27,14 @@ def test_the_committed_files_are_those_that_follow_from_the_parameters(profiles)
 
 def test_an_arm_added_to_a_profile_is_trained_and_evaluated(profiles):
     values = yaml.safe_load(Path("params.yaml").read_text())
-    values["arms"]["mine"] = {"base": "d4cnn", "train": {"epochs": 2}}
-    values["models"].append("mine")
+    values["arms"]["mine"] = {"network": "d4cnn", "train": {"epochs": 2}}
+    values["profile"]["arms"].append("mine")
     Path("params.yaml").write_text(yaml.safe_dump(values))
     assert list(map(str, profiles.stale())) == ["trainings.yaml"]
     profiles.main()
     assert profiles.stale() == {}
     trainings = yaml.safe_load(Path("trainings.yaml").read_text())["trainings"]
-    assert trainings["mine-0"] == {"network": "d4cnn", "run": {"model": "mine", "seed": 0}}
+    assert trainings["mine-0"] == {"network": "d4cnn", "run": {"arm": "mine", "seed": 0}}
 
 
 def test_an_edit_of_the_pipeline_or_of_a_copy_is_brought_to_all(profiles):

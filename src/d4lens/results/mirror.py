@@ -144,7 +144,7 @@ def _child(
     """Show the run of one training below `parent`, made from its files where tracking missed it; return its id."""
     name, scored = f"{arm[0]}-{arm[1]}", root / "metrics" / profile / "evaluation"
     runs = root / "runs" / profile
-    params = {"arm": {"base": description["name"], "options": description["options"]}, "seed": arm[1]}
+    params = {"arm": {"network": description["name"], "options": description["options"]}, "seed": arm[1]}
     tags = run_tags(root, "train", profile, *arm, images)
     arguments = True, root, f"d4lens-{profile}", f"{profile}/{name}", description[_FINGERPRINT], params, tags
     with Tracker(*arguments, watch=False) as run:

@@ -37,7 +37,7 @@ _CHUNK = 50
 class Parameters(ParameterGroup):
     """Group `attribution`."""
 
-    models: Annotated[list[str], Field(min_length=1)]
+    arms: Annotated[list[str], Field(min_length=1)]
     images: Annotated[int, Field(ge=2)]
     steps: Count
     bootstrap: Annotated[int, Field(ge=100)]
@@ -141,7 +141,7 @@ def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outc
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """Play the pointing game of every arm, trained and untrained, and without a network."""
-    arms = inputs.arms(params.models)
+    arms = inputs.arms(params.arms)
     lenses = simulate(params.images, params.seed, arms[0].observation, "substructure")
     given, rows = (params.bootstrap, params.seed), []
     for name, hits in baselines(lenses).items():

@@ -57,9 +57,9 @@ def load_arms(
     """
     chosen = [name for name in wanted if name in present]
     if not chosen:
-        raise D4LensError(f"none of {', '.join(wanted)} is trained in this profile; add one to its `models`")
+        raise D4LensError(f"none of {', '.join(wanted)} is trained in this profile; add one to its `profile.arms`")
     if every and (missing := [name for name in wanted if name not in present]):
-        raise D4LensError(f"{missing[0]} is not among the profile's models {', '.join(present)}; name another arm")
+        raise D4LensError(f"{missing[0]} is not among the profile's arms {', '.join(present)}; name another arm")
     arms = []
     for name in chosen:
         loaded = [models.load(Path(folder) / f"{name}-{seed}.safetensors") for seed in seeds]

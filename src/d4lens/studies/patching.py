@@ -46,7 +46,7 @@ _FEWEST = 10  # pairs below which no share is given
 class Parameters(ParameterGroup):
     """Group `patching`."""
 
-    models: Annotated[list[str], Field(min_length=1)]
+    arms: Annotated[list[str], Field(min_length=1)]
     pairs: Annotated[int, Field(ge=2)]
     controls: Annotated[int, Field(ge=2)]
     min_difference: Positive
@@ -348,7 +348,7 @@ def _answer(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """Patch every training of every arm, and one untrained network of each."""
-    arms = inputs.arms(params.models)
+    arms = inputs.arms(params.arms)
     clean, corrupt = pairs(params.pairs, params.seed, arms[0].observation)
     trained, fresh = {}, {}
     for arm in arms:

@@ -48,7 +48,7 @@ _CHUNK = 64
 class Parameters(ParameterGroup):
     """Group `probing`."""
 
-    models: Annotated[list[str], Field(min_length=1)]
+    arms: Annotated[list[str], Field(min_length=1)]
     twin: str
     images: Annotated[int, Field(ge=30)]
     dimension: Count
@@ -299,7 +299,7 @@ def _reached(rows: Sequence[Mapping[str, Any]], model: str, target: str) -> str:
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """Probe every arm, trained and untrained, and the twin untrained where the profile does not train it."""
-    arms = inputs.arms(params.models)
+    arms = inputs.arms(params.arms)
     observation = arms[0].observation
     seen = views(simulate(params.images, params.seed, observation), params.seed)
     nets = [(arm.name, "trained", arm.networks[0]) for arm in arms]

@@ -54,13 +54,13 @@ class Inputs:
     ----------
     profile : its name.
     needs : keys of NEEDS; what is not among them is refused, so that a study declares what it reads.
-    models, seeds : the arms of the profile's table.
+    profile_arms, seeds : those of the profile's table.
     root : the project's folder.
     """
 
     profile: str
     needs: Sequence[str]
-    models: Sequence[str]
+    profile_arms: Sequence[str]
     seeds: Sequence[int]
     root: Path = Path(".")
 
@@ -83,12 +83,12 @@ class Inputs:
 
     def arms(self, wanted: Sequence[str], every: bool = False) -> list[TrainedArm]:
         """Load the trained arms `wanted`, as `load_arms` does; needs "networks"."""
-        return load_arms(self.folder("networks"), wanted, self.models, self.seeds, every)
+        return load_arms(self.folder("networks"), wanted, self.profile_arms, self.seeds, every)
 
     def predictions(self) -> dict[str, Path]:
         """Name by arm the file of the first seed's predictions of the test split; needs "predictions"."""
         folder = self.folder("predictions")
-        return {model: folder / f"{model}-{self.seeds[0]}.parquet" for model in self.models}
+        return {arm: folder / f"{arm}-{self.seeds[0]}.parquet" for arm in self.profile_arms}
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def outcome(rows: Sequence[Mapping[str, Any]]) -> Outcome:
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """Measure the layers of every arm, trained and untrained, and the decisions of every training."""
     folder, fits = inputs.folder("arrays"), inputs.folder("fits")
-    arms = inputs.arms(inputs.models)
+    arms = inputs.arms(inputs.profile_arms)
     lenses = load(folder, fits, "test", ("counts", *MAPS, "fit"), arrays.load_observation(folder))
     rows = np.linspace(0, len(lenses) - 1, min(params.images, len(lenses))).round().astype(int)
     batches = [lenses[part.tolist()] for part in np.array_split(rows, -(-len(rows) // 40))]

@@ -150,7 +150,8 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
     values = yaml.safe_load((copy / "params.yaml").read_text())
     assert list(values["studies"])[-1] == "brightness"
     # the other studies would take minutes
-    values |= {"models": [model for model, _ in ARMS], "studies": {"brightness": values["studies"]["brightness"]}}
+    values["profile"]["arms"] = [arm for arm, _ in ARMS]
+    values["studies"] = {"brightness": values["studies"]["brightness"]}
     (copy / "params.yaml").write_text(yaml.safe_dump(values))
     dvc = (sys.executable, "-m", "dvc")
     run(*dvc, "init", "--no-scm", "-q")

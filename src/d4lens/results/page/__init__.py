@@ -169,7 +169,7 @@ def _history(runs: Path, arms: Sequence[Arm], profile: str) -> Plot:
         chart.line_chart("selection split", curves["select_auc_macro"], epoch, chart.Axis("macro AUC")),
     ]
     text = "One line a training. The epoch kept is the best on the selection split; the test split has no part in it."
-    command = f"python stages/train.py --profile {profile} --model {arms[0][0]} --seed {arms[0][1]}"
+    command = f"python stages/train.py --profile {profile} --arm {arms[0][0]} --seed {arms[0][1]}"
     return Plot("Training history", charts, text, command, list(colours.items()))
 
 
