@@ -92,7 +92,7 @@ def layers(group: str, profile: str) -> tuple[dict[str, Any], dict[str, Any]]:
     for values, path, allowed in (
         (base, "params.yaml", every),
         (own, str(overlay(profile)), every),
-        (own.get("profile"), f"'profile' of {overlay(profile)}", {*GROUPS, *OWN_GRID, "name"}),
+        (own.get("profile"), f"'profile' of {overlay(profile)}", {*GROUPS, *OWN_GRID, "name", "contrasts"}),
         (own.get("studies"), f"'studies' of {overlay(profile)}", {*studies.NAMES}),
     ):
         if not isinstance(values, dict):

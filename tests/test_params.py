@@ -1,12 +1,22 @@
 import pytest
 
 from d4lens.errors import D4LensError
-from d4lens.params import ArmParams, GridParams, NetworkParams, Training, check, of_training, trainings, unreached
+from d4lens.params import (
+    ArmParams,
+    GridParams,
+    LossWeights,
+    NetworkParams,
+    Training,
+    check,
+    of_training,
+    trainings,
+    unreached,
+)
 
 SHARED = {
     **{"batch_size": 8, "learning_rate": None, "epochs": None, "weight_decay": 0.01, "warmup_fraction": 0.1},
     **{"gradient_clip": 1.0, "label_smoothing": 0.0, "augment": True, "precision": "auto", "limit": None},
-    "losses": dict.fromkeys(("total_variation", "sparsity", "centre", "poisson", "consistency", "convergence"), 0.5),
+    "losses": dict.fromkeys(LossWeights.model_fields, 0.5),
 }
 NETWORK = NetworkParams(learning_rate=5e-3)
 

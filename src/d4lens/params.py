@@ -116,6 +116,7 @@ class LossWeights(ParameterGroup):
     poisson: NonNegative
     consistency: NonNegative
     convergence: NonNegative
+    lens_convergence: NonNegative
 
 
 class TrainParams(ParameterGroup):

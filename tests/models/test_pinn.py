@@ -1,16 +1,16 @@
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
-from d4lens.models.head import efficientnet
 from d4lens.models.pinn import D4LensPINN, D4LensPINNPublished
 
 SMALL = {"fields": (1, 2)}
 SCALARS = ("kappa", "psi", "source", "unexplained", "relensed")
+VECTOR = ("alpha_x", "alpha_y")
 
 
 def published(observation, **options):
@@ -56,9 +56,7 @@ def test_the_class_teaches_the_convergence_through_the_lens_equation(kind, obser
     if kind == "residual":
         model = D4LensPINN(observation(33), head_channels=("unexplained",), **SMALL)
     else:
-        model = published(observation(33))
-        model.HEAD_CHANNELS = ("source",)
-        model.standardise, model.head = nn.BatchNorm2d(1), efficientnet("nano", 1)
+        model = published(observation(33), head_channels=("source",))
     model(batch(33))["logits"].square().sum().backward()
     assert model.unet.project.conv.weights.grad.abs().max() > 0
 
@@ -98,6 +96,90 @@ def test_the_head_sees_what_it_is_given_and_no_raw_image_unasked(observation, ba
     for channels, sees in ((None, False), (("stretch", "kappa"), True)):
         model = D4LensPINN(observation(33), head_channels=channels, engine=False, **SMALL).eval()
         assert torch.equal(model(lenses)["logits"], model(other)["logits"]) != sees
+
+
+@pytest.mark.parametrize(
+    ("channels", "needed"),
+    [(("stretch",), set()), (("stretch", "kappa"), {"kappa"}), (("alpha_r",), {"kappa", "psi", "source"})],
+)
+def test_what_the_published_head_reads_decides_what_there_is(channels, needed, observation, batch):
+    model = published(observation(33), head_channels=channels)
+    assert (model.unet is None, model.engine is None) == ("kappa" not in needed, "psi" not in needed)
+    out = model(batch(33))
+    assert (
+        needed | {"logits"} <= set(out) <= needed | {"logits"} | ({*SCALARS, *VECTOR, "coverage"} if needed else set())
+    )
+    assert bool(model.losses) == bool(needed)
+    with pytest.raises(D4LensError, match="head_channels must be names among stretch, log, gradient, kappa, psi"):
+        published(observation(33), head_channels=("residual",))
+
+
+def seen_by_head(model, lenses):
+    """The head's input before it is standardised."""
+    seen = []
+    model.standardise.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(lenses)
+    return dict(zip(model.head_channels, seen[0].unbind(1), strict=True))
+
+
+@pytest.mark.parametrize("n", [33, 34])
+def test_radial_and_tangential_deflection_are_scalars(n, observation, batch):
+    channels = ("alpha_x", "alpha_y", "alpha_r", "alpha_t")
+    model, lenses = published(observation(n), head_channels=channels).double(), batch(n, 2, torch.float64)
+    seen = seen_by_head(model, lenses)
+    length = torch.hypot(seen["alpha_x"], seen["alpha_y"])
+    away = torch.hypot(model.engine.x, model.engine.y) > 0.01
+    assert torch.allclose(torch.hypot(seen["alpha_r"], seen["alpha_t"])[:, away], length[:, away])
+    assert seen["alpha_t"].abs().max() > 1e-3 * length.max()
+    for g in (1, 4, 7):
+        turned = seen_by_head(published_like(model), lenses.turned(g))
+        for name in ("alpha_r", "alpha_t"):
+            assert torch.allclose(turned[name], d4.transform(seen[name], g), atol=1e-10)
+
+
+def published_like(model):
+    copy = deepcopy(model)
+    copy.standardise._forward_pre_hooks.clear()
+    return copy
+
+
+def test_a_small_source_leaves_a_misfit_that_is_a_loss(observation, batch):
+    """Rays that end beside the source plane's grid have no light: the re-lensed image cannot fit whatever kappa is."""
+    options = {"source_half_width": 1.5, "head_channels": ("source", "unexplained")}
+    model, lenses = published(observation(75), **options), batch(75)
+    out = model(lenses)
+    assert out["source"].shape == (2, 30, 30)
+    assert seen_by_head(model, lenses)["source"].shape == (2, 75, 75)
+    assert "consistency" in model.losses
+    assert "consistency" not in published(observation(75)).losses
+    assert out["unexplained"].std() > 1.2 * published(observation(75))(lenses)["unexplained"].std()
+
+
+def test_the_sphere_bends_light_by_the_radius_that_the_unet_reads(observation, batch):
+    """With nothing drawn beside it, the deflection is an isothermal sphere's and its potential's gradient."""
+    model, lenses = published(observation(33), sis=True), batch(33)
+    with torch.no_grad():
+        for parameter in model.unet.project.parameters():
+            parameter.zero_()
+    out = model(lenses)
+    assert out["theta_E"].shape == (2,)
+    assert 0.2 < out["theta_E"].min() < out["theta_E"].max() < 3
+    assert out["kappa"].abs().max() == 0
+    length = torch.hypot(out["alpha_x"], out["alpha_y"])
+    off_centre = torch.hypot(model.engine.x, model.engine.y) > 0.01
+    expected = out["theta_E"][:, None].expand_as(length[:, off_centre])
+    assert torch.allclose(length[:, off_centre], expected, atol=1e-4)
+    seen = seen_by_head(model, lenses)
+    slope = (seen["psi"][:, 16, 25:] - seen["psi"][:, 16, 24:-1]) / model.engine.poisson.pixel_scale
+    assert torch.allclose(slope, out["theta_E"][:, None].expand_as(slope), rtol=1e-4)
+    # kappa = theta_E / 2r
+    assert torch.allclose(seen["kappa"][:, 16, 20] * 8 * model.engine.poisson.pixel_scale, out["theta_E"], rtol=1e-4)
+    turned = model(lenses.turned(5))
+    assert torch.allclose(turned["theta_E"], out["theta_E"], rtol=1e-4)
+    turned["logits"].sum().backward()
+    assert model.read_theta_E.weight.grad.abs().max() > 0
+    with pytest.raises(D4LensError, match="sis needs the lens engine"):
+        published(observation(33), sis=True, head_channels=("stretch", "kappa"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from d4lens import lensing
 from d4lens.errors import PhysicsError
 from d4lens.simulator import draw, preset, render, substructure_convergence, substructure_deflection
 from d4lens.simulator.dataset import read_truth, write_archive
+from d4lens.simulator.substructure import lens_convergence
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,18 @@ def test_convergence_integrates_to_the_mass(deeplense, truth, binning):
     # All of it lies 1.3 arcsec within the edge; none leaks.
     np.testing.assert_allclose(mass, math.pi * (rods + points), rtol=1e-5)
     assert (kappa[::3] == 0).all()
+
+
+@pytest.mark.parametrize("binning", [1, 2])
+def test_the_whole_lens_bends_light_by_its_convergence(deeplense, truth, binning):
+    """Its excess over the substructure is the mass of a sphere: pi R theta_E within R, to the pixels at the rim."""
+    observation = deeplense.observation.binned(binning)
+    smooth = lens_convergence(truth, observation) - substructure_convergence(truth, observation)
+    x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
+    within = (torch.hypot(x, y) < 3) * observation.pixel_scale**2
+    theta_E = truth.images["theta_E"].to_numpy()
+    np.testing.assert_allclose((smooth * within).sum((1, 2)), math.pi * 3 * theta_E, rtol=0.01)
+    assert (smooth > 0).all()
 
 
 def test_convergence_is_the_masses_smoothed(deeplense, truth):

@@ -13,7 +13,7 @@ from d4lens.files import write_json
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.macrofit.split import MAPS
 from d4lens.observation import Observation
-from d4lens.params import TrainParams
+from d4lens.params import LossWeights, TrainParams
 from d4lens.simulator import draw, preset
 
 N_PIXELS = 33
@@ -61,9 +61,7 @@ def parameters(**changes: object) -> TrainParams:
         "label_smoothing": 0.0,
         "augment": True,
         "precision": "32-true",
-        "losses": dict.fromkeys(
-            ("total_variation", "sparsity", "centre", "poisson", "consistency", "convergence"), 0.01
-        ),
+        "losses": dict.fromkeys(LossWeights.model_fields, 0.01),
         "epochs": 4,
         "limit": None,
     }

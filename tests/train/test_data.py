@@ -66,7 +66,7 @@ def test_a_batch_is_the_rows_asked_for(dataset):
 def test_the_truth_is_the_simulators_own_convergence(dataset):
     folder, fits = dataset
     observation = arrays.load_observation(folder)
-    lenses = load(folder, fits, "train", ("counts",), observation, with_kappa=True)
+    lenses = load(folder, fits, "train", ("counts",), observation, convergence=substructure_convergence)
     truth = arrays.load_truth(folder, "train")
     expected = substructure_convergence(truth, observation)
     kappa = lenses[range(len(lenses))].kappa
@@ -79,13 +79,17 @@ def test_the_truth_is_the_simulators_own_convergence(dataset):
 def test_without_truth_there_is_no_kappa(dataset):
     folder, fits = dataset
     (folder / "truth.csv").unlink()
-    lenses = load(folder, fits, "train", ("counts",), arrays.load_observation(folder), with_kappa=True)
+    lenses = load(
+        folder, fits, "train", ("counts",), arrays.load_observation(folder), convergence=substructure_convergence
+    )
     assert lenses[[0]].kappa is None
 
 
 def test_augmentation_turns_each_image_with_all_that_belongs_to_it(dataset):
     folder, fits = dataset
-    lenses = load(folder, fits, "train", EVERYTHING, arrays.load_observation(folder), with_kappa=True)
+    lenses = load(
+        folder, fits, "train", EVERYTHING, arrays.load_observation(folder), convergence=substructure_convergence
+    )
     batch = lenses[[0, 1, 2, 3, 4]]
     elements = torch.tensor([6, 0, 3, 6, 1])
     turned = augment(batch, elements)

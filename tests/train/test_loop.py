@@ -17,6 +17,7 @@ from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import sole_writer
 from d4lens.models import scores, weights
+from d4lens.simulator import substructure_convergence
 from d4lens.train import checkpoint, fingerprint, loop, train
 from d4lens.train.data import load
 
@@ -286,9 +287,34 @@ def test_weights_of_losses_are_obeyed_and_their_values_logged(dataset, tmp_path,
     assert {"total_variation", "centre", "poisson", "consistency"} <= set(row.index)
 
 
+def test_the_whole_lens_teaches_ever_less(dataset, tmp_path, params):
+    """Its weight falls linearly over the steps: here four epochs of as many steps each."""
+    losses = {**dict.fromkeys(params().losses.model_dump(), 0.0), "lens_convergence": 2.0}
+    arm = ("d4lenspinn_published", {"fields": [1, 2]})
+    run(dataset, tmp_path, arm, params=params(epochs=4, batch_size=16, learning_rate=1e-9, losses=losses))
+    rows = pd.read_csv(tmp_path / "out" / "history.csv")
+    steps = 4 * -(-len(np.load(dataset[0] / "train.npy", mmap_mode="r")) // 16)
+    weight = (rows["loss"] - rows["classification"]) / rows["lens_convergence"]
+    # the mean weight of an epoch, but for the batches' different errors
+    means = 2 * (1 - np.arange(steps).reshape(4, -1).mean(1) / steps)
+    np.testing.assert_allclose(weight, means, rtol=0.1)
+
+
+def test_a_frozen_unet_keeps_its_weights(dataset, tmp_path, params):
+    arm = ("d4lenspinn_published", {"fields": [1, 2], "frozen": True})
+    for epochs in (1, 2):
+        run(dataset, tmp_path / str(epochs), arm, params=params(epochs=epochs))
+    first, then = (
+        dict(models.load(tmp_path / epochs / "out" / "model.safetensors")[0].named_parameters()) for epochs in "12"
+    )
+    same = {name.split(".")[0] for name in first if torch.equal(first[name], then[name])}
+    assert {name.split(".")[0] for name in first} - same == {"head", "standardise"}
+    assert all(torch.equal(first[name], then[name]) for name in first if name.startswith("unet."))
+
+
 def test_a_limit_takes_so_many_images_and_the_larger_set_contains_the_smaller(dataset, tmp_path, params):
     observation = arrays.load_observation(dataset[0])
-    images = load(*dataset, "train", ["counts", "residual"], observation, with_kappa=True)
+    images = load(*dataset, "train", ["counts", "residual"], observation, convergence=substructure_convergence)
     few, more = images.first(4, seed=3), images.first(9, seed=3)
     assert set(few.rows) < set(more.rows)
     assert set(few.rows) != set(images.first(4, seed=4).rows)

@@ -55,6 +55,12 @@ def test_convergence_is_in_units_of_one_detectable_mass():
     assert losses.convergence(out, truth, OBSERVATION).item() == pytest.approx(1.0)
 
 
+def test_the_whole_lens_is_compared_in_the_logarithm():
+    truth = torch.full((1, 8, 8), 0.49, dtype=torch.float64)
+    out = {"kappa": math.e * (truth + 0.01) - 0.01}
+    assert losses.lens_convergence(out, replace(NO_TRUTH, kappa=truth), OBSERVATION).item() == pytest.approx(1.0)
+
+
 def test_only_losses_with_inputs_are_computed_and_only_weighted_ones_teach():
     kappa = spot().requires_grad_()
     weights = {**dict.fromkeys(losses.PHYSICS, 1.0), "sparsity": 0.0}

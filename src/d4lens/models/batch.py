@@ -52,7 +52,7 @@ class LensBatch:
     index : Tensor, optional
         (B,) row of each image in its split.
     kappa : Tensor, optional
-        (B, N, N) true convergence of the substructure, smoothed to two pixels.
+        (B, N, N) true convergence, substructure smoothed to two pixels: its own alone, or the whole lens's.
     """
 
     counts: Tensor

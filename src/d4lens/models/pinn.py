@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.models.batch import LensBatch
 from d4lens.models.channels import channel, needs_of, stack
 from d4lens.models.engine import LensEngine
@@ -60,7 +61,7 @@ class D4LensPINNPublished(nn.Module):
     """The architecture as published: from the image alone to the whole lens's convergence.
 
     The channels stretch, log and gradient -> U-Net -> kappa >= 0 -> engine (zero-padded Poisson solve, deflection, splat to
-    the source plane, no parameters) -> EfficientNetV2 on the physical channels HEAD_CHANNELS, each standardised: their
+    the source plane, no parameters) -> EfficientNetV2 on the physical channels `head_channels`, each standardised: their
     spreads differ by a factor of 700.
 
     Its Poisson residual is a smoothness penalty, as psi comes from the solver itself, and one image cannot fix the
@@ -78,6 +79,18 @@ class D4LensPINNPublished(nn.Module):
         The classifier, as in `head.efficientnet`.
     pretrained : bool
         Whether the head starts from ImageNet weights.
+    head_channels : sequence of str
+        Names among OF_IMAGE, kappa and OF_ENGINE. Where none needs the engine there is none, where all are of the image
+        there is no U-Net either. alpha_r and alpha_t are the deflection's radial part and the size of its tangential part,
+        which unlike alpha_x and alpha_y no element of D4 changes.
+    frozen : bool
+        Whether the U-Net keeps its first weights. Its normalisations go on following the images.
+    source_half_width : float, optional
+        Half the side of the source grid in arcsec, whose pixels then have the size of the image's. By default the source is
+        as large as the image and the re-lensed image fits whatever kappa is, so that there is no consistency loss.
+    sis : bool
+        Whether the lens is a singular isothermal sphere (SIS) of the Einstein radius that the U-Net's invariants give, and
+        what the U-Net draws comes on top, of either sign.
 
     Attributes
     ----------
@@ -85,11 +98,17 @@ class D4LensPINNPublished(nn.Module):
         Entries of the batch that are read.
     losses : tuple of str
         Physical losses that have a meaning for the outputs.
+
+    Raises
+    ------
+    D4LensError
+        For `head_channels` beyond those allowed, or an unknown kind or head.
     """
 
     HEAD_CHANNELS = ("stretch", "kappa", "psi", "alpha_x", "alpha_y", "source")
+    OF_IMAGE = ("stretch", "log", "gradient")
+    OF_ENGINE = ("psi", "alpha_x", "alpha_y", "alpha_r", "alpha_t", "source", "unexplained")
     needs = ("counts",)
-    losses = ("total_variation", "sparsity", "centre", "poisson")
 
     def __init__(
         self,
@@ -98,16 +117,41 @@ class D4LensPINNPublished(nn.Module):
         fields: Sequence[int] = (2, 4, 8),
         head: str = "nano",
         pretrained: bool = False,
+        head_channels: Sequence[str] = HEAD_CHANNELS,
+        frozen: bool = False,
+        source_half_width: float | None = None,
+        sis: bool = False,
     ) -> None:
         super().__init__()
-        self.sky = observation.sky
-        self.inputs = ("stretch", "log", "gradient")
-        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 1, fields)
-        # The source as large as the image and on as many pixels, so that it can stand among the head's channels.
-        self.engine = LensEngine(observation, observation.half_width, observation.n_pixels)
-        self.standardise = nn.BatchNorm2d(len(self.HEAD_CHANNELS))
-        self.head = efficientnet(head, len(self.HEAD_CHANNELS), pretrained=pretrained)
+        allowed = (*self.OF_IMAGE, "kappa", *self.OF_ENGINE)
+        if not head_channels or not set(head_channels) <= set(allowed):
+            raise D4LensError(f"head_channels must be names among {', '.join(allowed)}, not {list(head_channels)}")
+        self.sky, self.inputs, self.head_channels = observation.sky, self.OF_IMAGE, tuple(head_channels)
+        self.unet, self.engine, self.invariants, self.read_theta_E = None, None, None, None
+        self.losses: tuple[str, ...] = ()
+        if set(head_channels) - {*self.OF_IMAGE}:
+            self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 1, fields)
+            self.losses = ("total_variation", "sparsity", "centre", "poisson", "lens_convergence")
+        if set(head_channels) & {*self.OF_ENGINE}:
+            half_width, pixels = observation.half_width, observation.n_pixels
+            if source_half_width is not None:
+                half_width = min(source_half_width, half_width)
+                pixels = max(8, round(2 * half_width / observation.pixel_scale))
+                self.losses = (*self.losses, "consistency")
+            self.engine = LensEngine(observation, half_width, pixels)
+        self.standardise = nn.BatchNorm2d(len(self.head_channels))
+        self.head = efficientnet(head, len(self.head_channels), pretrained=pretrained)
         quieten(self.head)
+        if sis:
+            if self.unet is None or self.engine is None:
+                raise D4LensError(
+                    "sis needs the lens engine: give head_channels a name among " + ", ".join(self.OF_ENGINE)
+                )
+            self.losses = tuple(name for name in self.losses if name != "lens_convergence")  # kappa is not the lens's
+            self.invariants = InvariantBranch(self.unet.layers, (fields[-1], 12, 16))
+            self.read_theta_E = nn.Linear(self.invariants.width, 1)
+        if frozen and self.unet is not None:
+            self.unet.requires_grad_(False)
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
         """Compute the logits and the fields on the way.
@@ -120,24 +164,56 @@ class D4LensPINNPublished(nn.Module):
         Returns
         -------
         dict of Tensor
-            `logits` (B, 3); `kappa`, `psi` (arcsec²), `alpha_x`, `alpha_y` (arcsec), `relensed` (counts) and `unexplained`
-            (standard deviations), each (B, N, N); `source` (counts) and `coverage`, each (B, N, N) on the source grid.
+            `logits` (B, 3); with a U-Net `kappa` (B, N, N); with the engine `psi` (arcsec²), `alpha_x`, `alpha_y` (arcsec),
+            `relensed` (counts) and `unexplained` (standard deviations), each (B, N, N), and `source` (counts) and
+            `coverage`, each (B, n, n) on the source grid. With `sis` also `theta_E` (B,) in arcsec, while `kappa` and `psi`
+            are those beyond the sphere's.
         """
         counts = batch.counts
-        drawn, _, _ = self.unet(stack(self.inputs, batch, self.sky))
-        # At zero the convergence is 0.13: a deflection of half an arcsec at the ring, from where both ways are open.
-        kappa = F.softplus(drawn[:, 0].to(counts.dtype) - 2.0)
-        out: dict[str, Tensor] = self.engine(kappa, counts - self.sky)
-        out["kappa"], out["psi"] = kappa, self.engine.poisson.potential(kappa)
-        out["unexplained"] = (counts - self.sky - out["relensed"]) / noise(counts)
-        seen = {
-            "stretch": channel("stretch", batch, self.sky),
-            "source": out["source"] / max(self.sky, 1.0) ** 0.5 / 10,
-        }
-        channels = torch.stack([seen[name] if name in seen else out[name] for name in self.HEAD_CHANNELS], 1)
+        seen = {name: channel(name, batch, self.sky) for name in self.head_channels if name in self.OF_IMAGE}
+        out: dict[str, Tensor] = {}
+        if self.unet is not None:
+            drawn, _, floor = self.unet(stack(self.inputs, batch, self.sky))
+            drawn = drawn[:, 0].to(counts.dtype)
+            if self.invariants is not None and self.read_theta_E is not None:
+                vector = self.invariants(floor).to(self.read_theta_E.weight.dtype)
+                # At zero the Einstein radius is one arcsec.
+                out["theta_E"] = F.softplus(self.read_theta_E(vector)[:, 0].to(counts.dtype) + 0.5413)
+                out["kappa"] = 0.1 * drawn
+            else:
+                # At zero the convergence is 0.13: a deflection of half an arcsec at the ring, from where both ways are open.
+                out["kappa"] = F.softplus(drawn - 2.0)
+            seen |= out
+        if self.engine is not None:
+            seen |= self._lens(self.engine, counts, out)
+        channels = torch.stack([seen[name] for name in self.head_channels], 1)
         channels = self.standardise(channels).contiguous(memory_format=torch.channels_last)
         out["logits"] = self.head(channels).to(counts.dtype)
         return out
+
+    def _lens(self, engine: LensEngine, counts: Tensor, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Lens by `out["kappa"]`, add what comes of it to `out`, and return it as the head sees it."""
+        kappa, signal, theta_E, fit = out["kappa"], counts - self.sky, out.get("theta_E"), None
+        if theta_E is not None:
+            fit = F.pad(theta_E[:, None], (0, len(FIT_COLUMNS) - 1))
+        out |= engine(kappa, signal, fit)
+        out["psi"] = engine.poisson.potential(kappa)
+        out["unexplained"] = (signal - out["relensed"]) / noise(counts)
+        x, y = engine.x.to(counts.dtype), engine.y.to(counts.dtype)
+        radius = torch.hypot(x, y)
+        seen = {**out, "unexplained": out["unexplained"].clamp(-20, 20)}
+        if theta_E is not None:
+            seen["kappa"] = kappa + 0.5 * theta_E[:, None, None] / radius.clamp_min(engine.poisson.pixel_scale / 2)
+            seen["psi"] = out["psi"] + theta_E[:, None, None] * radius
+        seen["source"] = out["source"] / max(self.sky, 1.0) ** 0.5 / 10
+        if seen["source"].shape[-1] != counts.shape[-1]:
+            seen["source"] = F.interpolate(seen["source"][:, None], counts.shape[-2:], mode="bilinear")[:, 0]
+        ax, ay = out["alpha_x"], out["alpha_y"]
+        if "alpha_r" in self.head_channels:
+            seen["alpha_r"] = (x * ax + y * ay) / radius.clamp_min(1e-6)
+        if "alpha_t" in self.head_channels:  # a mirror turns its sign
+            seen["alpha_t"] = ((x * ay - y * ax) / radius.clamp_min(1e-6)).abs()
+        return seen
 
     def export(self) -> nn.Module:
         """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""

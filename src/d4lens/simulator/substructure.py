@@ -63,6 +63,28 @@ def substructure_convergence(truth: Truth, observation: Observation, smoothing_p
     return kappa
 
 
+def lens_convergence(truth: Truth, observation: Observation) -> Tensor:
+    """Compute the convergence of the whole lens: the smooth mass, and the substructure smoothed to two pixels.
+
+    Parameters
+    ----------
+    truth : Truth
+        B lenses.
+    observation : Observation
+        The grid.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float32, above 0. A pixel at the very centre, where it diverges, has the value half a pixel beside.
+    """
+    x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
+    x = torch.where((x == 0) & (y == 0), observation.pixel_scale / 2, x)
+    table = truth.images[["theta_E", "lens_q", "lens_phi"]].to_numpy(np.float64)
+    theta_E, q, phi = torch.from_numpy(table.T.copy())[..., None, None]
+    return lensing.sie_convergence(x, y, theta_E, q, phi).float() + substructure_convergence(truth, observation)
+
+
 def substructure_deflection(truth: Truth, observation: Observation) -> tuple[Tensor, Tensor]:
     """Compute the deflection of the point masses and rods at the pixel centres, unsmoothed.
 

@@ -99,6 +99,8 @@ def _read(network: nn.Module) -> tuple[str, ...]:
 
 
 def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
+    if network.unet is None:
+        return _of_head(network, "plain", ())
     fields: Literal["regular", "plain"] = "regular" if network.unet.layers.regular else "plain"
     unet = [
         Layer(f"unet.{name}", "unet", "scalar", "input", "unet", channels=(i, i + 1))
@@ -119,16 +121,7 @@ def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
             Layer("source", "physics", drawn, "dict", "engine", "source", untouched=beside_engine),
         ]
     beside_head = (*beside_engine, "engine") if network.engine is not None else beside_engine
-    head, names = [], list(getattr(network, "head_channels", None) or network.HEAD_CHANNELS)
-    for i, name in enumerate(names):
-        own = "scalar" if fields == "regular" or name in network.inputs else "plain"
-        head.append(_head_input(f"head.{name}", own, i, i + 1, beside_head))
-    width = network.head.conv_stem.in_channels
-    if width > len(names):
-        head.append(_head_input("head.features", fields, len(names), width, beside_head))
-    stages = [("stem", "bn1"), *((f"blocks.{i}",) * 2 for i in range(len(network.head.blocks))), ("final", "bn2")]
-    stages.append(("logits", "classifier"))
-    head += _chain("head", "plain", [(f"head.{n}", f"head.{m}") for n, m in stages], ("head.conv_stem",), beside_head)
+    head = _of_head(network, fields, beside_head)
     branch = []
     if isinstance(network, D4LensPINN) and network.invariants is not None:
         beside = (*(name for name in beside_head if name != "invariants"), "head")
@@ -138,6 +131,22 @@ def _of_pinn(network: D4LensPINN | D4LensPINNPublished) -> list[Layer]:
         ends = [("invariants.summary", "invariants"), ("invariants.logits", "classify_invariants")]
         branch += _chain("invariants", summary, ends, (), beside)
     return [*unet, *physics, *head, *branch]
+
+
+def _of_head(
+    network: D4LensPINN | D4LensPINNPublished, fields: Literal["regular", "plain"], beside: tuple[str, ...]
+) -> list[Layer]:
+    head, names = [], network.head_channels
+    for i, name in enumerate(names):
+        own = "scalar" if fields == "regular" or name in network.inputs else "plain"
+        head.append(_head_input(f"head.{name}", own, i, i + 1, beside))
+    width = network.head.conv_stem.in_channels
+    if width > len(names):
+        head.append(_head_input("head.features", fields, len(names), width, beside))
+    stages = [("stem", "bn1"), *((f"blocks.{i}",) * 2 for i in range(len(network.head.blocks))), ("final", "bn2")]
+    stages.append(("logits", "classifier"))
+    modules = [(f"head.{n}", f"head.{m}") for n, m in stages]
+    return head + _chain("head", "plain", modules, ("head.conv_stem",), beside)
 
 
 def _head_input(name: str, kind: Any, first: int, end: int, untouched: tuple[str, ...]) -> Layer:

@@ -24,7 +24,7 @@ from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive
 from d4lens.progress import Meter
 from d4lens.results import metrics
 from d4lens.results.plots import drawing
-from d4lens.simulator import Preset, Truth, preset, render
+from d4lens.simulator import Preset, Truth, preset, render, substructure_convergence
 from d4lens.studies import detection, physical_limit, recovery
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
@@ -660,7 +660,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     observation = arrays.load_observation(folder)
     of_split = {}
     for split in ("select", "test"):
-        images = load(folder, fits, split, NEEDS, observation, with_kappa=True)
+        images = load(folder, fits, split, NEEDS, observation, convergence=substructure_convergence)
         of_split[split] = maps(arms[params.recover], images, arrays.load_truth(folder, split), params.recover_images)
     recovered = recover(of_split["select"], of_split["test"], observation.pixel_scale, params.bootstrap, params.seed)
     return outcome(*parts, recovered, params), drawings(*parts, recovered, params)

@@ -1,6 +1,6 @@
 """Batches straight from the memory maps, in an order that (seed, epoch) alone decides."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from d4lens.lensing import d4
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, MAPS
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
-from d4lens.simulator.substructure import substructure_convergence
 
 _SUBSET = 2**31 + 1  # no epoch: the seed of a smaller training set
 
@@ -39,7 +38,7 @@ class Lenses(Dataset):  # type: ignore[type-arg]
     fit : ndarray, optional
         (n, 7) parameters of the smooth lens, FIT_COLUMNS.
     kappa : ndarray, optional
-        (n, N, N) true convergence of the substructure.
+        (n, N, N) true convergence, of the substructure or of the whole lens.
     rows : ndarray, optional
         (n,) rows of the split's arrays, where these are not all of them.
     """
@@ -85,7 +84,7 @@ def load(
     needs: Sequence[str],
     observation: Observation,
     *,
-    with_kappa: bool = False,
+    convergence: Callable[[Truth, Observation], Tensor] | None = None,
 ) -> Lenses:
     """Load a split with what a model needs.
 
@@ -101,8 +100,8 @@ def load(
         Entries of `LensBatch`.
     observation : Observation
         Pixels of the images.
-    with_kappa : bool
-        Whether to add the true convergence of the substructure, smoothed to two pixels, where the truth is known.
+    convergence : callable, optional
+        What computes the true convergence to add, of `simulator.substructure`, where the truth is known.
 
     Returns
     -------
@@ -120,9 +119,9 @@ def load(
             raise D4LensError("this model reads the residual of the smooth-lens fit; run the macrofit stage first")
         maps, lenses.fit = _fit(Path(macrofit_folder), split, images)
         lenses.residual, lenses.significance = (maps[name] if name in needs else None for name in MAPS)
-    truth = arrays.load_truth(arrays_folder, split) if with_kappa else None
-    if truth is not None:
-        lenses.kappa = _convergence(truth, observation)
+    truth = arrays.load_truth(arrays_folder, split) if convergence else None
+    if truth is not None and convergence is not None:
+        lenses.kappa = _in_pieces(convergence, truth, observation)
     return lenses
 
 
@@ -147,12 +146,14 @@ def _fit(folder: Path, split: str, images: arrays.Split) -> tuple[dict[str, NDAr
     return maps, fit
 
 
-def _convergence(truth: Truth, observation: Observation, chunk: int = 512) -> NDArray[np.float16]:
+def _in_pieces(
+    convergence: Callable[[Truth, Observation], Tensor], truth: Truth, observation: Observation, chunk: int = 512
+) -> NDArray[np.float16]:
     """Half precision and in pieces: the set at full size would fill the memory four times over."""
     kappa = np.empty((len(truth), observation.n_pixels, observation.n_pixels), np.float16)
     for start in range(0, len(truth), chunk):
         part = truth.rows(range(len(truth))[start : start + chunk])
-        kappa[start : start + chunk] = substructure_convergence(part, observation).numpy()
+        kappa[start : start + chunk] = convergence(part, observation).numpy()
     return kappa
 
 

@@ -176,8 +176,8 @@ def train(
         keeper = _Keeper(work_folder, digests, tracker)
         if not done:
             images, select = (
-                load(arrays_folder, macrofit_folder, split, module.needs, observation, with_kappa=with_kappa)
-                for split, with_kappa in (("train", "convergence" in module.losses), ("select", False))
+                load(arrays_folder, macrofit_folder, split, module.needs, observation, convergence=taught)
+                for split, taught in (("train", module.taught), ("select", None))
             )
             if params.limit is not None:
                 images = images.first(params.limit, seed)

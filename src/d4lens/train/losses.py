@@ -11,11 +11,14 @@ from torch import Tensor
 from d4lens.lensing import grid
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
+from d4lens.simulator.substructure import lens_convergence as lens_truth
+from d4lens.simulator.substructure import substructure_convergence
 
 Outputs = dict[str, Tensor]
 
 # Of the convergence's error: half of what a single detectable mass reaches when smoothed to two pixels.
 KAPPA_UNIT = 0.05
+_FLOOR = 0.01
 
 
 def total_variation(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
@@ -58,6 +61,15 @@ def convergence(out: Outputs, batch: LensBatch, observation: Observation) -> Ten
     return ((out["kappa"] - batch.need("kappa")) / KAPPA_UNIT).square().mean()
 
 
+def lens_convergence(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+    """Take the mean squared error of ln kappa, floored at 0.01, against the whole lens's, which spans two decades.
+
+    Its weight falls linearly to zero over a training: it shows the way and leaves the end to the class.
+    """
+    ratio = (out["kappa"] + _FLOOR) / (batch.need("kappa") + _FLOOR)
+    return ratio.log().square().mean()
+
+
 PHYSICS: dict[str, Callable[[Outputs, LensBatch, Observation], Tensor]] = {
     "total_variation": total_variation,
     "sparsity": sparsity,
@@ -65,11 +77,14 @@ PHYSICS: dict[str, Callable[[Outputs, LensBatch, Observation], Tensor]] = {
     "poisson": poisson,
     "consistency": consistency,
     "convergence": convergence,
+    "lens_convergence": lens_convergence,
 }
+TRUTHS = {"convergence": substructure_convergence, "lens_convergence": lens_truth}
+"""What the batch's kappa must be for the losses that teach it."""
+ANNEALED = ("lens_convergence",)
 _INPUTS = {
     "poisson": ("psi", "kappa"),
     "consistency": ("unexplained",),
-    "convergence": ("kappa",),
 }
 
 
@@ -99,7 +114,7 @@ def physics(
     values = {}
     for name in names:
         wanted = _INPUTS.get(name, ("kappa",))
-        if any(key not in out for key in wanted) or (name == "convergence" and batch.kappa is None):
+        if any(key not in out for key in wanted) or (name in TRUTHS and batch.kappa is None):
             continue
         with torch.set_grad_enabled(torch.is_grad_enabled() and weights[name] > 0):
             values[name] = PHYSICS[name](out, batch, observation)

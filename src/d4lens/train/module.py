@@ -62,6 +62,7 @@ class TrainingModule(L.LightningModule):
         self.weights = params.losses.model_dump()
         self.needs: tuple[str, ...] = tuple(net.needs)  # type: ignore[arg-type]
         self.losses: tuple[str, ...] = getattr(net, "losses", ())
+        self.taught = next((truth for name, truth in losses.TRUTHS.items() if name in self.losses), None)
         self.first = progress.epoch
         self.sums: dict[str, Tensor] = {}
         self.scored: list[tuple[Tensor, Tensor]] = []
@@ -115,7 +116,10 @@ class TrainingModule(L.LightningModule):
         if batch_idx == 0:  # not earlier: making the loader's iterator draws a number
             torch.manual_seed(epoch_seed(self.seed, self.epoch, self.global_rank))
         per_epoch = int(self.trainer.num_training_batches)
-        rate = self.learning_rate(self.epoch * per_epoch + batch_idx, self.params.epochs * per_epoch)
+        step, steps = self.epoch * per_epoch + batch_idx, self.params.epochs * per_epoch
+        for name in losses.ANNEALED:
+            self.weights[name] = getattr(self.params.losses, name) * (1 - step / steps)
+        rate = self.learning_rate(step, steps)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
         self.row["learning_rate"] = rate
