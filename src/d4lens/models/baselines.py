@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,6 +42,8 @@ class ResNet(nn.Module):
         backbone: str = "resnet18",
         pretrained: bool = False,
     ) -> None:
+        import timm  # two seconds, which the shipped network does without
+
         super().__init__()
         self.channels, self.sky = tuple(channels), observation.sky
         self.needs = needs_of(self.channels)

@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
@@ -14,7 +13,7 @@ from d4lens.models.batch import LensBatch
 from d4lens.models.channels import channel, needs_of, stack
 from d4lens.models.engine import LensEngine
 from d4lens.models.fields import without_escnn
-from d4lens.models.head import efficientnet
+from d4lens.models.head import EfficientNet, efficientnet
 from d4lens.models.unet import InvariantBranch, PlainLayers, UNet, field_layers, plain_of_equal_parameters
 from d4lens.observation import Observation
 
