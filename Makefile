@@ -16,7 +16,7 @@ ifeq ($(shell uname -m),x86_64)
 export OPENBLAS_CORETYPE := Haswell
 endif
 
-.PHONY: help setup reproduce test lint verify twice gate ui docs wheel campaigns figures profiles ship lock clean
+.PHONY: help setup reproduce test lint verify twice gate ui docs wheel campaigns profiles publish lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -55,7 +55,7 @@ twice: $(READY) profiles ## run the smoke profile twice from nothing and hold th
 	done
 	@diff -r --exclude timing.json build/twice/first build/twice/second && echo byte-equal  # timing.json: clock readings
 
-gate: $(READY) ## check that dvc.lock matches parameters and code, and the README its metrics
+gate: $(READY) ## check that dvc.lock matches parameters and code, and the documents their metrics
 	@$(BIN)/python tools/gate.py
 
 ui: $(READY) ## open MLflow on 127.0.0.1 with the runs' comparison (PORT=5000)
@@ -75,11 +75,8 @@ campaigns: $(READY) ## run the slow searches for faults: kills, hostile files, a
 	@$(BIN)/python tools/fuzz.py --inputs 120000
 	@$(BIN)/python tools/soak.py --images 20000
 
-figures: $(READY) ## draw the README's picture anew
-	@$(BIN)/python tools/figures.py
-
-ship: $(READY) ## put the network of the largest training into the package
-	@$(BIN)/python tools/ship.py
+publish: $(READY) ## write what follows from the metrics: documents, model card, pictures (SHIP=1: first the network itself)
+	@$(BIN)/python tools/publish.py $(if $(SHIP),--ship)
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	@$(BIN)/python tools/lock.py

@@ -41,6 +41,7 @@ def main() -> None:
     table = predictions.tabulate(arrays.load_split(data / "arrays", "test").paths, images.labels, logits)
     facts = {"profile": profile, "model": model, "seed": seed, "params": config["n_parameters"]}
     facts |= {"n_train": config["n_train"], "n_test": len(images), "n_pixels": observation.n_pixels}
+    facts["fingerprint"] = config["fingerprint"]
     facts["epochs"] = len(pd.read_csv(trained / "history.csv"))
     scores = predictions.score(table, params.bootstrap, params.seed)
     minutes = files.read_json(trained / "timing.json")["train_minutes"]

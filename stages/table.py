@@ -1,4 +1,4 @@
-"""The results table of a profile, its README copy, and the curves behind it."""
+"""The results table of a profile, and the curves behind it."""
 
 from itertools import chain, groupby
 from pathlib import Path
@@ -10,7 +10,7 @@ from d4lens.files import write_json
 from d4lens.params import EvaluateParams, PageParams, trainings
 from d4lens.results import plots, predictions, tables
 
-METRICS, README = Path("metrics"), Path("README.md")
+METRICS = Path("metrics")
 
 
 @one_sentence
@@ -47,7 +47,6 @@ def main() -> None:
         tables.write_csv(pictures / f"{name}.csv", table)
         draw(pictures / f"{name}.svg", table)
     tables.join_profiles(METRICS)
-    tables.update_readme(README, METRICS)
     print(tables.table_text(folder))
     warn_of_own_values(profile)
 

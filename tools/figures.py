@@ -96,7 +96,11 @@ def lenses() -> None:
         figure.savefig(temporary, dpi=80)
 
 
-if __name__ == "__main__":
+def main() -> None:
     lenses()
     learning_curve()
     limit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The consistency gate: the committed dvc.lock matches parameters and code, and the README's tables match the metrics.
+"""The consistency gate: the committed dvc.lock matches parameters and code, and the documents' numbers match the metrics.
 
 Reads only what is in git, so it passes on a clone that never ran the pipeline.
 """
@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 import profiles
-from d4lens.results import card, tables
+from d4lens.errors import D4LensError
+from d4lens.results import card, documents
 
 PIPELINES = [Path("dvc.yaml"), *sorted(Path("profiles").glob("*/dvc.yaml"))]
 
@@ -34,18 +35,19 @@ def main() -> None:
         faults += [f"{pipeline}: out of date: {stage}; run the pipeline and commit dvc.lock" for stage in stale]
         if not stale:
             print(f"{pipeline}: dvc.lock matches parameters and code")
-    stale_tables = tables.stale_readme_tables(Path("README.md"), Path("metrics"))
-    faults += [f"README.md: the table of {profile} is not metrics/{profile}'s; run make reproduce PROFILE={profile}"
-               for profile in stale_tables]  # fmt: skip
-    if Path("docs", card.FILE).read_text(encoding="utf-8") != card.of_package("metrics"):
-        faults.append(f"docs/{card.FILE} is not that of the package's weights and metrics; run make reproduce")
+    try:
+        faults += [f"{path}: its numbers are not those of metrics/; run make publish" for path in documents.stale(".")]
+        if Path("docs", card.FILE).read_text(encoding="utf-8") != card.of_package("metrics"):
+            faults.append(f"docs/{card.FILE} is not that of the package's weights and metrics; run make publish")
+    except D4LensError as error:
+        faults.append(str(error))
     parts = [pd.read_csv(path) for path in Path("metrics").glob("*/results.csv")]
     keys = ["profile", "model", "seed", "tta"]
     joined, whole = pd.concat(parts).sort_values(keys), pd.read_csv("metrics/results.csv").sort_values(keys)
     if not joined.reset_index(drop=True).equals(whole.reset_index(drop=True)):
         faults.append("metrics/results.csv is not the profiles' tables joined; run make reproduce and commit it")
     if not faults:
-        print(f"README.md, metrics/results.csv and docs/{card.FILE} match metrics/*/")
+        print("documents, model card and metrics/results.csv match metrics/*/")
     sys.exit("\n".join(faults) or 0)
 
 

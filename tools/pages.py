@@ -2,7 +2,7 @@
 
 A ```text block after one is what it must print, numbers to 2 % or 0.001. `<!-- not run: why -->` on the line before a
 block leaves it out. Commands of d4lens run in this process, which saves each the import of torch; any other line goes to
-a shell. `python tools/pages.py` writes the pages' outputs anew, as after other weights were put into the package.
+a shell. `make publish` writes the pages' outputs anew, as after other weights were put into the package.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +84,3 @@ def refreshed(page: str) -> str:
         if block.expected is not None:
             page = page.replace(f"```text\n{block.expected}```", f"```text\n{printed}```", 1)
     return page
-
-
-if __name__ == "__main__":
-    for path in (ROOT / page for page in PAGES):
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")

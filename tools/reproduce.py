@@ -193,17 +193,11 @@ def show(profile: str, file: str) -> None:
 
 
 def seen(file: str) -> str:
-    """State of all that `tools/show.py` reads or writes: tables, weights, documents, the commit, MLflow's store."""
+    """State of all that `tools/show.py` reads or writes: tables, the commit, MLflow's store."""
     from d4lens.files import sha256
     from d4lens.tracking.store import DATABASE
 
-    paths = [
-        Path(file).with_suffix(".lock"),
-        Path("README.md"),
-        Path("docs/model-card.md"),
-        Path("metrics/results.csv"),
-    ]
-    paths += sorted([*Path("metrics").glob("*/results.csv"), *Path("src/d4lens/weights").glob("*.safetensors")])
+    paths = [Path(file).with_suffix(".lock"), *sorted([*Path("metrics").glob("**/results.csv")])]
     parts = [f"{path} {sha256(path)}" for path in paths if path.is_file()]
     parts += [f"tracking {os.environ.get('D4LENS_TRACKING', '')}", f"store {Path(DATABASE).is_file()}"]
     with contextlib.suppress(OSError):  # without git there is no commit to show
@@ -216,7 +210,7 @@ def main() -> None:
     parser.add_argument("profile", nargs="?", default="quick", help="quick, or a folder of profiles/ (default: quick)")
     parser.add_argument("--jobs", type=int, help="stages at once; default: one a core up to four, one with a GPU")
     parser.add_argument("--force", action="store_true", help="run every stage, changed or not")
-    parser.add_argument("--show", action="store_true", help="then print the results table, renew README and MLflow")
+    parser.add_argument("--show", action="store_true", help="then print the results table and renew MLflow")
     options = parser.parse_args()
     file, force = pipeline(options.profile), ["--force", "--no-run-cache"] if options.force else []
     if not Path(file).is_file():

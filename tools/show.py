@@ -1,4 +1,4 @@
-"""Print a profile's table, and renew what no single profile owns: the joined tables, the README, the model card, MLflow."""
+"""Print a profile's table, and renew what no single profile owns: the joined tables and MLflow's copy."""
 
 import sys
 from pathlib import Path
@@ -7,9 +7,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
 from common import arguments, measured, one_sentence, parameters
 
-from d4lens.files import write_text
 from d4lens.params import PageParams
-from d4lens.results import card, mirror, tables
+from d4lens.results import mirror, tables
 
 METRICS = Path("metrics")
 
@@ -19,8 +18,6 @@ def main() -> None:
     profile = arguments(__doc__).profile
     text = tables.table_text(METRICS / profile)
     tables.join_profiles(METRICS)
-    tables.update_readme("README.md", METRICS)
-    write_text(Path("docs") / card.FILE, card.of_package(METRICS))
     arms = [(training.row, training.seed) for training in measured(profile).values()]
     mirror.mirror(Path("."), profile, arms, parameters("page", PageParams, profile).file)
     print(text)

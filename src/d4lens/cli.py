@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         name = f"d4lens {arguments.command}"
         keep_freed_memory()
-        _check_out(arguments.out, tables=arguments.command in ("predict", "fit"))
+        _check_out(arguments.out, arguments.command)
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
         return 130
@@ -167,13 +168,17 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     explain = _command(
         commands,
         "explain",
-        "draw what the answer for one image rests on",
-        "d4lens explain lens.npy -o lens.png",
+        "draw what the answer for each image rests on",
+        "d4lens explain lens.npy -o lens.png\n  d4lens explain my_images/ --layout talk -o pictures",
     )
-    explain.add_argument("path", metavar="IMAGE", help="one image file, of the formats that predict takes")
+    _add_paths(explain)
     _add_instrument(explain)
     explain.add_argument("--weights", type=Path, help="a model.safetensors (default: the weights of the package)")
-    explain.add_argument("-o", "--out", type=Path, default=Path("explained.png"), help="picture to write")
+    explain.add_argument("-o", "--out", type=Path,
+                         help="picture to write (.png, .pdf, .svg), or a folder for several (default: explained.png, "
+                         "explained/)")  # fmt: skip
+    explain.add_argument("--layout", choices=("full", "talk"), default="full",
+                         help="all panels, or four for a slide (default: full)")  # fmt: skip
     explain.set_defaults(run=_explain)
     return parser
 
@@ -200,28 +205,33 @@ def _command(
     )
 
 
-def _check_out(out: Path | None, tables: bool) -> None:
+def _check_out(out: Path | None, command: str) -> None:
     """Refuse a place that cannot be written before the work is done, not after."""
+    tables = command in ("predict", "fit")
     if out is None:
         if tables and sys.stdout is None:
             raise D4LensError(_CLOSED)
         return
     if tables and not out.is_dir():
         check_suffix(out)
-    if out.is_dir():
+    if out.is_dir() and command != "explain":
         raise D4LensError(f"{out} is a folder; name a file in it: -o {out / 'NAME'}")
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    folder = out if out.is_dir() else next(parent for parent in out.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise D4LensError(f"{out} cannot be written: {folder} is no folder that takes files; choose another place")
 
 
-def _add_images(parser: argparse.ArgumentParser, out: str) -> None:
+def _add_paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
         metavar="PATH",
         help="images (.npy, .npz, .fits, .png, .tif), folders or zips of them, or quoted patterns",
     )
+
+
+def _add_images(parser: argparse.ArgumentParser, out: str) -> None:
+    _add_paths(parser)
     parser.add_argument(
         "-o", "--out", type=Path, help=f"table to write, such as {out}, or .parquet or .json (default: print csv)"
     )
@@ -316,12 +326,31 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from d4lens.inference.explain import draw_explanation, explain
+    """Draw every image; one that fails is named, and the rest goes on."""
+    from d4lens.data import images
+    from d4lens.inference.explain import explain_source
+    from d4lens.inference.picture import draw_explanation, places_for
+    from d4lens.inference.pipeline import load_classifier
 
-    explanation = explain(arguments.path, arguments.weights, **_known(arguments))
-    draw_explanation(explanation, arguments.out)
-    _report(f"{arguments.path}: drawn in {arguments.out}")
-    return 0
+    known = _known(arguments)
+    classifier = load_classifier(arguments.weights)
+    found = list(images.find(arguments.paths))
+    places = places_for([source.name for source in found], arguments.out)
+    sources = images.masked(found, known["told"].mask)
+    known["told"] = replace(known["told"], mask=None)
+    failed = 0
+    for source, place in zip(sources, places, strict=True):
+        try:
+            explanation = explain_source(source, classifier, **known)
+        except D4LensError as error:
+            _say(f"d4lens explain: {error}")
+            failed += 1
+            continue
+        draw_explanation(explanation, place, arguments.layout)
+        _report(f"{source.name}: drawn in {place}")
+    if failed and len(sources) > 1:
+        _say(f"d4lens explain: {failed} of {len(sources)} images failed")
+    return 1 if failed else 0
 
 
 def _known(arguments: argparse.Namespace) -> dict[str, Any]:

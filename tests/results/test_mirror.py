@@ -28,7 +28,8 @@ def project(tmp_path_factory):
     history = {"epoch": [1, 2], "loss": [1.1, 0.9], "select_auc_macro": [0.1 + 0.2, 0.8]}
     pd.DataFrame(history).to_csv(trained / "history.csv", index=False)
     measured = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in scores.METRICS}
-    sizes = {"n_train": 9, "n_test": 6, "params": 10, "n_pixels": 75, "epochs": 2}
+    fingerprint = weights.read(default_weights())[1]["fingerprint"]
+    sizes = {"fingerprint": fingerprint, "n_train": 9, "n_test": 6, "params": 10, "n_pixels": 75, "epochs": 2}
     evaluation = {"profile": "small", "model": "d4lenspinn", "seed": 0, **sizes, "plain": measured, "tta": measured}
     folder = root / "metrics" / "small"
     write_json(folder / "evaluation" / "d4lenspinn-0.json", evaluation)

@@ -8,8 +8,6 @@ from d4lens.errors import D4LensError
 from d4lens.models import scores
 from d4lens.results import tables
 
-README = "before\n<!-- results:quick:begin -->\nold\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
-
 
 def evaluation(model="resnet18", seed=0, profile="quick", auc=0.8, **facts):
     measured = {name: {"value": auc, "low": auc - 0.02, "high": auc + 0.01} for name in scores.METRICS}
@@ -126,48 +124,6 @@ def test_comparisons_are_told_from_the_best_model_whichever_side_it_stood_on():
     ]
 
 
-def test_the_readme_holds_what_the_metrics_say_and_nothing_else_changes(tmp_path):
-    readme, folder = tmp_path / "README.md", tmp_path / "metrics"
-    readme.write_text(README)
-    written(folder / "quick", [evaluation()])
-    written(folder / "smoke", [evaluation(profile="smoke")])  # no markers: not the README's business
-    assert tables.stale_readme_tables(readme, folder) == ["quick"]
-    assert tables.update_readme(readme, folder) == ["quick"]
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- results:quick:begin -->\n**Profile quick**: 5,400")
-    assert text.endswith(
-        "|\n<!-- results:quick:end -->\nbetween\n<!-- results:full:begin --><!-- results:full:end -->\nafter\n"
-    )
-    assert "old" not in text
-    assert tables.stale_readme_tables(readme, folder) == []
-    assert tables.update_readme(readme, folder) == []
-    # one digit of the metrics, or one of the README, and it is stale
-    written(folder / "quick", [evaluation(auc=0.801)])
-    assert tables.stale_readme_tables(readme, folder) == ["quick"]
-    tables.update_readme(readme, folder)
-    readme.write_text(readme.read_text().replace("0.801", "0.901"))
-    assert tables.stale_readme_tables(readme, folder) == ["quick"]
-    written(folder / "full", [evaluation(profile="full")])
-    assert tables.update_readme(readme, folder) == ["full", "quick"]
-    assert "**Profile full**" in readme.read_text()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<!-- results:quick:begin -->\n",
-        "<!-- results:quick:end --><!-- results:quick:begin -->",
-        "<!-- results:quick:begin --><!-- results:quick:end -->" * 2,
-    ],
-)
-def test_torn_markers_are_refused_and_the_readme_is_left_alone(tmp_path, text):
-    (tmp_path / "README.md").write_text(text)
-    written(tmp_path / "metrics" / "quick", [evaluation()])
-    with pytest.raises(D4LensError, match="one begin and one end marker for the results of quick"):
-        tables.update_readme(tmp_path / "README.md", tmp_path / "metrics")
-    assert (tmp_path / "README.md").read_text() == text
-
-
 def test_the_terminal_table_is_aligned(tmp_path):
     written(tmp_path, [evaluation("d4lenspinn_published"), evaluation()], caption="Enough **of** it.")
     facts, empty, *lines = tables.table_text(tmp_path).splitlines()
@@ -193,10 +149,9 @@ def test_families_are_tables_of_their_own_with_their_own_comparisons(tmp_path):
     ]
     family = tables.Family(("d4cnn_300", "resnet18_300"), pairs)
     tables.write_profile(tmp_path / "quick", tables.table(rows), "Small.", [], {"curve, 300 images": family})
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
-    tables.update_readme(readme, tmp_path)
-    own, further = readme.read_text().split("Grid curve, 300 images.")
+    folder = tmp_path / "quick"
+    text = tables.markdown(*tables.read_profile(folder), tables.read_families(folder))
+    own, further = text.split("Grid curve, 300 images.")
     assert "5,400 training" in own
     assert "| d4cnn | D4 |" in own
     assert "| d4cnn_300 |" not in own
@@ -206,20 +161,3 @@ def test_families_are_tables_of_their_own_with_their_own_comparisons(tmp_path):
     assert "- resnet18_300: +0.1000 [+0.0500, +0.2000], p = 0.01" in further
     said = tables.table_text(tmp_path / "quick")
     assert said.index("d4cnn ") < said.index("Grid curve, 300 images.") < said.index("resnet18_300")
-
-
-def test_results_that_wait_for_their_rerun_say_which_version_made_them_until_it_comes(tmp_path):
-    written(tmp_path / "archive" / "quick", [evaluation(auc=0.7)], caption="Old.")
-    path = tmp_path / "archive" / "quick" / tables.REPORT
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": "0.0.9"}))
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
-    assert tables.update_readme(readme, tmp_path) == ["quick"]
-    assert "Old." in readme.read_text()
-    assert "*Measured with version 0.0.9 of the code; its rerun is pending.*" in readme.read_text()
-    assert tables.stale_readme_tables(readme, tmp_path) == []
-    assert tables.profiles(tmp_path) == []  # and the joined table is without them
-    written(tmp_path / "quick", [evaluation()], caption="New.")
-    assert tables.update_readme(readme, tmp_path) == ["quick"]
-    assert "New." in readme.read_text()
-    assert "0.0.9" not in readme.read_text()

@@ -1,23 +1,22 @@
-"""One image explained in a picture: what was seen, what a smooth lens makes of it, what is left, what the network drew."""
+"""One image explained: what was seen, what a smooth lens makes of it, what is left, what the network drew."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from d4lens import lensing
 from d4lens.classes import CLASSES
 from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
-from d4lens.files import atomic_path
 from d4lens.flags import Flag, Raised, abstains, joined
 from d4lens.inference.pipeline import (
     Classifier,
+    Fitted,
     batch_for,
     doubtful,
     fit_images,
@@ -25,13 +24,18 @@ from d4lens.inference.pipeline import (
     load_classifier,
     prepare_source,
 )
+from d4lens.inference.truth import true_substructure
 from d4lens.macrofit import significance
 from d4lens.macrofit.centre import places
 from d4lens.models.averaging import predict_logits
 from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.observation import Observation
 
-_HALF = 2.6  # arcsec shown to either side: the arcs, not the empty sky
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+IN_QUESTION = 0.01
+"""Probability from which on a class other than the likeliest was in question."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,12 @@ class Explanation:
         The image and the smooth lens fitted to it, photons.
     residual, significance : (N, N)
         What the smooth lens leaves, and the significance of one more mass in each pixel, standard deviations.
+    determinant : (N, N)
+        det A of the smooth lens, the inverse magnification; its zeros are the critical curve.
     kappa : (N, N)
-        Convergence of substructure that the network draws.
+        Convergence of substructure that the network draws, its centre at the lens.
+    lens_place : tuple of float
+        (x, y) of the lens on the image, arcsec.
     source : (n, n), optional
         Counts of the source on a square of half side `source_half_width`, arcsec; None for a network without a lens
         equation.
@@ -62,8 +70,12 @@ class Explanation:
     processing : tuple of str
         What was done to the image.
     attribution : (N, N), optional
-        How much each pixel adds to the logit of the likelier substructure, `attributed_to`, over that of `no`, at least
-        0; None where the image's own pixels are not the network's.
+        How much each pixel adds to the logit of the likeliest class over that of `rival`, at least 0. None where no other
+        class was in question, and where the image's own pixels are not the network's.
+    rival : str
+        The second likeliest class, if it was in question: of a probability of at least IN_QUESTION. Else empty.
+    truth : tuple, optional
+        The class and the convergence (N, N) of the substructure that a simulation put there; None where it is unknown.
     """
 
     name: str
@@ -72,7 +84,9 @@ class Explanation:
     smooth: Tensor
     residual: Tensor
     significance: Tensor
+    determinant: Tensor
     kappa: Tensor
+    lens_place: tuple[float, float]
     source: Tensor | None
     source_half_width: float
     probabilities: tuple[float, ...]
@@ -81,11 +95,19 @@ class Explanation:
     abstains: bool = False
     processing: tuple[str, ...] = ()
     attribution: Tensor | None = None
-    attributed_to: str = ""
+    rival: str = ""
+    truth: tuple[str, Tensor] | None = None
 
-    def plot(self) -> Figure:
-        """Draw seven panels and the probabilities."""
-        return _figure(self)
+    @property
+    def likeliest(self) -> str:
+        """The class of the highest probability, also where a flag withholds the label."""
+        return CLASSES[max(range(len(CLASSES)), key=self.probabilities.__getitem__)]
+
+    def plot(self, layout: str = "full") -> "Figure":
+        """Draw it, as `d4lens.inference.picture.figure` does."""
+        from d4lens.inference.picture import figure
+
+        return figure(self, layout)
 
 
 def explain(
@@ -138,7 +160,8 @@ def explain_source(
         raise D4LensError(str(error) if source.name in str(error) else f"{source.name}: {error}") from None
     (fitted,) = fit_images([source.name], [image], grid, free)
     counts, result = fitted.counts, fitted.result
-    batch = batch_for(fitted, classifier)
+    maps = significance(counts, result.parameters, fitted.lens)
+    batch = batch_for(fitted, classifier, maps)
     with torch.inference_mode():
         out = network(batch)
     if "kappa" not in out:
@@ -147,11 +170,15 @@ def explain_source(
         )
     engine = getattr(network, "engine", None)
     logits = predict_logits(network, [batch], tta=True)
-    towards = 1 + logits[:, 1:].argmax(1)
+    probabilities = logits.softmax(1)[0]
+    first, second = probabilities.argsort(descending=True)[:2].tolist()
+    rival = CLASSES[second] if probabilities[second] >= IN_QUESTION else ""
+    at = places(result, fitted.lens)
     same_pixels = result.model_counts.shape == batch.counts.shape
     whence = None
-    if (same_pixels or "counts" not in maps_read(network)) and not places(result, fitted.lens).any():
-        whence = attribute(network, batch, result.model_counts, towards)[0]
+    if rival and (same_pixels or "counts" not in maps_read(network)) and not at.any():
+        one, other = torch.tensor([first]), torch.tensor([second])
+        whence = attribute(network, batch, result.model_counts, one, over=other)[0]
     raised = flags_of(fitted, 0, classifier.config.get("largest_chi2"))
     raised += [Raised(Flag.UNSURE_CENTRE)] if doubtful(fitted, logits, classifier, tta=True)[0] else []
     return Explanation(
@@ -160,80 +187,36 @@ def explain_source(
         counts=counts[0],
         smooth=result.model_counts[0],
         residual=result.residual[0],
-        significance=significance(counts, result.parameters, fitted.lens)[0],
+        significance=maps[0],
+        determinant=_determinant(fitted),
         kappa=out["kappa"][0],
+        lens_place=(float(at[0, 0]), float(at[0, 1])),
         source=out["source"][0] if "source" in out else None,
         source_half_width=engine.source_half_width if engine is not None else 0.0,
-        probabilities=tuple(logits.softmax(1)[0].tolist()),
+        probabilities=tuple(probabilities.tolist()),
         chi2=float(result.chi2[0]),
         flag=joined(raised),
         abstains=abstains(raised),
         processing=fitted.images[0].notes,
         attribution=whence,
-        attributed_to=CLASSES[int(towards)],
+        rival=rival,
+        truth=true_substructure(source, grid),
     )
 
 
-def draw_explanation(explanation: Explanation, path: str | Path) -> None:
-    """Draw an explanation into a file, atomically; what was done to the image stands in the file's metadata too.
+def _determinant(fitted: Fitted) -> Tensor:
+    """Compute det A (N, N) of the smooth lens, an isothermal ellipse and shear, at the pixels' centres.
 
-    Parameters
-    ----------
-    explanation : Explanation
-        What to draw.
-    path : str or Path
-        Its suffix names the format.
-
-    Raises
-    ------
-    D4LensError
-        For an unknown format.
+    The deflection's gradient is 2 kappa times the projector across the radius (Kormann et al. 1994).
     """
-    path = Path(path)
-    key = {".png": "Description", ".svg": "Description", ".pdf": "Subject"}.get(path.suffix.lower())
-    metadata = {key: "; ".join(explanation.processing)} if key else None
-    try:
-        with atomic_path(path) as temporary:
-            _figure(explanation).savefig(temporary, dpi=110, metadata=metadata)
-    except ValueError:
-        raise D4LensError(f"{path.name} names no picture format; end it in .png, .pdf or .svg") from None
-
-
-def _figure(explanation: Explanation) -> Figure:
-    half = explanation.observation.half_width
-    strongest = max(5.0, float(explanation.significance.abs().max()))
-    panels: list[tuple[str, Tensor | None, dict[str, Any]]] = [
-        ("image (square root of counts)", explanation.counts.clamp_min(0).sqrt(), {"cmap": "magma"}),
-        ("smooth lens", explanation.smooth.sqrt(), {"cmap": "magma"}),
-        ("residual [σ]", explanation.residual, {"cmap": "RdBu_r", "vmin": -6, "vmax": 6}),
-        (
-            "significance of one more mass [σ]",
-            explanation.significance,
-            {"cmap": "PuOr_r", "vmin": -strongest, "vmax": strongest},
-        ),
-        ("residual convergence, network", explanation.kappa, {"cmap": "viridis"}),
-        ("source, re-constructed", explanation.source, {"cmap": "magma"}),
-        (f"attribution: {explanation.attributed_to} over no", explanation.attribution, {"cmap": "viridis"}),
-    ]
-    with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(13.5, 6.6), layout="constrained")
-        axes = figure.subplots(2, 4)
-        for axis, (title, image, options) in zip([*axes[:, :3].flat, axes[1, 3]], panels, strict=True):
-            side = explanation.source_half_width if image is explanation.source else half
-            axis.set_title(title)
-            if image is None:
-                axis.set_axis_off()
-                continue
-            drawn = axis.imshow(image.numpy(), origin="lower", extent=(-side, side, -side, side), **options)
-            shown = min(side, _HALF)
-            axis.set(xlim=(-shown, shown), ylim=(-shown, shown), xlabel="arcsec")
-            figure.colorbar(drawn, ax=axis, shrink=0.8)
-        bars = axes[0, 3]
-        bars.barh(CLASSES, explanation.probabilities, color=["0.6", "C0", "C1"])
-        bars.set(xlim=(0, 1), title="probability, mean of eight views")
-        bars.invert_yaxis()
-        for place, p in enumerate(explanation.probabilities):
-            bars.text(min(p + 0.02, 0.8), place, f"{p:.3f}", va="center")
-        beware = f", {'no label' if explanation.abstains else 'beware'}: {explanation.flag}" if explanation.flag else ""
-        figure.suptitle(f"{explanation.name}: smooth fit χ²/px {explanation.chi2:.3f}{beware}", fontsize=10)
-    return figure
+    lens = fitted.lens
+    free = dict(zip(lens.free, fitted.result.parameters[0].tolist(), strict=True))
+    p = {name: torch.tensor(value, dtype=torch.float64) for name, value in {**lens.constants, **free}.items()}
+    q, phi = lensing.axis_ratio_and_angle(p["lens_e1"], p["lens_e2"])
+    x, y = (axis.double().cpu() + 1e-6 for axis in lens.pixel_centres())  # beside the pole, where A is not defined
+    dx, dy = x - p["lens_x"], y - p["lens_y"]
+    kappa = lensing.sie_convergence(x, y, p["theta_E"], q, phi, p["lens_x"], p["lens_y"])
+    across = 2 * kappa / (dx * dx + dy * dy)
+    xx, yy, xy = 1 - p["gamma1"] - across * dy * dy, 1 + p["gamma1"] - across * dx * dx, across * dx * dy - p["gamma2"]
+    determinant: Tensor = xx * yy - xy * xy
+    return determinant

@@ -397,10 +397,10 @@ def logits_of(part: Fitted, classifier: Classifier, tta: bool) -> Tensor:
     return predict_logits(classifier.network, [batch_for(part, classifier)], tta)
 
 
-def batch_for(part: Fitted, classifier: Classifier) -> LensBatch:
-    """Make what a network reads of the images of a part."""
+def batch_for(part: Fitted, classifier: Classifier, maps: Tensor | None = None) -> LensBatch:
+    """Make what a network reads of the images of a part; `maps` is their significance where it is known."""
     grid = None if part.images[0].standard else classifier.grid
-    return network_batch(part.counts, part.result, part.lens, grid)
+    return network_batch(part.counts, part.result, part.lens, grid, maps)
 
 
 def doubtful(part: Fitted, answers: Tensor, classifier: Classifier, tta: bool) -> list[bool]:
@@ -432,7 +432,11 @@ def _scaled_by_source(prepared: Sequence[Prepared], grid: Observation) -> list[P
 
 
 def network_batch(
-    counts: Tensor, result: FitResult, lens: SmoothLensModel, grid: Observation | None = None
+    counts: Tensor,
+    result: FitResult,
+    lens: SmoothLensModel,
+    grid: Observation | None = None,
+    maps: Tensor | None = None,
 ) -> LensBatch:
     """Make what the networks read of a batch of images, as seen from the lens.
 
@@ -445,13 +449,15 @@ def network_batch(
     grid : Observation, optional
         That which a network was trained on, where the images have another sky: their counts are brought to its sky's
         level and noise. Residual and significance are in standard deviations and need nothing.
+    maps : Tensor, optional
+        (B, N, N) their significance, which is computed where it is not given.
 
     Returns
     -------
     dict
         `counts`, `residual` and `significance` (B, N, N), `fit` (B, 7); float32.
     """
-    maps = significance(counts, result.parameters, lens)
+    maps = significance(counts, result.parameters, lens) if maps is None else maps
     batch = replace(LensBatch.of_fit(counts, result, maps), **seen_from_lens(result.residual, maps, result, lens))
     if grid is not None and grid.sky > 0:
         skies = torch.full((len(counts),), lens.constants["sky"], dtype=torch.float64)

@@ -10,9 +10,9 @@ al. 2006), which a lens that needs a more complicated source has less of.
 import math
 
 import numpy as np
+import scipy  # and its `optimize` where it is needed, which takes most of a second
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize, nnls
 from torch import Tensor
 
 from d4lens.macrofit.smooth_lens import Prior, SmoothLensModel
@@ -106,11 +106,13 @@ def core(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> Tensor:
         if max(abs(shape[2:])) > 0.4:
             return math.inf
         columns = light.gaussians(torch.from_numpy(shape))[:, inside] * root
-        return float(nnls(torch.cat([columns, root[None]]).T.numpy(), target)[1])
+        return float(scipy.optimize.nnls(torch.cat([columns, root[None]]).T.numpy(), target)[1])
 
     step = model.observation.pixel_scale * model.binning / 2
     simplex = np.array([*centre, 0.0, 0.0]) + np.vstack([np.zeros(4), np.diag([step, step, 0.1, 0.1])])
-    found = minimize(misfit, simplex[0], method="Nelder-Mead", options={"initial_simplex": simplex, "maxfev": 150})
+    found = scipy.optimize.minimize(
+        misfit, simplex[0], method="Nelder-Mead", options={"initial_simplex": simplex, "maxfev": 150}
+    )
     return torch.from_numpy(found.x)
 
 
@@ -143,7 +145,7 @@ def search(
     sky = torch.full((1, n, n), float(coarse.binning**2), dtype=torch.float64)
     smooth = torch.cat([LensLight(coarse, len(light.widths)).gaussians(shape), sky])[:, used].T * root[:, None]
     target = k[used] * root
-    alone = torch.from_numpy(nnls(smooth.numpy(), target.numpy())[0])
+    alone = torch.from_numpy(scipy.optimize.nnls(smooth.numpy(), target.numpy())[0])
     left = (target - smooth @ alone) / root
     contrast = float(left[left > left.quantile(0.9)].mean().clamp_min(left.std())) / coarse.binning**2
     # A trial's lens is off by more than the noise of bright arcs, a galaxy's isophotes by more than that of its core.
@@ -220,7 +222,7 @@ def _trial(
         upper, failed = torch.linalg.cholesky_ex(unit, upper=True)
         if failed:
             continue
-        heights = torch.from_numpy(nnls(upper[:, :-1].numpy(), upper[:, -1].numpy())[0])
+        heights = torch.from_numpy(scipy.optimize.nnls(upper[:, :-1].numpy(), upper[:, -1].numpy())[0])
         misfit = float((upper[:, -1] - upper[:, :-1] @ heights).square().sum() * scale[-1] ** 2)
         evidence = -0.5 * misfit - float(factor.diagonal().log().sum())
         if best is None or evidence > best[0]:

@@ -1,6 +1,6 @@
 """Where in the image a decision comes from: integrated gradients (Sundararajan et al. 1703.01365).
 
-The logit of a class against `no`, along the straight way from what a smooth lens would show, no residual and no
+The logit of a class against that of another, along the straight way from what a smooth lens would show, no residual and no
 significance, to the image; or the plain gradient times the same difference. The channels' absolute values are added up
 pixel by pixel.
 """
@@ -26,8 +26,9 @@ def attribute(
     of_class: Tensor,
     steps: int = 16,
     method: str = "integrated_gradients",
+    over: Tensor | None = None,
 ) -> Tensor:
-    """Attribute the logit of a class, over that of `no`, to the image's pixels.
+    """Attribute the logit of a class, over that of another, to the image's pixels.
 
     Parameters
     ----------
@@ -44,6 +45,8 @@ def attribute(
         Points of the midpoint rule.
     method : str
         "integrated_gradients", or "gradient" for the gradient at the image times the difference.
+    over : Tensor, optional
+        (B,) the other class of each image; None takes `no`.
 
     Returns
     -------
@@ -56,11 +59,12 @@ def attribute(
     way = {name: fixed[name] - start[name] for name in names}
     points = [1.0] if method == "gradient" else [(i + 0.5) / steps for i in range(steps)]
     total = {name: torch.zeros_like(fixed[name]) for name in names}
+    other = torch.zeros_like(of_class) if over is None else over
     with torch.enable_grad():
         for t in points:
             leaves = [(start[name] + t * way[name]).detach().requires_grad_() for name in names]
             logits = network(LensBatch(**{**fixed, **dict(zip(names, leaves, strict=True))}))["logits"]
-            wanted = (logits.gather(1, of_class[:, None])[:, 0] - logits[:, 0]).sum()
+            wanted = (logits.gather(1, of_class[:, None]) - logits.gather(1, other[:, None])).sum()
             for name, gradient in zip(names, torch.autograd.grad(wanted, leaves), strict=True):
                 total[name] += gradient / len(points)
     whole = sum(((total[name] * way[name]).abs() for name in names), torch.zeros_like(fixed["counts"]))

@@ -59,7 +59,7 @@ def of_package(metrics: str | Path) -> str:
     Raises
     ------
     D4LensError
-        Where the weights or their profile's evaluation cannot be read.
+        Where the weights or their profile's evaluation cannot be read, or the evaluation is of other weights.
     """
     _, description = weights.read(default_weights())
     largest = largest_training(metrics)
@@ -98,11 +98,37 @@ def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shippe
     Raises
     ------
     D4LensError
-        Where its evaluation or the study of genuine images cannot be read.
+        Where its evaluation or the study of genuine images cannot be read, or the evaluation is of other weights.
     """
     folder = Path(metrics) / profile
     scores = read_json(folder / "evaluation" / f"{description['name']}-{description['seed']}.json")
+    check(description, scores, f"the network of profile {profile}")
     return text(description, profile, scores, genuine(description, folder / "genuine.json"), shipped)
+
+
+def check(description: Mapping[str, Any], scores: Mapping[str, Any], where: object) -> None:
+    """Refuse scores that were measured with other weights.
+
+    Parameters
+    ----------
+    description : Mapping
+        What a file of weights says of itself.
+    scores : Mapping
+        An evaluation.
+    where : object
+        What to call the weights.
+
+    Raises
+    ------
+    D4LensError
+        Naming both fingerprints.
+    """
+    its, evaluated = description["fingerprint"], scores.get("fingerprint", "none")
+    if its != evaluated:
+        raise D4LensError(
+            f"{where} has the fingerprint {its[:16]}, its evaluation in metrics/ was made with {evaluated[:16]}; evaluate the "
+            "network again, or put the evaluated one into the package: make publish SHIP=1"
+        )
 
 
 def genuine(description: Mapping[str, Any], path: str | Path) -> str:
@@ -223,7 +249,7 @@ wrong assumptions leave a chi2 within the range of real substructure, and only t
 
 ## To make it again
 
-`make reproduce PROFILE={profile}` trains it; `make ship` puts the network of the largest training into the package.
+`make reproduce PROFILE={profile}` trains it; `make publish SHIP=1` puts the network of the largest training into the package.
 """
 
 

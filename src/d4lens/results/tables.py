@@ -1,11 +1,10 @@
-"""The results as tables: rows from evaluations, the CSV and JSON files, the README's copy, the terminal's.
+"""The results as tables: rows from evaluations, the CSV and JSON files, the documents' copy, the terminal's.
 
-Everything is made from files of `metrics/` alone, so the README can be held against them on a clone that never ran the
+Everything is made from files of `metrics/` alone, so the documents can be held against them on a clone that never ran the
 pipeline. Numbers that change from one run to the next of equal code and parameters (times) stand in timing.json; the one
 exception, `train_minutes`, is rounded to whole minutes.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import pandas as pd
 
 from d4lens.classes import VIEWS
 from d4lens.errors import D4LensError
-from d4lens.files import atomic_path, read_json, write_json, write_text
+from d4lens.files import atomic_path, read_json, write_json
 from d4lens.models.scores import METRICS
 
 # The metrics of an evaluation; each has a 95 % interval in the columns _low and _high. The second part stands further right.
@@ -218,7 +217,7 @@ def markdown(
     comparisons: Sequence[Mapping[str, Any]],
     families: Mapping[str, Family] | None = None,
 ) -> str:
-    """Write one profile's tables for the README.
+    """Write one profile's tables for a document.
 
     Parameters
     ----------
@@ -269,60 +268,6 @@ def _parts(
     further = [(f"Grid {title}.", results[results["model"].isin(family.models)], family.comparisons)
                for title, family in families.items()]  # fmt: skip
     return [("", own, comparisons), *further]
-
-
-def update_readme(readme: str | Path, metrics: str | Path) -> list[str]:
-    """Rewrite each profile's table between its markers, and return the names of those that changed.
-
-    Markers are `<!-- results:NAME:begin -->` and `<!-- results:NAME:end -->`; a profile without them is left out.
-    """
-    readme = Path(readme)
-    text = readme.read_text(encoding="utf-8")
-    changed = stale_readme_tables(readme, metrics)
-    for profile in changed:
-        begin, end = _markers(profile)
-        before, rest = text.split(begin, 1)
-        text = before + begin + _block(metrics, profile) + end + rest.split(end, 1)[1]
-    if changed:
-        write_text(readme, text)
-    return changed
-
-
-def stale_readme_tables(readme: str | Path, metrics: str | Path) -> list[str]:
-    """List the profiles whose table in the README is not what their metrics say.
-
-    Raises
-    ------
-    D4LensError
-        For a marker without its partner.
-    """
-    text = Path(readme).read_text(encoding="utf-8")
-    marked = re.findall(r"<!-- results:([\w-]+):(begin|end) -->", text)
-    for profile in {name for name, _ in marked}:
-        if [end for name, end in marked if name == profile] != ["begin", "end"]:
-            raise D4LensError(
-                f"{readme} needs one begin and one end marker for the results of {profile}, in this order"
-            )
-    stale = []
-    for profile in sorted({*profiles(metrics), *profiles(Path(metrics) / ARCHIVE)}):
-        begin, end = _markers(profile)
-        if begin in text and text.split(begin, 1)[1].split(end, 1)[0] != _block(metrics, profile):
-            stale.append(profile)
-    return stale
-
-
-def _markers(profile: str) -> tuple[str, str]:
-    return f"<!-- results:{profile}:begin -->", f"<!-- results:{profile}:end -->"
-
-
-def _block(metrics: str | Path, profile: str) -> str:
-    folder = Path(metrics) / profile
-    if (folder / RESULTS).is_file():
-        return f"\n{markdown(*read_profile(folder), read_families(folder))}\n"
-    folder = Path(metrics) / ARCHIVE / profile
-    version = read_json(folder / REPORT)["version"]
-    note = f"*Measured with version {version} of the code; its rerun is pending.*"
-    return f"\n{markdown(*read_profile(folder))}\n\n{note}\n"
 
 
 def read_profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, Any]]]:

@@ -24,11 +24,12 @@ class ImageSource:
     """An image found but not yet read.
 
     `name` is to be shown. `read(band)` gives a Raw, a name or number choosing among a file's bands; it raises D4LensError if
-    the file cannot be used.
+    the file cannot be used. `place` is the file, and the member of it where that is a zip; empty for an array.
     """
 
     name: str
     read: Callable[[str | None], Raw]
+    place: tuple[str, str] = ("", "")
 
     def load(self) -> Array:
         """Return the file's only image, (N, N), held to what `as_image` demands."""
@@ -126,7 +127,8 @@ def _in_folder(folder: Path) -> Iterator[_Found]:
 
 
 def _file(path: Path) -> _Found:
-    return (os.path.realpath(path), ""), ImageSource(readable(str(path)), lambda band: read_raw(path, band))
+    place = os.path.realpath(path), ""
+    return place, ImageSource(readable(str(path)), lambda band: read_raw(path, band), place)
 
 
 def _in_zip(path: Path, limits: Limits) -> Iterator[_Found]:
@@ -141,7 +143,8 @@ def _in_zip(path: Path, limits: Limits) -> Iterator[_Found]:
             def load(band: str | None, member: str = member, reader: Reader = reader, where: str = where) -> Raw:
                 return reader(archive.read(member), where, band)
 
-            yield (os.path.realpath(path), member), ImageSource(where, load)
+            place = os.path.realpath(path), member
+            yield place, ImageSource(where, load, place)
 
 
 def read_masks(given: Any) -> tuple[Mask, ...]:

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from d4lens import models
+from d4lens.errors import D4LensError
 from d4lens.inference import pipeline
 from d4lens.models import weights
 from d4lens.observation import Observation
 
 ROOT = Path(__file__).resolve().parents[2]
+PRINT = "f" * 64
 QUICK = ROOT / "metrics" / "quick" / "evaluation" / "d4lenspinn-0.json"
 
 
@@ -21,24 +23,26 @@ def project(tmp_path, monkeypatch, load_tool):
         file = Path("metrics", profile, "evaluation", f"d4lenspinn-{seed}.json")
         file.parent.mkdir(parents=True, exist_ok=True)
         scores = json.loads(QUICK.read_text())
-        file.write_text(json.dumps(scores | {"profile": profile, "seed": seed, "n_train": n_train}))
+        file.write_text(
+            json.dumps(scores | {"profile": profile, "seed": seed, "n_train": n_train, "fingerprint": PRINT})
+        )
     observation = Observation(75, 0.1, 0.08625, 40.0)
     model = models.build("d4lenspinn", observation)
     told = models.describe("d4lenspinn", observation, {}, model)
-    told |= {"n_train": 27_000, "seed": 0, "epoch": 1, "fingerprint": "f" * 64, "versions": {}}
+    told |= {"n_train": 27_000, "seed": 0, "epoch": 1, "fingerprint": PRINT, "versions": {}}
     weights.write(Path("runs/large/d4lenspinn-0/model.safetensors"), models.state(model), told)
     Path("data/large/macrofit").mkdir(parents=True)
     Path("data/large/macrofit/train_fit.csv").write_text("chi2\n" + "\n".join(["1.0"] * 999 + ["1.3"]))
     shipped = tmp_path / "package.safetensors"
     monkeypatch.setattr(pipeline, "WEIGHTS", shipped)
     Path("docs").mkdir()
-    tool = load_tool(ROOT / "tools" / "ship.py")
+    tool = load_tool(ROOT / "tools" / "publish.py")
     return tool, shipped
 
 
 def test_the_largest_training_ships_with_its_card(project):
     tool, shipped = project
-    tool.ship()
+    tool.publish(shipped=True)
     _, description = weights.read(shipped)
     assert (description["profile"], description["seed"], description["licence"]) == ("large", 0, "MIT")
     assert description["options"]["unet_kind"] == "exported"
@@ -51,27 +55,53 @@ def test_the_largest_training_ships_with_its_card(project):
 def test_another_training_than_the_evaluated_one_is_refused_and_nothing_written(project, monkeypatch):
     tool, shipped = project
     shipped.write_bytes(b"as before")
-    monkeypatch.setattr("sys.argv", ["ship.py"])
+    monkeypatch.setattr("sys.argv", ["publish.py", "--ship"])
     scores = Path("metrics/large/evaluation/d4lenspinn-0.json")
-    scores.write_text(scores.read_text().replace("27000", "26999"))
-    Path("metrics/large/evaluation/d4lenspinn-1.json").unlink()
+    scores.write_text(scores.read_text().replace(PRINT, "e" * 64))
     with pytest.raises(SystemExit) as refused:
         tool.main()
-    assert "has 27,000 training images, its evaluation in metrics/large has 26,999" in refused.value.code
+    assert (
+        "has the fingerprint ffffffffffffffff, its evaluation in metrics/ was made with eeeeeeeeeeeeeeee"
+        in refused.value.code
+    )
     shutil.rmtree("runs")
     with pytest.raises(SystemExit) as refused:
         tool.main()
     assert refused.value.code == (
-        "ship: the largest training is profile large, seed 0, with 26,999 images, and "
+        "publish: the largest training is profile large, seed 0, with 27,000 images, and "
         "runs/large/d4lenspinn-0/model.safetensors is missing; run make reproduce PROFILE=large"
     )
     assert shipped.read_bytes() == b"as before"
     assert not list(Path("docs").iterdir())
 
 
+def test_a_card_of_one_network_beside_the_scores_of_another_is_refused_and_nothing_written(project, monkeypatch):
+    """After a reproduction the package still holds the network that was trained before."""
+    tool, _ = project
+    tool.publish(shipped=True)
+    card = Path("docs/model-card.md").read_bytes()
+    Path("README.md").write_text("<!--n large/evaluation/none value .2f-->1<!--/n-->")  # would not be reached either
+    scores = Path("metrics/large/evaluation/d4lenspinn-0.json")
+    scores.write_text(scores.read_text().replace(PRINT, "e" * 64).replace("0.99", "0.12"))
+    monkeypatch.setattr("sys.argv", ["publish.py"])
+    with pytest.raises(SystemExit) as refused:
+        tool.main()
+    assert "the network of profile large has the fingerprint ffffffffffffffff" in refused.value.code
+    assert "make publish SHIP=1" in refused.value.code
+    assert Path("docs/model-card.md").read_bytes() == card
+
+
+def test_an_evaluation_that_does_not_say_whose_it_is_is_refused(project):
+    tool, _ = project
+    scores = Path("metrics/large/evaluation/d4lenspinn-0.json")
+    scores.write_text(scores.read_text().replace(f'"fingerprint": "{PRINT}"', '"note": ""'))
+    with pytest.raises(D4LensError, match="was made with none"):
+        tool.publish(shipped=True)
+
+
 def test_no_profile_can_be_named(project, monkeypatch):
     tool, _ = project
-    monkeypatch.setattr("sys.argv", ["ship.py", "--profile", "quick"])
+    monkeypatch.setattr("sys.argv", ["publish.py", "--profile", "quick"])
     with pytest.raises(SystemExit) as refused:
         tool.main()
     assert refused.value.code == 2

@@ -1,0 +1,89 @@
+"""Write what follows from the metrics: the model card, the numbers in the documents, the README's pictures.
+
+    python tools/publish.py           # for the network that the package holds
+    python tools/publish.py --ship    # first put the network of the largest training into the package
+
+A reproduction changes none of these. The card is refused, and nothing written, where the package's network is not the one
+that was evaluated. `card.largest_training` says which training is the largest: its rule knows the number of training images
+and the seed alone.
+"""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import figures
+import pages
+import pandas as pd
+
+from d4lens.errors import D4LensError
+from d4lens.files import write_text
+from d4lens.flags import largest_chi2
+from d4lens.inference.pipeline import WEIGHTS
+from d4lens.models import load, weights
+from d4lens.models.averaging import exported
+from d4lens.results import card, documents
+
+LARGEST = 15_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ship", action="store_true", help="put the network of the largest training into the package")
+    shipped = parser.parse_args().ship
+    try:
+        publish(shipped)
+        figures.main()
+        answer()
+    except D4LensError as error:
+        sys.exit(f"publish: {error}")
+
+
+def publish(shipped: bool) -> None:
+    """Write card and documents. Raises D4LensError for a card of another network than the evaluated one."""
+    if shipped:
+        ship()
+    text = card.of_package("metrics")
+    changed = documents.update(".")
+    write_text(Path("docs") / card.FILE, text)
+    print(f"docs/{card.FILE} and {len(changed)} documents: {', '.join(map(str, changed)) or 'none changed'}")
+
+
+def ship() -> None:
+    """Write the weights. Raises D4LensError for a training that is missing, or is another than the evaluated one."""
+    scores = card.largest_training("metrics")
+    profile, seed = scores["profile"], scores["seed"]
+    source = Path("runs") / profile / f"{card.MODEL}-{seed}" / "model.safetensors"
+    fitted = Path("data") / profile / "macrofit" / "train_fit.csv"
+    for file in (source, fitted):
+        if not file.is_file():
+            raise D4LensError(
+                f"the largest training is profile {profile}, seed {seed}, with {scores['n_train']:,} images, and {file} is "
+                f"missing; run make reproduce PROFILE={profile}"
+            )
+    network, description = load(source)
+    card.check(description, scores, source)
+    # Plain layers, so that predicting needs no escnn, which no empty environment can install by its own metadata.
+    tensors = exported(network).state_dict()
+    description["options"] = {**description["options"], "unet_kind": "exported"}
+    description |= {"licence": "MIT", "profile": profile, "seed": seed}
+    # Beyond it `predict` flags an image: a smooth lens fits it worse than all but a thousandth of the training set.
+    description["largest_chi2"] = largest_chi2(pd.read_csv(fitted)["chi2"])
+    size = sum(value.nbytes for value in tensors.values())
+    if size > LARGEST:
+        raise D4LensError(f"{source} holds {size} bytes of weights, more than the package carries ({LARGEST})")
+    weights.write(WEIGHTS, tensors, description)
+    print(f"{source} -> {WEIGHTS.name} in the package, {size / 1e6:.2f} MB, fingerprint {description['fingerprint']}")
+
+
+def answer() -> None:
+    """Write what the commands of the pages print now in place of what they printed."""
+    for path in (pages.ROOT / page for page in pages.PAGES):
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            path.write_text(pages.refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
