@@ -149,7 +149,7 @@ def archive(workers: int, n_images: int = 300) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lenses.zip"
         start = time.perf_counter()
-        simulator.write_archive(path, simulator.preset("deeplense"), 1, n_images, 0, workers)
+        simulator.write_archive(path, simulator.DataSet(simulator.preset("deeplense"), 1, n_images, 0), workers=workers)
         seconds = time.perf_counter() - start
         size = path.stat().st_size / n_images
         return {"workers": workers, "images_per_second": n_images / seconds, "bytes_per_image": size}
@@ -160,7 +160,7 @@ def peak_memory(n_images: int) -> float:
     code = (
         "import tempfile, pathlib\nfrom d4lens import simulate\n"
         "with tempfile.TemporaryDirectory() as folder:\n"
-        f"    simulator.write_archive(pathlib.Path(folder) / 'a.zip', simulator.preset('deeplense'), 1, {n_images}, 0)\n"
+        f"    simulator.write_archive(pathlib.Path(folder) / 'a.zip', simulator.DataSet(simulator.preset('deeplense'), 1, {n_images}, 0))\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

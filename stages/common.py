@@ -25,14 +25,8 @@ from d4lens.params import (
 )
 
 PROFILES = Path("profiles")
-GROUPS = (
-    "download",
-    "preprocess",
-    "macrofit",
-    "train",
-    "evaluate",
-    "page",
-)
+GROUPS = tuple(sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"common", "study", "table"}))
+"""Groups of params.yaml: a stage's is called as its script. `table` reads others' groups, `study` those of the studies."""
 OF_PROFILE = ("root", "overlay", "grids", "pages", "studies", "profile")
 OWN_GRID = ("arms", "seeds", "epochs")
 Group = TypeVar("Group", bound=BaseModel)

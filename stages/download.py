@@ -11,7 +11,7 @@ from d4lens.files import sha256
 from d4lens.parallel import ranks
 from d4lens.params import DownloadParams
 from d4lens.simulator import preset
-from d4lens.simulator.dataset import write_shared
+from d4lens.simulator.dataset import DataSet, write_shared
 
 
 @one_sentence
@@ -34,8 +34,9 @@ def main() -> None:
     else:
         name, priors = params.simulate.preset, params.simulate.priors
         simulated, train = preset(name, priors), preset(name, {**priors, **params.simulate.train_priors})
+        data = DataSet(simulated, params.simulate.seed, params.n_train, params.n_val, train)
         workers = params.workers or max(1, (os.cpu_count() or 1) // processes.local_world)
-        write_shared(processes, archive, simulated, params.simulate.seed, params.n_train, params.n_val, workers, train)
+        write_shared(processes, archive, data, workers)
     if processes.is_main:
         print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB, SHA-256 {sha256(archive)}")
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -239,11 +241,11 @@ STAGES = {
 }
 
 
-def uncovered(deps, scripts):
+def uncovered(deps, scripts, root=ROOT):
     """Of the code that the scripts import what no dependency names, and the dependencies of which nothing is imported."""
-    depends = [ROOT / dep for dep in deps if "${" not in dep]
+    depends = [root / dep for dep in deps if "${" not in dep]
     assert all(path.exists() for path in depends)
-    imported = set[Path]().union(*(closure(script, ROOT / "src") for script in scripts))
+    imported = set[Path]().union(*(closure(script, root / "src") for script in scripts))
     missing = {path for path in imported if not any(path.is_relative_to(dep) for dep in depends)}
     return missing, {dep for dep in depends if not any(path.is_relative_to(dep) for path in imported)}
 
@@ -268,3 +270,39 @@ def test_the_stage_of_the_studies_depends_on_all_code_of_every_study():
 
 def test_every_stage_is_described():
     assert all(stage["desc"] for stage in STAGES.values())
+
+
+def test_the_recipe_of_a_stage_is_three_files_and_runs(tmp_path):
+    """CONTRIBUTING.md's diff in a copy of the project: its dependencies are whole, its parameters checked, its out written."""
+    for name in ("src", "stages", "tools", "profiles", "params.yaml", "dvc.yaml"):
+        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__", "weights")
+        shutil.copytree(source, tmp_path / name, ignore=ignored) if source.is_dir() else shutil.copy(source, tmp_path)
+    diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    (diff,) = (text for text in diffs if "stages/totals.py" in text)
+    touched = re.findall(r"^\+\+\+ b/(.*)", diff, re.M)
+    assert touched == ["stages/totals.py", "params.yaml", "dvc.yaml"]
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, check=True)
+    stage = yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]["totals"]
+    missing, idle = uncovered(stage["deps"], [tmp_path / "stages" / "totals.py"], tmp_path)
+    assert (missing, idle) == (set(), set())
+
+    folder = tmp_path / "data" / "smoke" / "arrays"
+    folder.mkdir(parents=True)
+    np.save(folder / "test.npy", np.ones((2, 8, 8), np.uint16) * np.uint16([[[3]], [[5]]]))
+    paths = ["val/no/1.npy", "val/vort/1.npy"]
+    rows = pd.DataFrame({"split": "test", "row": [0, 1], "path": paths, "label": [0, 2]})
+    rows.to_csv(folder / "manifest.csv", index=False)
+    command = [sys.executable, "stages/totals.py", "--profile", "smoke"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+
+    def totals() -> tuple[int, str]:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout or done.stderr
+
+    assert totals() == (0, "metrics/smoke/totals.csv: 2 images\n")
+    assert (tmp_path / "metrics/smoke/totals.csv").read_text() == "path,counts\nval/no/1.npy,192\nval/vort/1.npy,320\n"
+    values = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**values, "totals": {"split": 3}}))
+    status, said = totals()
+    assert status == 1
+    assert "wrong value 3 for 'split' in group 'totals'" in said

@@ -264,7 +264,7 @@ def _add_instrument(parser: argparse.ArgumentParser) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from d4lens.simulator import preset, write_shard
+    from d4lens.simulator import DataSet, preset, write_archive
 
     if arguments.out.suffix != ".zip":
         raise D4LensError(f"the archive's name must end in .zip, not {arguments.out.name!r}")
@@ -274,10 +274,10 @@ def _simulate(arguments: argparse.Namespace) -> int:
     workers = arguments.workers or os.cpu_count() or 1
     lenses = preset(arguments.preset, overrides)
     shard, shards = _shard(arguments.shard)
-    counts = arguments.n, arguments.n_val
-    write_shard(arguments.out, lenses, arguments.seed, *counts, shard, shards, workers, progress=True)
+    data = DataSet(lenses, arguments.seed, arguments.n, arguments.n_val)
+    write_archive(arguments.out, data, shard, shards, workers, progress=True)
     part = f"part {shard + 1} of {shards} of " if shards > 1 else ""
-    _report(f"{part}{sum(counts)} images in {arguments.out}")
+    _report(f"{part}{arguments.n + arguments.n_val} images in {arguments.out}")
     return 0
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError, PhysicsError
-from d4lens.simulator import dataset, draw, join_shards, preset, read_truth, render, write_archive, write_shard
+from d4lens.simulator import DataSet, dataset, draw, join_shards, preset, read_truth, render, write_archive
 
 SIZE = (40, 23)  # neither divides by three
 
@@ -19,7 +19,7 @@ SIZE = (40, 23)  # neither divides by three
 @pytest.fixture(scope="module")
 def archive(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("archive") / "lenses.zip"
-    write_archive(path, tiny, 5, *SIZE)
+    write_archive(path, DataSet(tiny, 5, *SIZE))
     return path
 
 
@@ -56,7 +56,7 @@ def test_the_images_are_those_of_the_truth(archive, tiny):
 def test_published_counts_can_be_recovered(tmp_path):
     """Of full-size images, as the reader of the published set does it."""
     p = preset("deeplense")
-    write_archive(tmp_path / "a.zip", p, 1, 3, 0)
+    write_archive(tmp_path / "a.zip", DataSet(p, 1, 3, 0))
     counts = render(draw(p, 1, range(3)), p).numpy()
     with zipfile.ZipFile(tmp_path / "a.zip") as file:
         for path, k in zip(draw(p, 1, range(3)).images["path"], counts):
@@ -69,16 +69,19 @@ def test_published_counts_can_be_recovered(tmp_path):
 def test_worker_processes_change_no_byte(archive, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "_WORTH_A_WORKER", 1)
     monkeypatch.setattr(dataset, "_CHUNK", 7)
-    write_archive(tmp_path / "b.zip", tiny, 5, *SIZE, workers=2)
+    write_archive(tmp_path / "b.zip", DataSet(tiny, 5, *SIZE), workers=2)
     assert (tmp_path / "b.zip").read_bytes() == archive.read_bytes()
-    write_archive(tmp_path / "c.zip", tiny, 6, *SIZE)
+    write_archive(tmp_path / "c.zip", DataSet(tiny, 6, *SIZE))
     assert (tmp_path / "c.zip").read_bytes() != archive.read_bytes()
 
 
 def test_shards_of_two_processes_join_to_the_file_of_one(archive, tiny, tmp_path):
     context = multiprocessing.get_context("spawn")
     paths = [tmp_path / f"{i}.zip" for i in range(2)]
-    processes = [context.Process(target=write_shard, args=(path, tiny, 5, *SIZE, i, 2)) for i, path in enumerate(paths)]
+    processes = [
+        context.Process(target=write_archive, args=(path, DataSet(tiny, 5, *SIZE), i, 2))
+        for i, path in enumerate(paths)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -92,14 +95,14 @@ def test_shards_of_two_processes_join_to_the_file_of_one(archive, tiny, tmp_path
 def test_any_number_of_shards_joins(archive, tiny, tmp_path, n_shards):
     paths = [tmp_path / f"{i}.zip" for i in range(n_shards)]
     for i, path in enumerate(paths):
-        write_shard(path, tiny, 5, *SIZE, i, n_shards)  # of 70 some are empty
+        write_archive(path, DataSet(tiny, 5, *SIZE), i, n_shards)  # of 70 some are empty
     join_shards(paths, tmp_path / "joined.zip")
     assert (tmp_path / "joined.zip").read_bytes() == archive.read_bytes()
 
 
 def test_refuses_shards_that_do_not_belong_together(archive, tiny, tmp_path):
     def shard(name, p=tiny, seed=5, n=10, i=0, of=3):
-        write_shard(tmp_path / name, p, seed, n, 0, i, of)
+        write_archive(tmp_path / name, DataSet(p, seed, n, 0), i, of)
         return tmp_path / name
 
     parts = [shard(f"{i}.zip", i=i) for i in range(3)]
@@ -129,7 +132,7 @@ def test_a_full_disk_leaves_no_file(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(D4LensError, match=r"cannot write .*a.zip: No space left"):
-        write_archive(tmp_path / "a.zip", tiny, 1, 3, 0)
+        write_archive(tmp_path / "a.zip", DataSet(tiny, 1, 3, 0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,17 +149,17 @@ def test_a_fault_in_the_middle_keeps_the_old_file(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dataset, "_make", fails)
     with pytest.raises(KeyboardInterrupt):
-        write_archive(path, tiny, 1, 9, 0)
+        write_archive(path, DataSet(tiny, 1, 9, 0))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_memory_is_flat_in_the_number_of_images(tiny, tmp_path):
     peaks = []
-    write_archive(tmp_path / "warm.zip", tiny, 1, 40, 0)
+    write_archive(tmp_path / "warm.zip", DataSet(tiny, 1, 40, 0))
     for n in (100, 700):
         tracemalloc.start()
-        write_archive(tmp_path / "a.zip", tiny, 1, n, 0)
+        write_archive(tmp_path / "a.zip", DataSet(tiny, 1, n, 0))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # What grows is the zip's directory, under a KiB an image; an image's truth alone takes two.
@@ -202,8 +205,9 @@ def test_a_shard_that_is_wrong_inside_is_one_sentence(archive, tmp_path, name, c
 )
 def test_refuses_numbers_that_make_no_sense(tiny, tmp_path, arguments, words):
     values = {"seed": 0, "n_train": 3, "n_val": 3, "shard": 0, "n_shards": 2, **arguments}
+    data = DataSet(tiny, *(values.pop(name) for name in ("seed", "n_train", "n_val")))
     with pytest.raises(PhysicsError, match=words):
-        write_shard(tmp_path / "a.zip", tiny, **values)
+        write_archive(tmp_path / "a.zip", data, **values)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,7 +215,7 @@ def test_half_of_the_train_part_may_have_priors_of_its_own(tiny, archive, tmp_pa
     """Shear at every angle in half of train; all else is the archive's without, bit for bit; shards join to the same."""
     turned = preset("deeplense", {**dict(n_pixels=16, pixel_scale=0.4, psf_sigma=0.4), "gamma_phi": [0.0, np.pi]})
     path = tmp_path / "a.zip"
-    write_archive(path, tiny, 5, *SIZE, train_preset=turned)
+    write_archive(path, DataSet(tiny, 5, *SIZE, train_preset=turned))
     train, before = (read_truth(p).images.query("split == 'train'") for p in (path, archive))
     assert (before["gamma2"] <= 0).all()
     second = train["index"] // 3 % 2 == 1
@@ -227,9 +231,9 @@ def test_half_of_the_train_part_may_have_priors_of_its_own(tiny, archive, tmp_pa
     assert told == plain
     parts = [tmp_path / f"{i}.zip" for i in range(2)]
     for i, part in enumerate(parts):
-        write_shard(part, tiny, 5, *SIZE, i, 2, train_preset=turned)
+        write_archive(part, DataSet(tiny, 5, *SIZE, turned), i, 2)
     join_shards(parts, tmp_path / "joined.zip")
     assert (tmp_path / "joined.zip").read_bytes() == path.read_bytes()
     with pytest.raises(D4LensError, match="no other telescope or noise"):
-        write_archive(tmp_path / "b.zip", tiny, 5, *SIZE, train_preset=preset("deeplense"))
+        write_archive(tmp_path / "b.zip", DataSet(tiny, 5, *SIZE, train_preset=preset("deeplense")))
     assert not (tmp_path / "b.zip").exists()

@@ -2,13 +2,14 @@ import math
 
 import numpy as np
 import pytest
+import referees
 import torch
 from scipy.ndimage import gaussian_filter
 
 from d4lens import lensing
 from d4lens.errors import PhysicsError
-from d4lens.simulator import draw, preset, render, substructure_convergence, substructure_deflection
-from d4lens.simulator.dataset import read_truth, write_archive
+from d4lens.simulator import draw, preset, render, substructure_convergence
+from d4lens.simulator.dataset import DataSet, read_truth, write_archive
 from d4lens.simulator.substructure import lens_convergence
 
 
@@ -83,7 +84,7 @@ def test_deflection_is_what_the_convergence_causes(deeplense, truth):
     """Far from the masses smoothing changes nothing: the grid solver on the map gives the analytic deflection."""
     kappa = substructure_convergence(truth, deeplense.observation).double()
     alpha = lensing.PoissonSolver(150, 0.05).double().deflection(kappa)
-    exact = substructure_deflection(truth, deeplense.observation)
+    exact = referees.substructure_deflection(truth, deeplense.observation)
     far = substructure_convergence(truth, deeplense.observation, 6.0) < 1e-4
     for solved, analytic in zip(alpha, exact):
         assert analytic.abs().max() > 0.05
@@ -92,7 +93,7 @@ def test_deflection_is_what_the_convergence_causes(deeplense, truth):
 
 
 def test_tables_read_back_give_the_same_maps_and_images(tmp_path, tiny):
-    write_archive(tmp_path / "a.zip", tiny, 4, 9, 3)
+    write_archive(tmp_path / "a.zip", DataSet(tiny, 4, 9, 3))
     back, drawn = read_truth(tmp_path / "a.zip"), draw(tiny, 4, range(9))
     assert torch.equal(
         substructure_convergence(back, tiny.observation)[:9], substructure_convergence(drawn, tiny.observation)
@@ -109,4 +110,4 @@ def test_refuses_no_smoothing(deeplense, truth, smoothing):
 def test_an_image_without_masses_has_no_maps(deeplense):
     none = draw(preset("deeplense", {"n_subhalos": 0}), 0, range(2), "sphere")
     assert (substructure_convergence(none, deeplense.observation) == 0).all()
-    assert (substructure_deflection(none, deeplense.observation)[0] == 0).all()
+    assert (referees.substructure_deflection(none, deeplense.observation)[0] == 0).all()

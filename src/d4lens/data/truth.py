@@ -1,6 +1,5 @@
 """What is in each simulated image: the tables `truth.csv` and `subhalos.csv` of an archive."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,13 +41,6 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def without_substructure(self) -> "Truth":
-        """Return the same lenses with the same noise, point masses and rods taken out."""
-        images = self.images.copy()
-        images[list(_ROD)] = math.nan
-        images["n_subhalos"] = 0
-        return Truth(images, self.subhalos.iloc[:0])
 
     def rows(self, rows: Sequence[int] | NDArray[np.intp]) -> "Truth":
         """Return the truth of the images in these rows, in this order."""

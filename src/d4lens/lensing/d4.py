@@ -5,8 +5,6 @@ which is the rotation by +90 degrees from the x axis to the y axis (seen clockwi
 The content found at a point p of an image is found at `transform_points(p, g)` of the transformed image.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -106,12 +104,6 @@ def transform_spin2_values(a1: Number, a2: Number, g: int) -> tuple[Number, Numb
     if flip:
         a2 = -a2
     return (-a1, -a2) if turns % 2 else (a1, a2)
-
-
-def transform_angle(phi: Number, g: int) -> Number:
-    """Transform a position angle in radians, counted from x to y, by g."""
-    flip, turns = _split(g)
-    return (-phi if flip else phi) + turns * (math.pi / 2)
 
 
 def transform_vector(ax: Tensor, ay: Tensor, g: int) -> tuple[Tensor, Tensor]:

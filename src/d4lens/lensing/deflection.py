@@ -60,49 +60,6 @@ def sis(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.
     return scale * dx, scale * dy
 
 
-def sis_convergence(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> Tensor:
-    """Compute the convergence of a singular isothermal sphere, kappa = theta_E / 2r.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        Coordinates in arcsec.
-    theta_E : float or Tensor
-        Einstein radius in arcsec, above 0.
-    x0, y0 : float or Tensor
-        Centre in arcsec.
-
-    Returns
-    -------
-    Tensor
-        Convergence, of the broadcast shape; zero at the very centre, where it diverges.
-    """
-    dx, dy = _relative(x, y, x0, y0)
-    return positive("theta_E", theta_E) / 2 * torch.rsqrt(_off_centre(dx * dx + dy * dy))
-
-
-def sis_potential(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> Tensor:
-    """Compute the potential of a singular isothermal sphere, psi = theta_E r.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        Coordinates in arcsec.
-    theta_E : float or Tensor
-        Einstein radius in arcsec, above 0.
-    x0, y0 : float or Tensor
-        Centre in arcsec.
-
-    Returns
-    -------
-    Tensor
-        Potential in arcsec^2, of the broadcast shape.
-    """
-    dx, dy = _relative(x, y, x0, y0)
-    r2 = dx * dx + dy * dy
-    return positive("theta_E", theta_E) * r2 * torch.rsqrt(_off_centre(r2))
-
-
 # atan(t)/t = sum (-t^2)^k / (2k+1), and with the other sign atanh(t)/t; below _SERIES ten terms leave 3e-17.
 _SERIES = 0.03
 _TERMS = 10
@@ -190,29 +147,6 @@ def sie_convergence(
     return positive("theta_E", theta_E) * q.sqrt() / 2 * torch.rsqrt(_off_centre(q * q * u * u + v * v))
 
 
-def sie_potential(
-    x: Tensor, y: Tensor, theta_E: Number, q: Number, phi: Number, x0: Number = 0.0, y0: Number = 0.0
-) -> Tensor:
-    """Compute the potential of a singular isothermal ellipsoid, psi = u alpha_u + v alpha_v.
-
-    The profile is homogeneous of degree 1.
-
-    Parameters
-    ----------
-    x, y, theta_E, q, phi, x0, y0
-        As for `sie`; u and v are the coordinates along the major and the minor axis.
-
-    Returns
-    -------
-    Tensor
-        Potential in arcsec^2, of the broadcast shape.
-    """
-    dx, dy = _relative(x, y, x0, y0)
-    u, v, _, _ = _axes(dx, dy, phi)
-    au, av = _sie_on_axes(u, v, positive("theta_E", theta_E), like(axis_ratio("q", q), u))
-    return u * au + v * av
-
-
 def shear(x: Tensor, y: Tensor, gamma1: Number, gamma2: Number) -> tuple[Tensor, Tensor]:
     """Deflect by an external shear about the origin. It has no convergence.
 
@@ -231,25 +165,6 @@ def shear(x: Tensor, y: Tensor, gamma1: Number, gamma2: Number) -> tuple[Tensor,
     x, y = checks.field("x", x), checks.field("y", y)
     gamma1, gamma2 = parameter("gamma1", gamma1), parameter("gamma2", gamma2)
     return gamma1 * x + gamma2 * y, gamma2 * x - gamma1 * y
-
-
-def shear_potential(x: Tensor, y: Tensor, gamma1: Number, gamma2: Number) -> Tensor:
-    """Compute the potential of an external shear, psi = gamma1 (x^2 - y^2)/2 + gamma2 x y.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        Coordinates in arcsec.
-    gamma1, gamma2 : float or Tensor
-        Components of the shear.
-
-    Returns
-    -------
-    Tensor
-        Potential in arcsec^2, of the broadcast shape.
-    """
-    x, y = checks.field("x", x), checks.field("y", y)
-    return parameter("gamma1", gamma1) / 2 * (x * x - y * y) + parameter("gamma2", gamma2) * x * y
 
 
 def point_mass(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> tuple[Tensor, Tensor]:
@@ -273,29 +188,6 @@ def point_mass(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Numb
     theta_E = positive("theta_E", theta_E)
     scale = theta_E * theta_E / _off_centre(dx * dx + dy * dy)
     return scale * dx, scale * dy
-
-
-def point_mass_potential(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> Tensor:
-    """Compute the potential of a point mass, psi = theta_E^2 ln r with r in arcsec.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        Coordinates in arcsec.
-    theta_E : float or Tensor
-        Einstein radius in arcsec, above 0.
-    x0, y0 : float or Tensor
-        Place of the mass in arcsec.
-
-    Returns
-    -------
-    Tensor
-        Potential in arcsec^2, of the broadcast shape; constant within the central 1e-12 arcsec, where it diverges.
-    """
-    dx, dy = _relative(x, y, x0, y0)
-    theta_E = positive("theta_E", theta_E)
-    r2 = dx * dx + dy * dy
-    return theta_E * theta_E / 2 * r2.clamp_min(core_squared(r2.dtype)).log()
 
 
 def point_mass_convergence(x: Tensor, y: Tensor, theta_E: Number, x0: Number, y0: Number, smoothing: Number) -> Tensor:
@@ -410,30 +302,6 @@ def rod(
     au = scale / 2 * sign * torch.log1p(4 * length * (sign * u) / r2)
     av = scale * _rod_angle(u, v, length)
     return au * cos - av * sin, au * sin + av * cos
-
-
-def rod_potential(
-    x: Tensor, y: Tensor, theta_E: Number, half_length: Number, phi: Number, x0: Number = 0.0, y0: Number = 0.0
-) -> Tensor:
-    """Compute the potential of a rod, psi = theta_E^2 / 2L Re[(z+L) ln(z+L) - (z-L) ln(z-L) - 2L], the integral of ln r along it.
-
-    Parameters
-    ----------
-    x, y, theta_E, half_length, phi, x0, y0
-        As for `rod`.
-
-    Returns
-    -------
-    Tensor
-        Potential in arcsec^2, of the broadcast shape.
-    """
-    u, v, _, _, length, scale = _rod_axes(x, y, theta_E, half_length, phi, x0, y0)
-    v2 = v * v
-
-    def ends(end: Tensor) -> Tensor:
-        return end / 2 * (end * end + v2).clamp_min(core_squared(u.dtype)).log()
-
-    return scale * (ends(u + length) - ends(u - length) + v * _rod_angle(u, v, length) - 2 * length)
 
 
 def rod_convergence(

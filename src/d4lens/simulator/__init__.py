@@ -1,11 +1,11 @@
 """Simulated lens images with their truth: presets as data, a renderer, and the archive that stands in for the set."""
 
 from d4lens.data.truth import COLUMNS, SUBHALO_COLUMNS, Truth
-from d4lens.simulator.dataset import join_shards, read_truth, write_archive, write_shard
+from d4lens.simulator.dataset import DataSet, join_shards, read_truth, write_archive
 from d4lens.simulator.draw import draw, draw_pair
 from d4lens.simulator.priors import PARAMETER_RANGES, PRESETS, SUBHALO_RANGES, Distribution, Preset, preset
 from d4lens.simulator.renderer import render
-from d4lens.simulator.substructure import substructure_convergence, substructure_deflection
+from d4lens.simulator.substructure import substructure_convergence
 
 __all__ = [
     "COLUMNS",
@@ -13,6 +13,7 @@ __all__ = [
     "PRESETS",
     "SUBHALO_COLUMNS",
     "SUBHALO_RANGES",
+    "DataSet",
     "Distribution",
     "Preset",
     "Truth",
@@ -23,7 +24,5 @@ __all__ = [
     "read_truth",
     "render",
     "substructure_convergence",
-    "substructure_deflection",
     "write_archive",
-    "write_shard",
 ]

@@ -68,17 +68,34 @@ class _Chunk:
     subhalos: bytes
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """A simulated data set: all that the bytes of its archive depend on.
+
+    Attributes
+    ----------
+    preset : Preset
+        What the images are drawn from.
+    seed : int
+        At least 0.
+    n_train, n_val : int
+        Images of each split.
+    train_preset : Preset, optional
+        What every second image of each class in the train part is drawn from, with the preset's name, telescope and noise;
+        None: all are drawn from `preset`.
+    """
+
+    preset: Preset
+    seed: int
+    n_train: int
+    n_val: int
+    train_preset: Preset | None = None
+
+
 def write_archive(
-    path: str | Path,
-    preset: Preset,
-    seed: int,
-    n_train: int,
-    n_val: int,
-    workers: int = 1,
-    progress: bool = False,
-    train_preset: Preset | None = None,
+    path: str | Path, data: DataSet, shard: int = 0, n_shards: int = 1, workers: int = 1, progress: bool = False
 ) -> None:
-    """Write a data set, the three classes in turn, atomically.
+    """Write a data set or one part of it (see `join_shards`), the three classes in turn, atomically.
 
     Memory stays flat in the number of images. The bytes do not depend on `workers` and `progress`.
 
@@ -86,58 +103,24 @@ def write_archive(
     ----------
     path : str or Path
         The zip file to write.
-    preset : Preset
-        What the images are drawn from.
-    seed : int
-        At least 0.
-    n_train, n_val : int
-        Images of each split.
+    data : DataSet
+        What is written.
+    shard, n_shards : int
+        Which part, from 0, of how many.
     workers : int
         Processes at most; 1, or a small data set, is made in this one.
     progress : bool
         Show a progress bar.
-    train_preset : Preset, optional
-        What every second image of each class in the train part is drawn from, with the preset's name, telescope and noise;
-        None: all are drawn from `preset`.
 
     Raises
     ------
     PhysicsError
         If a number is out of range.
     D4LensError
-        If the file cannot be written, or `train_preset` has another telescope or noise.
+        If the file cannot be written, or the train part's preset has another telescope or noise.
     """
-    write_shard(path, preset, seed, n_train, n_val, 0, 1, workers, progress, train_preset)
-
-
-def write_shard(
-    path: str | Path,
-    preset: Preset,
-    seed: int,
-    n_train: int,
-    n_val: int,
-    shard: int,
-    n_shards: int,
-    workers: int = 1,
-    progress: bool = False,
-    train_preset: Preset | None = None,
-) -> None:
-    """Write one part of the data set that `write_archive` would write; see `join_shards`.
-
-    Parameters
-    ----------
-    path, preset, seed, n_train, n_val, workers, progress, train_preset
-        As for `write_archive`; the numbers are those of the whole data set.
-    shard, n_shards : int
-        Which part, from 0, of how many.
-
-    Raises
-    ------
-    PhysicsError
-        If a number is out of range.
-    D4LensError
-        If the file cannot be written, or `train_preset` has another telescope or noise.
-    """
+    preset, train_preset, seed = data.preset, data.train_preset, data.seed
+    n_train, n_val = data.n_train, data.n_val
     check_seed(seed)
     for name, value, low in (
         *(("n_train", n_train, 0), ("n_val", n_val, 0), ("n_shards", n_shards, 1), ("workers", workers, 1)),
@@ -398,40 +381,30 @@ def _one_thread() -> Iterator[None]:
 
 
 @together()
-def write_shared(
-    ranks: Ranks,
-    path: str | Path,
-    preset: Preset,
-    seed: int,
-    n_train: int,
-    n_val: int,
-    workers: int = 1,
-    train_preset: Preset | None = None,
-) -> None:
-    """Write the data set of `write_archive` by all processes of torchrun at once, with a progress bar.
+def write_shared(ranks: Ranks, path: str | Path, data: DataSet, workers: int = 1) -> None:
+    """Write a data set by all processes of torchrun at once, with a progress bar.
 
     Parameters
     ----------
     ranks : Ranks
         The processes.
-    path, preset, seed, n_train, n_val, train_preset
-        As for `write_archive`.
+    path : str or Path
+        The zip file to write.
+    data : DataSet
+        What is written.
     workers : int
         Worker processes of each rank.
 
     Raises
     ------
-    PhysicsError
-        If a number is out of range.
-    D4LensError
-        If the file cannot be written, or `train_preset` has another telescope or noise.
+    PhysicsError, D4LensError
+        As `write_archive`.
     """
     path = Path(path)
     if ranks.world == 1:
-        write_archive(path, preset, seed, n_train, n_val, workers, progress=True, train_preset=train_preset)
+        write_archive(path, data, workers=workers, progress=True)
         return
-    place = ranks.part(path), preset, seed, n_train, n_val, ranks.rank, ranks.world, workers
-    write_shard(*place, progress=ranks.is_main, train_preset=train_preset)
+    write_archive(ranks.part(path), data, ranks.rank, ranks.world, workers, progress=ranks.is_main)
     ranks.wait()
     if ranks.is_main:
         join_shards(ranks.parts(path), path)

@@ -85,34 +85,6 @@ def lens_convergence(truth: Truth, observation: Observation) -> Tensor:
     return lensing.sie_convergence(x, y, theta_E, q, phi).float() + substructure_convergence(truth, observation)
 
 
-def substructure_deflection(truth: Truth, observation: Observation) -> tuple[Tensor, Tensor]:
-    """Compute the deflection of the point masses and rods at the pixel centres, unsmoothed.
-
-    Parameters
-    ----------
-    truth : Truth
-        B lenses.
-    observation : Observation
-        The grid.
-
-    Returns
-    -------
-    alpha_x, alpha_y : Tensor
-        Each (B, N, N) float64, in arcsec.
-    """
-    x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
-    alpha_x = torch.zeros(len(truth), *x.shape, dtype=torch.float64)
-    alpha_y = torch.zeros_like(alpha_x)
-    for i, points in enumerate(truth.subhalo_arrays()):
-        if points.size:
-            alpha_x[i], alpha_y[i] = lensing.point_masses(x[:1], y[:, :1], *torch.from_numpy(points))
-    for i, rod in zip(*_rods(truth)):
-        dx, dy = lensing.rod(x, y, *rod.tolist())
-        alpha_x[i] += dx
-        alpha_y[i] += dy
-    return alpha_x, alpha_y
-
-
 def _batches(rows: NDArray[_T]) -> Iterator[NDArray[_T]]:
     """Yield pieces that fit into the cache."""
     for start in range(0, len(rows), _BATCH):

@@ -21,7 +21,7 @@ from d4lens.models import scores
 from d4lens.observation import Observation
 from d4lens.results import page, predictions, tables
 from d4lens.results.page import chart, gallery
-from d4lens.simulator import preset, write_archive
+from d4lens.simulator import DataSet, preset, write_archive
 from d4lens.studies import outcome
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,7 +35,7 @@ def project(tmp_path_factory):
     """A project in which profile `small` has run: two arms, nine test images, two studies."""
     root = tmp_path_factory.mktemp("project")
     data = root / "data" / "small"
-    write_archive(data / "lenses.zip", preset("deeplense"), 1, 12, N_TEST, workers=1)
+    write_archive(data / "lenses.zip", DataSet(preset("deeplense"), 1, 12, N_TEST))
     build(data / "lenses.zip", data / "arrays", 0.05, 0.08625, 10.0, 2, 0.25, 1)
     facts, split = arrays.load_facts(data / "arrays"), arrays.load_split(data / "arrays", "test")
     lens = preset_model("deeplense", Observation.from_dict(facts["native"]), facts["bin"])
