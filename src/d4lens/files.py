@@ -122,6 +122,11 @@ def sweep(path: str | Path) -> None:
 def held(path: Path) -> Iterator[None]:
     """Hold the lock of a file or folder; the operating system drops it with the process, however that ends.
 
+    Parameters
+    ----------
+    path : Path
+        The file or folder, which exists.
+
     Raises
     ------
     BlockingIOError
@@ -138,6 +143,11 @@ def held(path: Path) -> Iterator[None]:
 @contextmanager
 def sole_writer(path: str | Path) -> Iterator[None]:
     """Be the only process that writes `path`.
+
+    Parameters
+    ----------
+    path : str or Path
+        What is written; its lock is a hidden file beside it.
 
     Raises
     ------
@@ -157,9 +167,16 @@ def sole_writer(path: str | Path) -> Iterator[None]:
 
 
 def require_space(folder: str | Path, n_bytes: int) -> None:
-    """Check that the disk of `folder` has room for `n_bytes` more.
+    """Check that a disk has room.
 
     A full disk kills a process that writes through a memory map, without a message.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A folder on the disk.
+    n_bytes : int
+        How much more it must hold.
 
     Raises
     ------
@@ -183,6 +200,13 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically with sorted keys, so that equal values give equal bytes.
 
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    value : object
+        What JSON can hold.
+
     Raises
     ------
     ValueError
@@ -199,6 +223,15 @@ def sha256(path: str | Path) -> str:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object that an earlier stage wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    dict
 
     Raises
     ------

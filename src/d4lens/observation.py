@@ -71,6 +71,15 @@ class Observation:
     def from_dict(cls, values: dict[str, Any]) -> "Observation":
         """Invert `to_dict`.
 
+        Parameters
+        ----------
+        values : dict
+            The fields; lengths in arcsec, sky in counts per pixel.
+
+        Returns
+        -------
+        Observation
+
         Raises
         ------
         TypeError

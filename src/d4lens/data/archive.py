@@ -140,7 +140,21 @@ class SafeZip:
     def read(self, member: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
         """Return the member's bytes, length and CRC checked.
 
-        Raises D4LensError naming it if it is absent, claims more than `max_bytes`, is damaged or cut short.
+        Parameters
+        ----------
+        member : str
+            Its name in the zip.
+        max_bytes : int
+            The largest size that is unpacked.
+
+        Returns
+        -------
+        bytes
+
+        Raises
+        ------
+        D4LensError
+            Naming the member, if it is absent, claims more than `max_bytes`, is damaged or cut short.
         """
         info = self.members.get(member)
         if info is None:
@@ -232,7 +246,24 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
 def sort_tree(names: Iterable[str], where: str) -> tuple[list[Entry], dict[str, str]]:
     """Find the published tree among file names, with or without its top folder `dataset/`.
 
-    Returns the images in order (split, class, number) and what of the simulation's files lies beside them. Raises D4LensError as `Archive` does.
+    Parameters
+    ----------
+    names : iterable of str
+        Names in a zip, or paths below a folder.
+    where : str
+        What they are of, for the message of an error.
+
+    Returns
+    -------
+    entries : list of Entry
+        The images in order (split, class, number).
+    beside : dict of str to str
+        The simulation's files beside them: their own names to the names given.
+
+    Raises
+    ------
+    D4LensError
+        As `Archive`.
     """
     names = [name for name in names if not is_junk(name)]
     top = f"{TOP}/" if any(name.startswith(f"{TOP}/") for name in names) else ""
@@ -265,12 +296,24 @@ def sort_tree(names: Iterable[str], where: str) -> tuple[list[Entry], dict[str, 
 
 
 def publish(source: str | Path, destination: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Make the one archive out of what a user has.
+    """Make the one archive out of a zip or folder with the published tree, with or without its top folder `dataset/`.
 
-    That is a zip or a folder with the published tree, with or without its top folder `dataset/`.
+    A zip that has the tree as published is copied byte for byte after its CRCs are checked. Anything else is packed anew in
+    the tree's order.
 
-    A zip that has the tree as published is copied byte for byte after its CRCs are checked; anything else is packed
-    anew in the tree's order. Raises D4LensError as `Archive` does; then nothing is written.
+    Parameters
+    ----------
+    source : str or Path
+        The zip or folder.
+    destination : str or Path
+        The archive to write.
+    limits : Limits
+        How large a zip may unpack.
+
+    Raises
+    ------
+    D4LensError
+        As `Archive`; then nothing is written.
     """
     source = Path(source)
     if source.is_dir():

@@ -60,7 +60,21 @@ class Split:
 def load_split(folder: str | Path, split: str) -> Split:
     """Return a split of an arrays folder; the images stay on disk.
 
-    Raises D4LensError if it is missing or disagrees with the manifest.
+    Parameters
+    ----------
+    folder : str or Path
+        The folder.
+    split : str
+        One of SPLITS.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    D4LensError
+        If it is missing or disagrees with the manifest.
     """
     if split not in SPLITS:
         raise D4LensError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
@@ -80,8 +94,21 @@ def load_split(folder: str | Path, split: str) -> Split:
 def load_facts(folder: str | Path) -> dict[str, Any]:
     """Return observation.json.
 
-    Its keys are the Observation's fields and `units` ("counts" or "normalised"), `bin`, `native` (the Observation before
-    binning), `archive_sha256` and `images` (number by split and class).
+    Parameters
+    ----------
+    folder : str or Path
+        The arrays folder.
+
+    Returns
+    -------
+    dict
+        The Observation's fields and `units` ("counts" or "normalised"), `bin`, `native` (the Observation before binning),
+        `archive_sha256` and `images` (number by split and class).
+
+    Raises
+    ------
+    D4LensError
+        If the file is missing or damaged.
     """
     path = Path(folder) / FACTS
     try:
@@ -100,7 +127,25 @@ def load_observation(folder: str | Path) -> Observation:
 
 
 def load_truth(folder: str | Path, split: str) -> Truth | None:
-    """Return the truth of a split's images in the order of its rows; None if the archive had none."""
+    """Return the truth of a split's images in the order of its rows.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The arrays folder.
+    split : str
+        One of SPLITS.
+
+    Returns
+    -------
+    Truth or None
+        None if the archive had no truth.
+
+    Raises
+    ------
+    D4LensError
+        If the manifest is missing or damaged.
+    """
     path = Path(folder) / "truth.csv"
     if not path.is_file():
         return None
@@ -142,9 +187,19 @@ class RowWriter:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new temporary sibling folder.
+    """Make a folder whole or not at all.
 
     On success its files are flushed and it takes the place of `folder`. On failure it is removed and `folder` is as it was.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder to make or replace.
+
+    Yields
+    ------
+    Path
+        A new temporary sibling to write into.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -83,11 +83,33 @@ def from_drive(
     patience: Patience,
     url: str = DRIVE,
 ) -> str:
-    """Publish a Drive file as the one archive, from the cache where that holds it; returns its SHA-256.
+    """Publish a Drive file as the one archive, from the cache where that holds it.
 
-    `url` has the field {id}. Raises D4LensError saying why, and what to do by hand, when the attempts are spent or another
-    could not help. Then neither the cache nor `destination` holds anything new but, in a hidden folder of the cache, the
-    bytes that a later call goes on from.
+    Parameters
+    ----------
+    drive_id : str
+        The file's id on the Drive.
+    destination : str or Path
+        The archive to write.
+    cache : str or Path
+        The folder that keeps the file between runs.
+    expected : Expected
+        What the file must be.
+    patience : Patience
+        Retries, and seconds without a byte.
+    url : str
+        The address, with the field {id}.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file, in hexadecimal.
+
+    Raises
+    ------
+    D4LensError
+        Saying why, and what to do by hand, when the attempts are spent or another could not help. Then neither the cache nor
+        `destination` holds anything new but, in a hidden folder of the cache, the bytes that a later call goes on from.
     """
     from filelock import FileLock, Timeout
 

@@ -47,19 +47,39 @@ def build(
     seed: int = 0,
     limits: Limits = DEFAULT_LIMITS,
 ) -> dict[str, Any]:
-    """Write the arrays folder (see `d4lens.data.arrays`) from an archive, whole or not at all; returns observation.json.
+    """Write the arrays folder (see `d4lens.data.arrays`) from an archive, whole or not at all.
 
     Parameters
     ----------
-    pixel_scale, psf_sigma: arcsec per native pixel, arcsec.
-    sky: mean sky counts per native pixel; 0 where images are no photon counts over a known sky: they are normalised.
-    factor: blocks of factor x factor pixels are summed.
-    select_fraction: share of each class of the archive's train that is set aside as `select`, drawn by `seed`; an image
-        and its exact, rotated or flipped copies stay on one side.
+    archive : str or Path
+        The zip of images, as `Archive` takes it.
+    folder : str or Path
+        The folder to write.
+    pixel_scale, psf_sigma : float
+        Arcsec per native pixel, and standard deviation of the PSF in arcsec.
+    sky : float
+        Mean sky counts per native pixel; 0 where images are no photon counts over a known sky: they are normalised.
+    factor : int
+        Blocks of factor x factor pixels are summed.
+    select_fraction : float
+        Share of each class of the archive's train that is set aside as `select`; an image and its exact, rotated or flipped
+        copies stay on one side.
+    seed : int
+        Draws that share.
+    limits : Limits
+        How large the zip may unpack.
 
-    Raises D4LensError naming file and reason: whatever `Archive` refuses; an image that is not one finite, square float
-    array of the others' size within [0, 1]; counts in some images but not in others; a copy of a train image in val;
-    copies in two classes; a truth table that does not fit the images; a preset or empty corners that contradict the parameters.
+    Returns
+    -------
+    dict
+        What observation.json says, as `arrays.load_facts`.
+
+    Raises
+    ------
+    D4LensError
+        Naming file and reason: whatever `Archive` refuses; an image that is not one finite, square float array of the others'
+        size within [0, 1]; counts in some images but not in others; a copy of a train image in val; copies in two classes; a
+        truth table that does not fit the images; a preset or empty corners that contradict the parameters.
     """
     with Archive(archive, limits) as source:
         tables = _read_tables(source)
@@ -108,16 +128,37 @@ def _build(
 
 
 def orbit_digest(image: NDArray[Any]) -> bytes:
-    """Return a SHA-256 that an image shares with its eight rotated and flipped copies, and with no other image.
+    """Hash an image so that it shares its digest with its eight rotated and flipped copies, and with no other image.
 
-    It is that of the smallest of the eight in byte order.
+    Parameters
+    ----------
+    image : ndarray
+        (N, N).
+
+    Returns
+    -------
+    bytes
+        SHA-256 of the smallest of the eight in byte order.
     """
     turned = (np.rot90(side, quarter) for side in (image, image[::-1]) for quarter in range(4))
     return hashlib.sha256(min(np.ascontiguousarray(copy).tobytes() for copy in turned)).digest()
 
 
 def refuse_duplicates(rows: Iterable[Row], where: Path) -> None:
-    """Raise D4LensError naming images that are the same up to rotation and flip in train and val, or in two classes."""
+    """Refuse images that are the same up to rotation and flip in train and val, or in two classes.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+        All images.
+    where : Path
+        The archive, for the message of an error.
+
+    Raises
+    ------
+    D4LensError
+        Naming the images.
+    """
     orbits: dict[bytes, list[Entry]] = defaultdict(list)
     for row in rows:
         orbits[row.orbit].append(row.entry)
@@ -141,10 +182,28 @@ def refuse_duplicates(rows: Iterable[Row], where: Path) -> None:
 
 
 def carve(rows: list[Row], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which rows go to the selection split: `fraction` of each class, copies together, (n,) bool.
+    """Choose the rows that go to the selection split: a share of each class, copies together.
 
     Whole orbits are drawn in an order that depends on their pixels and the seed alone, until the class has its share.
-    Raises D4LensError if a class would be left without an image on either side.
+
+    Parameters
+    ----------
+    rows : list of Row
+        Images of the archive's train part.
+    fraction : float
+        The share, in (0, 1).
+    seed : int
+        Of the order.
+
+    Returns
+    -------
+    ndarray
+        (n,) bool.
+
+    Raises
+    ------
+    D4LensError
+        If a class would be left without an image on either side.
     """
     selected = np.zeros(len(rows), bool)
     for name in CLASSES:

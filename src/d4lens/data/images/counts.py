@@ -81,10 +81,21 @@ class Noise:
     gain_sigma: float
 
     def is_photons(self, sky: float, doubtful: bool) -> bool:
-        """Whether values on a lattice are photons rather than a file format's levels; `sky` is the expected mean.
+        """Say whether values on a lattice are photons rather than a file format's levels.
 
         A lattice that is `doubtful`, such as one of a format's own number of levels, is believed only where the sky's
         variance is its mean and the gain not below 1. A PSF narrower than a pixel raises `gain` but not the sky's variance.
+
+        Parameters
+        ----------
+        sky : float
+            The expected mean of the sky in counts per pixel.
+        doubtful : bool
+            Whether the lattice may be the format's.
+
+        Returns
+        -------
+        bool
         """
         if self.gain + 4 * self.gain_sigma < _GAIN[0]:
             return False
@@ -93,9 +104,18 @@ class Noise:
         return self.gain - 4 * self.gain_sigma < _GAIN[1] or _SKY[0] * sky < self.variance < _SKY[1] * sky
 
     def is_coarser(self, sky: float) -> bool:
-        """Whether both the gain and the variance of a sky of mean `sky` say that a level is more than a photon.
+        """Say whether both the gain and the variance of the sky tell that a level is more than a photon.
 
         Levels whose ends are masked do not show that they are a format's own number.
+
+        Parameters
+        ----------
+        sky : float
+            The expected mean of the sky in counts per pixel.
+
+        Returns
+        -------
+        bool
         """
         return self.gain + 4 * self.gain_sigma < 1 and self.variance < (1 - 3.5 * self.variance_sigma) * sky
 
@@ -114,9 +134,24 @@ class Observed:
 
 
 def as_image(array: Array, where: str) -> Array:
-    """Return the (N, N) image in an array of shape (N, N) or (1, N, N).
+    """Return the image in an array.
 
-    Raises D4LensError, naming `where`, if it is not square, smaller than 8 pixels, not finite or constant.
+    Parameters
+    ----------
+    array : ndarray
+        (N, N) or (1, N, N).
+    where : str
+        What it is of, for the message of an error.
+
+    Returns
+    -------
+    ndarray
+        (N, N).
+
+    Raises
+    ------
+    D4LensError
+        If it is not square, smaller than 8 pixels, not finite or constant.
     """
     image = array[0] if array.ndim == 3 and len(array) == 1 else array
     if image.ndim != 2 or image.shape[0] != image.shape[1] or len(image) < MIN_SIDE:
@@ -379,7 +414,23 @@ def _no_counts() -> Counts:
 
 
 def normalised(pixels: Array) -> NDArray[np.float32]:
-    """Scale an image (H, W), NaN where there are no data, from 0 to 1. Raises D4LensError if it is constant."""
+    """Scale an image from 0 to 1.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (H, W), NaN where there are no data.
+
+    Returns
+    -------
+    ndarray
+        (H, W) float32.
+
+    Raises
+    ------
+    D4LensError
+        If it is constant.
+    """
     low, high = np.nanmin(pixels), np.nanmax(pixels)
     if low == high:
         raise D4LensError("it is constant within the field of view once binned; it holds no image")

@@ -44,9 +44,25 @@ Reader = Callable[[bytes, str, str | None], Raw]
 def parse_npy(data: bytes, where: str, kinds: str = "fiu") -> Array:
     """Return the array in the bytes of an .npy file, in native byte order and C order.
 
-    kinds: numpy's letters for the kinds of values taken. Never unpickles, and believes the header only as far as the
-    bytes bear it out. Raises D4LensError, naming `where`, for any other values (by default those that are no real or
-    integer numbers) and for a declared shape that does not fit the bytes.
+    It never unpickles, and believes the header only as far as the bytes bear it out.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    where : str
+        Its name, for the message of an error.
+    kinds : str
+        numpy's letters for the kinds of values taken; by default real and integer numbers.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    D4LensError
+        For any other values, and for a declared shape that does not fit the bytes.
     """
     stream = io.BytesIO(data)
     try:
@@ -77,9 +93,26 @@ def parse_npy(data: bytes, where: str, kinds: str = "fiu") -> Array:
 
 
 def choose(names: Sequence[str], band: str | None, where: str) -> int:
-    """Place of `band`, a name (in any case) or else a number from 0, among a file's `names`.
+    """Find the image that is meant among several of a file.
 
-    Without a band the only one is taken, or the one called SCI. Raises D4LensError where that leaves none or several.
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the file's images.
+    band : str or None
+        A name in any case, or a number from 0. Without one the only image is taken, or the one called SCI.
+    where : str
+        The file, for the message of an error.
+
+    Returns
+    -------
+    int
+        Its place in `names`.
+
+    Raises
+    ------
+    D4LensError
+        Where that leaves none or several.
     """
     held = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
     if band is None:
@@ -131,10 +164,28 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
 
 
 def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
-    """Return one image of a FITS file, plain, gzipped or tile-compressed, and what `header_of` reads in its header.
+    """Read one image of a FITS file, plain, gzipped or tile-compressed, and what `header_of` reads in its header.
 
-    BSCALE and BZERO are applied. Pixels without data, by BLANK or by an extension beside the image (`masks.declared`
-    has the rules), are NaN.
+    BSCALE and BZERO are applied.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    where : str
+        Its name, for the message of an error.
+    band : str, optional
+        The HDU's name or number, as `choose` takes it.
+
+    Returns
+    -------
+    Raw
+        Pixels without data, by BLANK or by an extension beside the image (`masks.declared` has the rules), are NaN.
+
+    Raises
+    ------
+    D4LensError
+        If the file is damaged, or holds no such image.
     """
     from astropy.io import fits
 
@@ -177,10 +228,26 @@ def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
 
 
 def read_picture(data: bytes, where: str, band: str | None = None) -> Raw:
-    """Return a greyscale PNG or TIFF of 8, 16 or 32 bits, one of its frames, or one channel of 8-bit colour.
+    """Read a greyscale PNG or TIFF of 8, 16 or 32 bits, one of its frames, or one channel of 8-bit colour.
 
-    Refused: palettes and other modes that are no intensities, 16-bit colour (which Pillow would cut to 8), pixels that
-    are transparent.
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    where : str
+        Its name, for the message of an error.
+    band : str, optional
+        The frame's or channel's name or number, as `choose` takes it.
+
+    Returns
+    -------
+    Raw
+
+    Raises
+    ------
+    D4LensError
+        For a damaged file, palettes and other modes that are no intensities, 16-bit colour (which Pillow would cut to 8) and
+        pixels that are transparent.
     """
     from PIL import Image, UnidentifiedImageError
 

@@ -61,9 +61,31 @@ def instrument(
 ) -> Instrument:
     """Return an Instrument from what a user gives.
 
-    `psf` is as `read_psf` takes it, `band` a name or number, `mask` as `read_masks` takes it.
+    Parameters
+    ----------
+    pixel_scale : float, optional
+        Arcsec per pixel.
+    psf : float, str, Path or ndarray, optional
+        As `read_psf` takes it; a number is its standard deviation in arcsec.
+    gain : float, optional
+        Photons per count.
+    exposure : float, optional
+        Seconds.
+    sky : float, optional
+        Mean sky in photons per pixel.
+    band : str or int, optional
+        Name or number of the image in its file.
+    mask : optional
+        As `read_masks` takes it.
 
-    Raises D4LensError for a value out of range, or an image that is no PSF.
+    Returns
+    -------
+    Instrument
+
+    Raises
+    ------
+    D4LensError
+        For a value out of range, or an image that is no PSF.
     """
     width, masks = None if psf is None else read_psf(psf), None if mask is None else read_masks(mask)
     return Instrument(pixel_scale, width, gain, exposure, sky, None if band is None else str(band), masks)

@@ -37,11 +37,25 @@ def without(image: Array, mask: Mask) -> Array:
 
 
 def declared(name: str, values: Array, header: Mapping[str, Any], primary: Mapping[str, Any]) -> Mask:
-    """Where the companion `name` (one of COMPANIONS) of an image says that it holds no data, in its own shape.
+    """Say where the companion of an image in its file tells that it holds no data.
 
     DQ, MASK and BPM: where they are nonzero; of JWST and Roman where the bit 1 (DO_NOT_USE) is set; where the header names
     bits by MP_ cards, as LSST's does, where BAD, SAT, CR or NO_DATA is. ERR: where it is not finite. WHT: where it is
     not above 0, unless it is so throughout.
+
+    Parameters
+    ----------
+    name : str
+        The companion's, one of COMPANIONS.
+    values : ndarray
+        Its values, (H, W).
+    header, primary : mapping
+        Its header, and that of the file.
+
+    Returns
+    -------
+    ndarray
+        (H, W) bool.
     """
     if name == "ERR":
         return ~np.isfinite(values)
@@ -59,13 +73,21 @@ def declared(name: str, values: Array, header: Mapping[str, Any], primary: Mappi
 
 
 def dead(image: Array) -> Mask:
-    """Return where an image (H, W), NaN apart, shows values that no light makes, (H, W) bool.
-
-    Such are saturated plateaus, dead blocks and columns, and borders filled up.
+    """Find where an image shows values that no light makes: saturated plateaus, dead blocks and columns, filled borders.
 
     These are connected pixels of exactly one value that hold a square, or a stretch of a row or column, of it so large that
     among as many independent pixels one would turn up in less than a thousandth of all images. A value that more than a
     third of the image has is where its sky was clipped, and no defect.
+
+    Parameters
+    ----------
+    image : ndarray
+        (H, W), NaN where there are no data.
+
+    Returns
+    -------
+    ndarray
+        (H, W) bool, False where the image is NaN.
     """
     found = np.zeros(image.shape, bool)
     good = np.isfinite(image)
