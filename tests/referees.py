@@ -1,6 +1,7 @@
 """What only tests compute: potentials and fields in closed form, and turns of a truth, to hold the package against."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +13,14 @@ from d4lens.lensing.checks import Number, axis_ratio, like, parameter, positive
 from d4lens.lensing.deflection import _axes, _off_centre, _relative, _rod_angle, _rod_axes, _sie_on_axes, core_squared
 from d4lens.observation import Observation
 from d4lens.simulator.substructure import _rods
+
+
+def supersample(
+    function: Callable[[Tensor, Tensor], Tensor], n_pixels: int, pixel_scale: float, factor: int, dtype: torch.dtype
+) -> Tensor:
+    """Average a function over every pixel, by the midpoint rule on `factor` x `factor` points a pixel."""
+    x, y = lensing.grid(n_pixels * factor, pixel_scale / factor, dtype)
+    return lensing.bin_mean(function(x, y), factor)
 
 
 def sis_convergence(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> Tensor:

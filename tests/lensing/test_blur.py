@@ -37,10 +37,8 @@ def test_referee_14_psf_sum_and_width(sigma: float) -> None:
 @pytest.mark.parametrize("shape", [(150, 150), (40, 25)])
 def test_agrees_with_scipy_and_lenstronomy(shape: tuple[int, int]) -> None:
     image = torch.rand(2, 3, *shape, dtype=torch.float64)
-    for boundary, mode in (("nearest", "nearest"), ("zero", "constant")):
-        ours = convolve_psf(image, 1.725, boundary).numpy()  # type: ignore[arg-type]
-        theirs = scipy.ndimage.gaussian_filter(image.numpy(), (0, 0, 1.725, 1.725), truncate=10, mode=mode)
-        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    theirs = scipy.ndimage.gaussian_filter(image.numpy(), (0, 0, 1.725, 1.725), truncate=10, mode="nearest")
+    np.testing.assert_allclose(convolve_psf(image, 1.725).numpy(), theirs, atol=1e-12)
     kernel = PSF("GAUSSIAN", fwhm=math.sqrt(8 * math.log(2)) * 1.725, pixel_size=1.0, truncation=6).kernel_point_source
     middle = len(kernel) // 2
     point = torch.zeros(101, 101, dtype=torch.float64)
@@ -49,12 +47,8 @@ def test_agrees_with_scipy_and_lenstronomy(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(seen.numpy(), kernel, atol=1e-8)
 
 
-def test_flat_sky_stays_flat_and_zero_boundary_is_self_adjoint() -> None:
+def test_flat_sky_stays_flat() -> None:
     torch.testing.assert_close(convolve_psf(torch.full((20, 20), 10.0), 3.0), torch.full((20, 20), 10.0))
-    a, b = torch.rand(2, 20, 20, dtype=torch.float64)
-    left, right = (convolve_psf(a, 3.0, "zero") * b).sum(), (a * convolve_psf(b, 3.0, "zero")).sum()
-    assert abs(left - right) < 1e-12 * abs(left)
-    assert convolve_psf(torch.ones(20, 20), 3.0, "zero")[0, 0] < 0.4
 
 
 def test_one_sigma_per_image_and_gradients() -> None:

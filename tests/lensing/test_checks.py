@@ -89,8 +89,6 @@ def test_too_few_pixels_are_refused(n: Any) -> None:
         lambda: lensing.grid(n, 0.1),
         lambda: lensing.PoissonSolver(n, 0.1),
         lambda: lensing.to_source_plane(ONES, X, Y, n, 1.0),
-        lambda: lensing.invert(ONES, X, Y, n, 1.0, 0.1),
-        lambda: lensing.supersample(torch.add, n, 0.1, 2),
     ):
         with pytest.raises(PhysicsError, match=rf"n_pixels must be .*not {re.escape(repr(n))}"):
             call()
@@ -104,18 +102,15 @@ def test_lengths_must_be_positive(value: float) -> None:
             lambda: lensing.PoissonSolver(8, value),
             lambda: lensing.jacobian_from_field(X, Y, value),
             lambda: lensing.magnification_from_field(X, Y, value),
-            lambda: lensing.supersample(torch.add, 8, value, 2),
         ],
         "half_width": [
             lambda: lensing.to_source_plane(ONES, X, Y, 8, value),
             lambda: lensing.to_image_plane(ONES, X, Y, value),
-            lambda: lensing.invert(ONES, X, Y, 8, value, 0.1),
         ],
         "sigma_pixels": [
             lambda: lensing.gaussian_psf(value),
             lambda: lensing.convolve_psf(ONES, value),
             lambda: lensing.convolve_psf(ONES, torch.tensor([1.0, value])),
-            lambda: lensing.invert(ONES, X, Y, 8, 1.0, 0.1, psf_sigma_pixels=value),
         ],
     }.items():
         for attempt in call:
@@ -138,9 +133,6 @@ def test_other_bad_input_is_refused() -> None:
         "weights must have the rays'": lambda: lensing.to_source_plane(ONES, X, Y, 8, 1.0, weights=ONES[:4]),
         "source must be square": lambda: lensing.to_image_plane(ONES[:4], X, Y, 1.0),
         "source's side must be": lambda: lensing.to_image_plane(ONES[:4, :4], X, Y, 1.0),
-        "regularisation must be at least 0, not -1": lambda: lensing.invert(ONES, X, Y, 8, 1.0, -1.0),
-        "n_steps must be": lambda: lensing.invert(ONES, X, Y, 8, 1.0, 1.0, n_steps=0),
-        "boundary must be": lambda: lensing.convolve_psf(ONES, 1.0, "wrap"),  # type: ignore[arg-type]
         "alpha_y must have the sides": lambda: lensing.jacobian_from_field(X, ONES[:, :4], 0.1),
         "side of alpha_x must be": lambda: lensing.jacobian_from_field(X[:4], X[:4], 0.1),
         r"e1\^2 \+ e2\^2 must be below 1, not 1.28": lambda: lensing.sersic_ellipticity(X, Y, 1, 1, 1, 0.8, -0.8),

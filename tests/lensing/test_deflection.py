@@ -93,18 +93,18 @@ def test_referee_05_rod_deflection_jumps_across_it(phi: float) -> None:
 
 def test_referee_11_mean_convergence_inside_theta_E_is_one() -> None:
     n, h, theta_E = 200, 0.018, 1.2
-    kappa = lensing.supersample(lambda x, y: referees.sis_convergence(x, y, theta_E), n, h, 8, torch.float64)
-    inside = lensing.supersample(lambda x, y: (x * x + y * y < theta_E**2).double(), n, h, 8, torch.float64)
+    kappa = referees.supersample(lambda x, y: referees.sis_convergence(x, y, theta_E), n, h, 8, torch.float64)
+    inside = referees.supersample(lambda x, y: (x * x + y * y < theta_E**2).double(), n, h, 8, torch.float64)
     assert abs((kappa * inside).sum() / inside.sum() - 1) < 1e-3
     for q in (0.9, 0.5):  # the ellipse q u^2 + v^2/q < theta_E^2 plays the circle's part
 
         def within(x: Tensor, y: Tensor, q: float = q) -> Tensor:
             return (q * x * x + y * y / q < theta_E**2).double()
 
-        kappa = lensing.supersample(
+        kappa = referees.supersample(
             lambda x, y, q=q: within(x, y, q) * sie_convergence(x, y, theta_E, q, 0.0), n, h, 8, torch.float64
         )
-        area = lensing.supersample(within, n, h, 8, torch.float64).sum()
+        area = referees.supersample(within, n, h, 8, torch.float64).sum()
         assert abs(kappa.sum() / area - 1) < 1e-3
 
 

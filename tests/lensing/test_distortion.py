@@ -74,7 +74,7 @@ def test_referee_13_magnification_of_a_centred_disc(rho: float) -> None:
         return (torch.hypot(x - ax, y - ay) < rho).double()
 
     n, h = 100, 0.026
-    image = lensing.supersample(seen, n, h, 16, torch.float64)
+    image = referees.supersample(seen, n, h, 16, torch.float64)
     area = image.sum() * h * h / (torch.pi * rho**2)
     assert abs(area / (4 * theta_E / rho) - 1) < 1e-3
     # Point by point: mu = 1 / (1 - theta_E / r).

@@ -21,9 +21,9 @@ from d4lens.lensing.distortion import (
     magnification,
     magnification_from_field,
 )
-from d4lens.lensing.inverse import invert, roughness, to_image_plane, to_source_plane
+from d4lens.lensing.inverse import to_image_plane, to_source_plane
 from d4lens.lensing.light import axis_ratio_and_angle, ellipticity, sersic, sersic_ellipticity
-from d4lens.lensing.pixels import bin_mean, grid, supersample
+from d4lens.lensing.pixels import bin_mean, grid
 from d4lens.lensing.poisson import PoissonSolver
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "ellipticity",
     "gaussian_psf",
     "grid",
-    "invert",
     "jacobian",
     "jacobian_from_field",
     "magnification",
@@ -46,14 +45,12 @@ __all__ = [
     "point_masses",
     "rod",
     "rod_convergence",
-    "roughness",
     "sersic",
     "sersic_ellipticity",
     "shear",
     "sie",
     "sie_convergence",
     "sis",
-    "supersample",
     "to_image_plane",
     "to_source_plane",
     "unchecked",

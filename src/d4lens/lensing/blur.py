@@ -1,17 +1,13 @@
 """The Gaussian point spread function, as two matrix products: exact boundaries, any sigma per image, differentiable."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from d4lens.errors import PhysicsError
 from d4lens.lensing import checks
 from d4lens.lensing.checks import Number, like, positive
-
-Boundary = Literal["nearest", "zero"]
 
 _BEYOND = 64
 """Pixels beyond the image's side that the kernel reaches, so that its normalisation and tails are complete."""
@@ -44,23 +40,22 @@ def gaussian_psf(sigma_pixels: float, dtype: torch.dtype | None = None) -> Tenso
     return (taps[:, None] * taps).to(torch.get_default_dtype() if dtype is None else dtype)
 
 
-def _matrix(sigma: Tensor, n: int, boundary: Boundary) -> Tensor:
+def _matrix(sigma: Tensor, n: int) -> Tensor:
     """Return the 1-D convolution of n pixels as a matrix (..., n, n) for sigma (...)."""
     radius = n + _BEYOND
     taps = _taps(sigma, radius)
     pixel = torch.arange(n, device=sigma.device)
     matrix = taps[..., pixel - pixel[:, None] + radius]
-    if boundary == "zero":
-        return matrix
     # What reaches pixel i from beyond either edge has the edge pixel's value.
     below = taps.cumsum(-1)[..., radius - 1 - pixel]
     above = below.flip(-1)
     return matrix + pad(below[..., None], (0, n - 1)) + pad(above[..., None], (n - 1, 0))
 
 
-def convolve_psf(image: Tensor, sigma_pixels: Number, boundary: Boundary = "nearest") -> Tensor:
+def convolve_psf(image: Tensor, sigma_pixels: Number) -> Tensor:
     """Convolve an image with a Gaussian PSF, sampled at pixel centres.
 
+    Beyond the edge the image goes on as its edge pixels, so that a flat sky stays flat (scipy's and lenstronomy's choice).
     Computed in float32 at least, also under autocast. Gradients reach both arguments.
 
     Parameters
@@ -69,9 +64,6 @@ def convolve_psf(image: Tensor, sigma_pixels: Number, boundary: Boundary = "near
         (..., N, M), floating-point.
     sigma_pixels : float or Tensor
         Standard deviation in pixels, above 0; broadcasts against the leading axes (...).
-    boundary : {"nearest", "zero"}
-        Beyond the edge the image goes on as its edge pixels, so that a flat sky stays flat (scipy's and lenstronomy's choice), or as
-        nothing: the operator is then its own adjoint.
 
     Returns
     -------
@@ -85,12 +77,10 @@ def convolve_psf(image: Tensor, sigma_pixels: Number, boundary: Boundary = "near
     """
     image = checks.field("image", image, 2)
     sigma = positive("sigma_pixels", sigma_pixels)
-    if boundary not in ("nearest", "zero"):
-        raise PhysicsError(f"boundary must be 'nearest' or 'zero', not {boundary!r}")
     dtype = torch.promote_types(image.dtype, torch.float32)
     rows, columns = image.shape[-2:]
     with torch.autocast(image.device.type, enabled=False):
         sigma = like(sigma, image).to(image.device, dtype)
-        down = _matrix(sigma, rows, boundary)
-        across = down if rows == columns else _matrix(sigma, columns, boundary)
+        down = _matrix(sigma, rows)
+        across = down if rows == columns else _matrix(sigma, columns)
         return (down @ image.to(dtype) @ across.mT).to(image.dtype)

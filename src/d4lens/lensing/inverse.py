@@ -12,7 +12,6 @@ from torch.nn.functional import pad
 
 from d4lens.errors import PhysicsError
 from d4lens.lensing import checks
-from d4lens.lensing.blur import convolve_psf
 from d4lens.lensing.checks import Number, parameter, positive
 
 
@@ -178,98 +177,3 @@ def to_source_plane(
         empty = coverage <= min_coverage
         source = (source / coverage.masked_fill(empty, 1)).masked_fill(empty, 0)
     return source, coverage.expand(source.shape)
-
-
-def roughness(source: Tensor) -> Tensor:
-    """Return H s of the gradient penalty s^T H s = sum (s_i - s_j)^2 over neighbours, with nothing outside: (..., n, n)."""
-    padded = pad(source, (1, 1, 1, 1))
-    neighbours = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
-    return 4 * source - neighbours
-
-
-def invert(
-    image: Tensor,
-    beta_x: Tensor,
-    beta_y: Tensor,
-    n_pixels: int,
-    half_width: Number,
-    regularisation: Number,
-    weights: Tensor | None = None,
-    psf_sigma_pixels: Number | None = None,
-    n_steps: int = 10,
-) -> Tensor:
-    """Find the most probable source of an image, its lens given, by regularised linear inversion (Warren & Dye 2003).
-
-    Minimises sum_i m_i (I_i - [P L s]_i)^2 + regularisation s^T H s over sources s (..., n, n), where L is `to_image_plane`, P the
-    PSF, m the `weights` and H the gradient penalty (Suyu et al. 2006). The normal equations (F + lambda H) s = D are solved by
-    conjugate gradients, preconditioned by their diagonal without the PSF and started at the splat. Differentiable throughout.
-    Leading axes broadcast.
-
-    Parameters
-    ----------
-    image, beta_x, beta_y, n_pixels, half_width
-        As for `to_source_plane`.
-    regularisation : float or Tensor
-        lambda, at least 0, a number or one that broadcasts against (..., 1, 1). Without weights it grows with the noise variance.
-    weights : Tensor, optional
-        1/variance of every pixel (..., H, W); 1 if None.
-    psf_sigma_pixels : float or Tensor, optional
-        Standard deviation of the Gaussian PSF in pixels; no PSF if None.
-    n_steps : int
-        Steps of conjugate gradients.
-
-    Returns
-    -------
-    Tensor
-        The source (..., n, n).
-
-    Raises
-    ------
-    PhysicsError
-        If a value is out of range.
-    """
-    n = checks.size("n_pixels", n_pixels)
-    beta_x, beta_y, half_width = _rays(beta_x, beta_y, half_width)
-    image = _plane("image", image, beta_x)
-    strength = parameter("regularisation", regularisation, 0.0)
-    n_steps = checks.size("n_steps", n_steps, at_least=1)
-    corners = _bilinear(beta_x, beta_y, n, half_width)
-    m = 1.0 if weights is None else _plane("weights", weights, beta_x)
-
-    def blur(plane: Tensor) -> Tensor:
-        # The zero boundary makes the PSF its own adjoint.
-        return plane if psf_sigma_pixels is None else convolve_psf(plane, psf_sigma_pixels, boundary="zero")
-
-    def forward(source: Tensor) -> Tensor:
-        return blur(_gather(source, corners).unflatten(-1, image.shape[-2:]))
-
-    def adjoint(plane: Tensor) -> Tensor:
-        return _scatter(blur(m * plane).flatten(-2), corners, n)
-
-    def normal(source: Tensor) -> Tensor:
-        return adjoint(forward(source)) + strength * roughness(source)
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum((-2, -1), keepdim=True)
-
-    diagonal = (
-        _scatter(m.flatten(-2) if isinstance(m, Tensor) else None, [(i, w * w) for i, w in corners], n) + 4 * strength
-    )
-    diagonal = diagonal.masked_fill(diagonal <= 0, 1)
-    source, _ = to_source_plane(image, beta_x, beta_y, n, half_width, weights)
-    residual = adjoint(image) - normal(source)
-    step = residual / diagonal
-    direction, rho = step, dot(residual, step)
-    for _ in range(n_steps):
-        image_of = normal(direction)
-        curvature = dot(direction, image_of)
-        # A converged image of the batch has no direction left: it stays where it is.
-        done = curvature <= 0
-        length = (rho / curvature.masked_fill(done, 1)).masked_fill(done, 0)
-        source = source + length * direction
-        residual = residual - length * image_of
-        step = residual / diagonal
-        previous, rho = rho, dot(residual, step)
-        done = previous <= 0
-        direction = step + (rho / previous.masked_fill(done, 1)).masked_fill(done, 0) * direction
-    return source

@@ -1,7 +1,5 @@
 """Where the pixels are, and what a pixel's area averages."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -78,39 +76,3 @@ def bin_mean(image: Tensor, factor: int) -> Tensor:
         raise PhysicsError(f"image must have sides that are multiples of factor {f}, not {rows} x {columns}")
     blocks: Tensor = image.unflatten(-1, (columns // f, f)).unflatten(-3, (rows // f, f))
     return blocks.mean(dim=(-1, -3))
-
-
-def supersample(
-    function: Callable[[Tensor, Tensor], Tensor],
-    n_pixels: int,
-    pixel_scale: float,
-    factor: int,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Average a function over every pixel, by the midpoint rule on `factor` x `factor` points a pixel.
-
-    Parameters
-    ----------
-    function : callable
-        Called once with coordinates x, y in arcsec, each (N f, N f). It may return leading axes: (..., N f, N f).
-    n_pixels, pixel_scale, dtype, device
-        As for `grid`.
-    factor : int
-        Points a side of a pixel f, at least 1.
-
-    Returns
-    -------
-    Tensor
-        (..., N, N).
-
-    Raises
-    ------
-    PhysicsError
-        If a value is out of range.
-    """
-    n = checks.size("n_pixels", n_pixels)
-    f = checks.size("factor", factor, at_least=1)
-    checks.positive("pixel_scale", pixel_scale)
-    x, y = grid(n * f, pixel_scale / f, dtype, device)
-    return bin_mean(function(x, y), f)

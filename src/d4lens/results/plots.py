@@ -17,15 +17,13 @@ from d4lens.results import metrics, predictions
 _SVG: Any = {"svg.hashsalt": "d4lens", "svg.fonttype": "none"}
 
 
-def curves(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta", n_points: int = 101) -> pd.DataFrame:
-    """Collect the ROC curves of all trainings.
+def curves(tables: Mapping[tuple[str, int], pd.DataFrame], n_points: int = 101) -> pd.DataFrame:
+    """Collect the ROC curves of all trainings, of predictions averaged over the views.
 
     Parameters
     ----------
     tables : Mapping of (str, int) to pandas.DataFrame
         Predictions by (model, seed).
-    view : str
-        One of VIEWS.
     n_points : int
         Points a curve.
 
@@ -36,20 +34,18 @@ def curves(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta", n_
     """
     parts = []
     for (model, seed), table in tables.items():
-        curve = metrics.roc_curves(*predictions.of_view(table, view)[1:], n_points)
+        curve = metrics.roc_curves(*predictions.of_view(table, "tta")[1:], n_points)
         parts.append(curve.assign(model=model, seed=seed)[["model", "seed", "class", "fpr", "tpr"]])
     return pd.concat(parts, ignore_index=True)
 
 
-def confusions(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta") -> pd.DataFrame:
-    """Count the images of all trainings by true and predicted class.
+def confusions(tables: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """Count the images of all trainings by true and predicted class, averaged over the views.
 
     Parameters
     ----------
     tables : Mapping of (str, int) to pandas.DataFrame
         Predictions by (model, seed).
-    view : str
-        One of VIEWS.
 
     Returns
     -------
@@ -58,7 +54,7 @@ def confusions(tables: Mapping[tuple[str, int], pd.DataFrame], view: str = "tta"
     """
     rows: list[dict[str, Any]] = []
     for (model, seed), table in tables.items():
-        counts = metrics.confusion(*predictions.of_view(table, view)[1:])
+        counts = metrics.confusion(*predictions.of_view(table, "tta")[1:])
         rows += [
             {"model": model, "seed": seed, "actual": actual, "predicted": predicted, "images": int(counts[i, j])}
             for i, actual in enumerate(CLASSES)

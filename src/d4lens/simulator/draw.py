@@ -126,14 +126,12 @@ def draw(
     return Truth(pd.DataFrame(images, columns=list(COLUMNS)), pd.DataFrame(subhalos, columns=list(SUBHALO_COLUMNS)))
 
 
-def draw_pair(
-    preset: Preset, seed: int, indices: Iterable[int], with_class: str = "own", split: str = "train"
-) -> tuple[Truth, Truth]:
+def draw_pair(preset: Preset, seed: int, indices: Iterable[int], with_class: str = "own") -> tuple[Truth, Truth]:
     """Draw the same lenses, sources and noise with their substructure and without it.
 
     Parameters
     ----------
-    preset, seed, indices, split
+    preset, seed, indices
         As for `draw`.
     with_class : str
         The substructure, as for `draw`.
@@ -144,7 +142,7 @@ def draw_pair(
         Two tables with the same rows but for the substructure.
     """
     indices = list(indices)
-    return draw(preset, seed, indices, with_class, split), draw(preset, seed, indices, "none", split)
+    return draw(preset, seed, indices, with_class), draw(preset, seed, indices, "none")
 
 
 @lru_cache(maxsize=1024)

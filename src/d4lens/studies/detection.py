@@ -16,10 +16,10 @@ _NO = CLASSES.index("no")
 _BATCH = 64
 
 
-def logits(network: nn.Module, batch: LensBatch, *, tta: bool = False) -> NDArray[np.float64]:
+def logits(network: nn.Module, batch: LensBatch) -> NDArray[np.float64]:
     """Predict the logits (B, 3) of a batch of any size, in pieces."""
     pieces = (batch.rows(slice(i, i + _BATCH)) for i in range(0, len(batch), _BATCH))
-    return predict_logits(network, pieces, tta).double().numpy()
+    return predict_logits(network, pieces, tta=False).double().numpy()
 
 
 def evidence(values: ArrayLike) -> NDArray[np.float64]:

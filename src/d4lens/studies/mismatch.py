@@ -354,12 +354,12 @@ def outcome(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) ->
     )
 
 
-def draw_auc(path: str | Path, table: pd.DataFrame, quantity: str = "auc_macro") -> None:
-    """Draw a quantity of every case, one panel an arm, one mark a choice of constants.
+def draw_auc(path: str | Path, table: pd.DataFrame) -> None:
+    """Draw the macro AUC of every case, one panel an arm, one mark a choice of constants.
 
     The table has the columns case, constants, arm, quantity, value, low, high.
     """
-    rows = table[table["quantity"] == quantity]
+    rows = table[table["quantity"] == "auc_macro"]
     arms, cases = list(rows["arm"].unique()), list(rows["case"].unique())
     with drawing(path, (3.4 * len(arms) + 1.4, 0.32 * len(cases) + 1.2)) as figure:
         axes = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
@@ -368,7 +368,7 @@ def draw_auc(path: str | Path, table: pd.DataFrame, quantity: str = "auc_macro")
                 place = np.array([cases.index(case) for case in marks["case"]]) + 0.2 * (index - 1)
                 ends = np.maximum([marks["value"] - marks["low"], marks["high"] - marks["value"]], 0)
                 axis.errorbar(marks["value"], place, xerr=ends, fmt="o", markersize=3.5, capsize=0, label=constants)
-            axis.set(title=arm, xlabel=quantity.replace("_", " "), xlim=(0.28, 1.02))
+            axis.set(title=arm, xlabel="auc macro", xlim=(0.28, 1.02))
             axis.grid(axis="x", alpha=0.3)
         axes[0].set_yticks(range(len(cases)), cases)
         axes[0].invert_yaxis()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from d4lens.data.images import Header, Psf, Raw, instrument, measure_psf, prepare
+from d4lens.data.images import Header, Psf, Raw, _fit, instrument, prepare
 from d4lens.errors import D4LensError
 from d4lens.observation import Observation
 
@@ -26,7 +26,7 @@ def moffat(beta: float, sigma: float, n: int = 41) -> np.ndarray:
 @pytest.mark.parametrize("sigma", [0.8, 1.7, 4.0])
 def test_the_width_of_a_gaussian_is_found_wherever_it_lies(sigma):
     noise = np.random.default_rng(0).normal(0, 3, (31, 31))
-    found, misfit = measure_psf(gaussian(sigma, off=0.3) + noise)
+    found, *_, misfit = _fit(gaussian(sigma, off=0.3) + noise, "the PSF")
     assert found == pytest.approx(sigma, rel=0.01)
     assert misfit < 0.1
 

@@ -14,7 +14,7 @@ from d4lens.data.images.counts import (
 from d4lens.data.images.formats import READERS, Raw, parse_npy
 from d4lens.data.images.headers import Header, header_of
 from d4lens.data.images.instrument import Instrument, instrument
-from d4lens.data.images.psf import Psf, measure_psf
+from d4lens.data.images.psf import Psf
 from d4lens.data.images.regrid import Prepared, prepare
 from d4lens.data.images.sources import ImageSource, find, masked, read
 
@@ -37,7 +37,6 @@ __all__ = [
     "header_of",
     "instrument",
     "masked",
-    "measure_psf",
     "observe",
     "parse_npy",
     "prepare",

@@ -176,18 +176,6 @@ def _measured(raw: Raw, where: str, how: tuple[str, ...]) -> Psf:
     return Psf(sigma * step, not header.pixel_scale, note, how, disputed, light, gaussian, (offset[0], offset[1]), step)
 
 
-def measure_psf(image: Array, where: str = "the PSF") -> tuple[float, float]:
-    """Fit a round Gaussian to the image of a point source (H, W).
-
-    The fit is by least squares, sampled at pixel centres, with its centre and a flat background free. Returns the standard
-    deviation in pixels and the share of light that the Gaussian misplaces.
-
-    Raises D4LensError, naming `where`, for an image in which no point source stands out.
-    """
-    sigma, _, _, _, misfit = _fit(image, where)
-    return sigma, misfit
-
-
 def _fit(image: Array, where: str) -> tuple[float, tuple[float, float], Array, Array, float]:
     """Sigma and centre (x, y) in pixels of the Gaussian, the image and the Gaussian (H, W) with light of 1, the misfit."""
     from scipy.optimize import least_squares
