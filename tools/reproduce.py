@@ -150,8 +150,8 @@ def side_by_side(file: str, jobs: int, force: list[str]) -> list[str]:
     """Run all stages, `jobs` at once; the names of those that failed. What depends on a failed one is not begun."""
     needs = graph(file)
     after = dependants(needs)
-    # A stage that none can run beside has all cores; which ones is a matter of the graph and not of the moment, since
-    # sums round otherwise with other threads.
+    # A stage that none can run beside has all cores. The graph alone decides which ones: with another number of threads
+    # sums are rounded differently.
     alone = {name for name in needs if len(after[name]) + sum(name in of for of in after.values()) == len(needs) - 1}
     threads = {name: cores() if name in alone else max(1, cores() // jobs) for name in needs}
     done, failed, children = set[str](), list[str](), set[subprocess.Popen[str]]()

@@ -1,7 +1,7 @@
 """Several processes on one job: their ranks and shares, what all have found, and one end for all of them.
 
 `torchrun` starts them, or any launcher that sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`; without these there is
-one process and nothing here does anything. The processes of several machines share a file system; on a CPU they speak
+one process, which has all the work and waits for no other. The processes of several machines share a file system; on a CPU they speak
 through gloo, and no pickle passes between them.
 """
 

@@ -49,13 +49,13 @@ def test_the_card_says_that_another_training_is_due(tmp_path, description):
     shutil.copytree(METRICS / description["profile"], tmp_path / description["profile"])
     scores = tmp_path / description["profile"] / "evaluation" / f"d4lenspinn-{description['seed']}.json"
     scores.write_text(json.dumps(json.loads(scores.read_text()) | {"fingerprint": description["fingerprint"]}))
-    due = "Until its next training the package keeps this network."
+    due = "Until it is trained again the package keeps this network."
     evaluation(tmp_path, "larger", "d4lenspinn", 10 * description["n_train"], 3)
     text = card.of_package(tmp_path)
     assert due in " ".join(text.split())
     assert f"profile `larger`, seed 3, with {10 * description['n_train']:,} images" in text
     shutil.rmtree(tmp_path / "larger")
-    assert "Until its" not in card.of_package(tmp_path)
+    assert "Until it is" not in card.of_package(tmp_path)
 
 
 def test_the_card_reports_genuine_images_of_these_weights_alone(tmp_path, description):
@@ -68,7 +68,7 @@ def test_the_card_reports_genuine_images_of_these_weights_alone(tmp_path, descri
         return card.genuine(description, path)
 
     assert told(weights=description["fingerprint"]) == (
-        "Of 15 genuine images of the published set it names 14 rightly: a share of 0.70 to 0.99 (95 %, Wilson)."
+        "It labels 14 of 15 genuine images of the published set correctly: a share of 0.70 to 0.99 (95 %, Wilson)."
     )
     assert told(weights="another") == told() == "It was tried on no genuine image."
     path.unlink()

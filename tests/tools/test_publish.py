@@ -49,7 +49,7 @@ def test_the_largest_training_ships_with_its_card(project):
     assert 1.0 <= description["largest_chi2"] <= 1.3
     card = Path("docs/model-card.md").read_text()
     assert "profile `large`, seed 0" in card
-    assert "Until its" not in card
+    assert "Until it is" not in card
 
 
 def test_another_training_than_the_evaluated_one_is_refused_and_nothing_written(project, monkeypatch):

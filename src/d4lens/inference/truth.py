@@ -6,13 +6,15 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path, PurePath
 
+import numpy as np
 from torch import Tensor
 
 from d4lens.data.archive import MAX_TABLE_BYTES, PRESET, TABLES, SafeZip
 from d4lens.data.images import ImageSource
+from d4lens.data.truth import Truth
 from d4lens.errors import D4LensError
 from d4lens.observation import Observation
-from d4lens.simulator import Truth, substructure_convergence
+from d4lens.simulator import substructure_convergence
 
 
 def true_substructure(source: ImageSource, grid: Observation) -> tuple[str, Tensor] | None:
@@ -45,11 +47,11 @@ def true_substructure(source: ImageSource, grid: Observation) -> tuple[str, Tens
     if found is None:
         return None
     truth, half_width = found
-    images = truth.images[truth.images["path"] == path].reset_index(drop=True)
-    if len(images) != 1 or abs(half_width - grid.half_width) > 1e-6 * half_width:
+    rows = np.flatnonzero(truth.images["path"] == path)
+    if len(rows) != 1 or abs(half_width - grid.half_width) > 1e-6 * half_width:
         return None
-    subhalos = truth.subhalos[truth.subhalos["path"] == path].reset_index(drop=True)
-    return str(images["class"][0]), substructure_convergence(Truth(images, subhalos), grid)[0]
+    its = truth.rows(rows)
+    return str(its.images["class"][0]), substructure_convergence(its, grid)[0]
 
 
 @lru_cache(maxsize=1)  # the images of one archive follow each other

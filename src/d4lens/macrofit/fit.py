@@ -77,8 +77,8 @@ def fit(
     A coarse fit to counts binned 2 x 2 (a model of binned counts is sampled more coarsely instead) sets out from the
     image's moments, and from up to `max_starts` - 1 other places only where it did not converge or fits badly; a fine
     one ends it. `coarse_iterations` 0 leaves the coarse fit out, and so does `initial` (B, F), a start for each. Each of `threads` (None: torch's number; one on a GPU)
-    works on `batch_size` images at once, which bounds the memory. An image's bytes depend on neither, nor on the other
-    images. An image that nothing fits comes back with its chi2 and `converged` False; none raises.
+    works on `batch_size` images at once, which bounds the memory. The result of an image is the same to the bit for any
+    `threads`, any `batch_size` and any other images. An image that nothing fits comes back with its chi2 and `converged` False; none raises.
 
     Raises PhysicsError for counts of another shape than the model's, or `initial` of another shape than theirs.
     """

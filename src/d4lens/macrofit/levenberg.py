@@ -47,8 +47,8 @@ def minimise(
     start: (B, F). lower, upper: (F,); a step ends at the box's wall, and a parameter pressed against it sits out.
     max_iterations: trial steps a row may take.
     tolerance: a row has converged once it accepts a step that set out with g.H^-1.g, what an undamped step would take
-        from the objective, below this; or once even the damped step it tried promised less. The second ends a row at
-        a kink, where the slope never vanishes but every longer step has been refused.
+        from the objective, below this; or once the damped step promises less than this. The second rule ends a row at a
+        kink, where the slope never vanishes and every longer step has been refused.
     rounding: rise of the objective, relative, that still counts as no rise.
     damping: at the start, relative to the diagonal.
 

@@ -29,7 +29,7 @@ def significance(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> 
     counts: (B, N, N) photons per pixel of `model`. parameters: (B, F) the best fit, in the order of `model.free`, which
     must hold source_x and source_y. Noise alone gives values of standard deviation 1 where the source's light reaches,
     a mass a positive peak, a hole a negative one. A scalar under D4. Pixels whose counts are not finite carry no weight;
-    a mass behind them shows in those around. An image's bytes do not depend on the others.
+    a mass behind them shows in those around. The map of an image is the same to the bit whatever the others are.
     """
     kernels = Kernels(model)
     threads = torch.get_num_threads() if model.device.type == "cpu" else 1

@@ -225,7 +225,7 @@ class D4LensPINN(nn.Module):
 
     1. The channels `inputs` show the image and what the smooth fit leaves of it.
     2. The D4-equivariant U-Net turns them into the residual kappa and, with the engine, a psi of its own, so that
-       lap(psi) - 2 kappa is a statement and no identity.
+       lap(psi) = 2 kappa is a condition that training can enforce.
     3. The engine adds the smooth lens's deflection in closed form to the residual's and goes image -> source -> image. It
        leaves `unexplained` = (counts - sky - relensed) / sigma.
     4. EfficientNetV2 at native resolution classifies `head_channels` and the U-Net's features. Its logits are added to

@@ -64,14 +64,13 @@ def of_package(metrics: str | Path) -> str:
     _, description = weights.read(default_weights())
     largest = largest_training(metrics)
     shipped = (
-        "No genuine image enters the choice of the network that ships: it is that of the largest training, among equals "
-        "that of the lowest seed."
+        "No genuine image enters the choice of the network in the package: it is the one with the most training images, and "
+        "among equals the one with the lowest seed."
     )
     if (description["profile"], description["seed"]) != (largest["profile"], largest["seed"]):
         shipped += (
-            f"\nThat is profile `{largest['profile']}`, seed {largest['seed']}, with {largest['n_train']:,} images. Until its "
-            "next training the package keeps this network.\nBefore this rule the network of profile `quick` was kept since "
-            "it named one genuine image more."
+            f"\nThat is profile `{largest['profile']}`, seed {largest['seed']}, with {largest['n_train']:,} images. Until it is "
+            "trained again the package keeps this network."
         )
     return of(description, description["profile"], metrics, shipped)
 
@@ -156,7 +155,7 @@ def genuine(description: Mapping[str, Any], path: str | Path) -> str:
             of_all = row["quantity"] == "right" and row["class"] == "all"
             if of_all and row.get("weights") == description["fingerprint"]:
                 return (
-                    f"Of {row['n']} genuine images of the published set it names {round(row['value'] * row['n'])} rightly: "
+                    f"It labels {round(row['value'] * row['n'])} of {row['n']} genuine images of the published set correctly: "
                     f"a share of {row['ci_low']:.2f} to {row['ci_high']:.2f} (95 %, Wilson)."
                 )
     return "It was tried on no genuine image."
@@ -202,13 +201,13 @@ matter (`sphere`) or a vortex of superfluid dark matter (`vort`). {description["
 |---|---|
 | training | profile `{profile}`, seed {description["seed"]}, epoch {description["epoch"]}, fingerprint `{description["fingerprint"][:16]}` |
 | input | {seen["n_pixels"]} × {seen["n_pixels"]} pixels of {seen["pixel_scale"]:g} arcsec, photon counts; Gaussian PSF of {seen["psf_sigma"]:g} arcsec, sky {seen["sky"]:g} counts a pixel |
-| output | three probabilities, and the convergence it blames |
+| output | three probabilities, and the convergence of the substructure that it infers |
 | packages | {versions} |
 | licence | MIT, weights and code |
 
 ## Measured
 
-On {scores["n_test"]:,} test images of the simulation it was trained on, touched once; brackets are 95 % bootstrap intervals over images.
+On {scores["n_test"]:,} test images of the simulation it was trained on, which no choice of epoch or arm used; brackets are 95 % bootstrap intervals over images.
 
 | | one view | mean of eight views |
 |---|---:|---:|
@@ -218,34 +217,35 @@ On {scores["n_test"]:,} test images of the simulation it was trained on, touched
 
 ## Training data
 
-{scores["n_train"]:,} images of the preset `deeplense` of this project's simulator, the twin of the published DeepLense set: a singular
-isothermal sphere with external shear, a Sérsic source, Poisson counts; 25 point masses or one rod as substructure
-([DATA.md](../DATA.md)). No genuine image was used for training, or for choosing an epoch or an arm.{shipped}
+{scores["n_train"]:,} images of the preset `deeplense` of this project's simulator, which imitates the published DeepLense set: a
+singular isothermal sphere with external shear, a Sérsic source, Poisson counts, and 25 point masses or one rod as substructure
+([DATA.md](../DATA.md)). No genuine image was used for training, or to choose an epoch or an arm.{shipped}
 
-The simulator's own constants were found by fitting genuine images of the published set, and those above may be among them:
-they test that a network carries over from simulation, not that the simulation was made without knowing them.
+The constants of the simulator were fitted to genuine images of the published set, possibly the same ones as above. So those
+images test whether a network trained on simulations works on genuine ones. They do not test the simulator independently.
 
 ## Intended use
 
-Research and teaching on images like those of training: one galaxy-scale lens, one band, lens light absent or
-subtracted, noise that is Poisson's, the pixel scale and PSF above. `d4lens predict` fits a smooth lens first and gives its
-`chi2`; an answer with a `flag` should not be used. It gives no label at all, only the probabilities, where the smooth fit did
-not converge, ended at its bound, or saw too little of the ring (`--force-label` overrides). An empty flag is no clearance: most
-wrong assumptions leave a chi2 within the range of real substructure, and only the mean over many images tells
-([your-images.md](your-images.md)); how often an answer is wrong and unflagged is measured in
+Research and teaching on images like those it was trained on: one galaxy-scale lens, one band, the light of the lens galaxy
+absent or subtracted, Poisson noise, and the pixel scale and PSF above. `d4lens predict` first fits a smooth lens and gives its
+`chi2`. Do not use an answer that has a `flag`. Where the fit did not converge, ended at a bound or saw too little of the ring,
+there are probabilities but no label (`--force-label` gives one all the same).
+
+An answer without a flag can be wrong. Most wrong assumptions leave a chi2 that real substructure would leave too; only the mean
+over many images shows them ([your-images.md](your-images.md)). How often an answer is wrong without a flag is measured in
 [reliability.md](reliability.md#wrong-and-unflagged).
 
 ## Limits
 
-- It separates three simulated models. An answer is not evidence for a kind of dark matter in nature: real subhalos are
-  no 25 point masses of one mass range, and real lens galaxies are no isothermal spheres.
-- Whatever else a smooth lens does not explain (a companion galaxy, a wrong PSF, dust, a misaligned band) reaches the
-  network as if it were substructure.
-- Masses too small or too far from the arcs to leave a trace are answered `no`: `no` means “not seen”.
-- Probabilities are calibrated on the training simulation with equal classes; elsewhere, and with other class shares,
-  they are not.
-- Measured: what it sees and misses of weak substructure, and how it answers on images it was not made for, in
-  [the README](../README.md#how-near-the-limit); what it does inside, in [INTERPRETABILITY.md](../INTERPRETABILITY.md).
+- It separates three simulated models. An answer is not evidence for a kind of dark matter in nature: real subhalos are not
+  25 point masses of one mass range, and real lens galaxies are not isothermal spheres.
+- Anything else that a smooth lens does not explain (a companion galaxy, a wrong PSF, dust, a misaligned band) looks like
+  substructure to the network.
+- Masses that are too small, or too far from the arcs, leave no trace and are answered with `no`. So `no` means “not seen”.
+- The probabilities are calibrated on the training simulation, with equal classes. They are not calibrated for other images or
+  other shares of the classes.
+- How well it sees weak substructure, and how it answers on images it was not trained for, is measured in
+  [results.md](results.md#how-near-the-limit). What it does inside is in [INTERPRETABILITY.md](../INTERPRETABILITY.md).
 
 ## To make it again
 

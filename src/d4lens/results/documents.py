@@ -9,6 +9,7 @@ results.csv is read with test-time augmentation and averaged over seeds, or a fi
 """
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,7 +111,7 @@ _BLOCKS: dict[str, Callable[[Path], str]] = {"results": _results, "headline": _h
 
 
 def _number(expression: str, metrics: Path) -> str:
-    name, *picks, field, how = expression.split()
+    name, *picks, field, how = shlex.split(expression)
     folder = _folder(metrics, name)
     if folder is not None:
         table = read_results(folder / RESULTS)

@@ -66,13 +66,13 @@ def study(labels: NDArray[np.int64], tables: Mapping[tuple[str, int, str], pd.Da
         chi2 = any_table.loc[labels == i, "chi2"]
         records.append(record(chi2.mean(), chi2.min(), chi2.max(), len(chi2), quantity="chi2") | {"class": name})
     return Outcome(
-        question="Do networks that have seen simulated images only name genuine ones rightly?",
+        question="Do networks trained on simulated images alone label genuine ones correctly?",
         answers=said,
         cannot_tell=[
-            f"{n} images ({', '.join(f'{number} {name}' for name, number in counts.items())}) bound an accuracy from below "
-            f"at {wilson(n, n)[0]:.0%} at best; arms that differ by an image or two do not differ.",
-            "The images are the publishers' and are not ours to ship: who holds them makes the file anew by "
-            f"`{command}`.",
+            f"With {n} images ({', '.join(f'{number} {name}' for name, number in counts.items())}) even an arm that labels all of "
+            f"them correctly is only known to be right in at least {wilson(n, n)[0]:.0%} of cases. A difference of one or two "
+            "images between arms is not significant.",
+            f"The images belong to their publishers and are not in this repository. With them, `{command}` makes this file again.",
         ],
         records=records,
     )

@@ -169,8 +169,8 @@ def probe(x: Array, seen: Views, dimension: int, seed: int) -> dict[str, tuple[f
         fits = [Ridge(alpha=penalty).fit(z[train], y[train]) for penalty in _PENALTIES]
         best = max(fits, key=lambda fit: score(y[choose], fit.predict(z[choose]).reshape(-1, y.shape[1])))
         value = score(y[test], best.predict(z[test]).reshape(-1, y.shape[1]))
-        # The control: targets dealt anew among the images, learnt on one view of an image and asked of another.
-        mixed = _dealt(y, there[:n], shuffled)[seen.image]
+        # The control: targets shuffled among the images, learnt on one view of an image and tested on another.
+        mixed = _shuffled(y, there[:n], shuffled)[seen.image]
         learnt = Ridge(alpha=best.alpha).fit(z[train & first], mixed[train & first])
         asked = train & ~first
         control = score(mixed[asked], learnt.predict(z[asked]).reshape(-1, y.shape[1]))
@@ -178,11 +178,11 @@ def probe(x: Array, seen: Views, dimension: int, seed: int) -> dict[str, tuple[f
     return found
 
 
-def _dealt(y: Array, there: NDArray[np.bool_], order: NDArray[np.int64]) -> Array:
-    """Targets (B, d) of the first view of each image, dealt anew among the images that have one."""
-    dealt = np.full((len(there), y.shape[1]), np.nan)
-    dealt[np.flatnonzero(there)] = y[: len(there)][[i for i in order if there[i]]]
-    return dealt
+def _shuffled(y: Array, there: NDArray[np.bool_], order: NDArray[np.int64]) -> Array:
+    """Targets (B, d) of the first view of each image, shuffled among the images that have one."""
+    given = np.full((len(there), y.shape[1]), np.nan)
+    given[np.flatnonzero(there)] = y[: len(there)][[i for i in order if there[i]]]
+    return given
 
 
 def _accuracy(y: Array, predicted: Array) -> float:
@@ -258,7 +258,7 @@ def outcome(rows: Sequence[Mapping[str, Any]], dimension: int, twin: str) -> Out
         ],
         records=list(rows),
         controls={
-            "control": "targets dealt anew, one an orbit, learnt on one view and asked of another: what the probe memorises",
+            "control": "targets shuffled among the images, learnt on one view and tested on another: what the probe memorises",
             "untrained": "the same network before training",
             PIXELS: "the maps the network reads, pooled and projected as any layer",
             "class": "accuracy; a third is chance",

@@ -268,8 +268,8 @@ class _Keeper(L.Callback):
             self.mirror(progress.history)
             if set(progress.threads) - {now}:
                 _log.warning(
-                    "going on with %d threads after %s: sums round otherwise, so that the result will differ from an "
-                    "uninterrupted training's in the last bits",
+                    "going on with %d threads after %s: sums are rounded differently, so the result will differ from that of an "
+                    "uninterrupted training in the last bits",
                     now,
                     " and ".join(map(str, progress.threads)),
                 )
