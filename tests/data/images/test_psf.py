@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from d4lens.data.images import Header, Psf, Raw, _fit, instrument, prepare
+from d4lens.data.images import Header, Psf, Raw, instrument, prepare
+from d4lens.data.images.psf import _fit
 from d4lens.errors import D4LensError
 from d4lens.observation import Observation
 
