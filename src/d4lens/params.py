@@ -341,6 +341,11 @@ def check(model: type[Group], values: Mapping[str, Any], where: str) -> Group:
     where : str
         Where they stand, for the message of an error.
 
+    Returns
+    -------
+    ParameterGroup
+        Of the type `model`.
+
     Raises
     ------
     D4LensError

@@ -66,6 +66,10 @@ class Truth:
         images, subhalos : path or open file
             The two tables.
 
+        Returns
+        -------
+        Truth
+
         Raises
         ------
         D4LensError

@@ -56,6 +56,16 @@ def write(path: str | Path, table: pd.DataFrame) -> None:
 def read(path: str | Path) -> pd.DataFrame:
     """Read a table written by `write`.
 
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns COLUMNS.
+
     Raises
     ------
     D4LensError

@@ -174,6 +174,16 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 def read_results(path: str | Path) -> pd.DataFrame:
     """Read a results.csv.
 
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row an arm, seed and view.
+
     Raises
     ------
     D4LensError
@@ -191,7 +201,17 @@ def read_results(path: str | Path) -> pd.DataFrame:
 
 
 def join_profiles(metrics: str | Path) -> pd.DataFrame:
-    """Join all metrics/<profile>/results.csv to metrics/results.csv and .json, and return the table.
+    """Join all metrics/<profile>/results.csv to metrics/results.csv and .json.
+
+    Parameters
+    ----------
+    metrics : str or Path
+        The folder `metrics`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The joined table.
 
     Raises
     ------
@@ -272,6 +292,20 @@ def _parts(
 
 def read_profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, Any]]]:
     """Read results, caption and comparisons of a folder metrics/<profile>/.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `read_results`.
+    str
+        The caption.
+    list of dict
+        The comparisons.
 
     Raises
     ------

@@ -22,6 +22,15 @@ NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if
 def load(name: str) -> "Study":
     """Import the study of that name, and what it needs.
 
+    Parameters
+    ----------
+    name : str
+        One of NAMES.
+
+    Returns
+    -------
+    Study
+
     Raises
     ------
     D4LensError

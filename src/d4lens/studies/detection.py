@@ -23,18 +23,42 @@ def logits(network: nn.Module, batch: LensBatch) -> NDArray[np.float64]:
 
 
 def evidence(values: ArrayLike) -> NDArray[np.float64]:
-    """Compute the log odds (n,) that an image has substructure, of logits (n, 3): ln(p_sphere + p_vort) - ln p_no.
+    """Compute the log odds that an image has substructure: ln(p_sphere + p_vort) - ln p_no.
 
     Unlike 1 - p_no it does not saturate, so that thresholds at small false positive rates stay apart.
+
+    Parameters
+    ----------
+    values : array_like
+        Logits, (n, 3).
+
+    Returns
+    -------
+    ndarray
+        (n,).
     """
     values = np.asarray(values, np.float64)
     return np.asarray(np.logaddexp.reduce(np.delete(values, _NO, axis=1), axis=1) - values[:, _NO])
 
 
 def threshold(of_no: ArrayLike, false_positive_rate: float) -> float:
-    """Find the evidence that a share `false_positive_rate` of images without substructure exceeds.
+    """Find the evidence that a given share of images without substructure exceeds.
 
-    Raises D4LensError without such images.
+    Parameters
+    ----------
+    of_no : array_like
+        Evidence of images of class no, (n,).
+    false_positive_rate : float
+        The share.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    D4LensError
+        Without such images.
     """
     of_no = np.asarray(of_no, np.float64)
     if not len(of_no):

@@ -108,10 +108,25 @@ def cases(psf_sigma: float) -> tuple[Case, ...]:
 
 
 def simulated(case: Case, seed: int, n_images: int, native: Observation) -> tuple[Tensor, NDArray[np.int64]]:
-    """Native images (n, N, N) float64 in counts, noise included, and labels (n,), the three classes in turn.
+    """Simulate the images of a case. An image depends on the case, the seed and its index alone.
 
-    native: the grid, PSF and sky of the training; Model I brings its own PSF and background. An image depends on the
-    case, the seed and its index alone.
+    Parameters
+    ----------
+    case : Case
+        What is changed.
+    seed : int
+        Of the lenses.
+    n_images : int
+        How many, the three classes in turn.
+    native : Observation
+        The training's grid, PSF and sky; Model I brings its own PSF and background.
+
+    Returns
+    -------
+    Tensor
+        Native images (n, N, N) float64 in counts, noise included.
+    ndarray
+        Labels, (n,).
     """
     grid = {"n_pixels": native.n_pixels, "pixel_scale": native.pixel_scale}
     if case.simulator == "deeplense":
@@ -204,11 +219,28 @@ def measure(
     n_resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Measure one case and choice of constants: {"constants", "arm", "quantity", "value", "low", "high", "n"}.
+    """Measure one case and choice of constants.
 
-    Of the fit (arm ""): `chi2`, the mean a pixel; `chi2_no`, of the images without substructure; `unlike_training`, the
-    share that `predict` flags. Of each arm: `auc_macro`, `accuracy`, and `false_alarms`, the share of `no` images that
-    it calls something else; `flagged_if_wrong`, the share of its wrong answers that carry the flag.
+    Parameters
+    ----------
+    fitted : CaseFit
+        The fit of the images.
+    labels : ndarray
+        Their classes, (n,).
+    arms : mapping of str to nn.Module
+        Networks by arm.
+    largest : float
+        chi2 beyond which `predict` flags an image as unlike the training's.
+    n_resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    list of dict
+        Keys constants, arm, quantity, value, low, high, n. Of the fit (arm ""): `chi2`, the mean a pixel; `chi2_no`, of the
+        images without substructure; `unlike_training`, the share that is flagged. Of each arm: `auc_macro`, `accuracy`, and
+        `false_alarms`, the share of `no` images that it calls something else; `flagged_if_wrong`, the share of its wrong
+        answers that carry the flag.
     """
     chi2 = fitted.result.chi2.numpy()
     no = labels == CLASSES.index("no")
@@ -319,7 +351,22 @@ def measure_all(
 ) -> list[dict[str, Any]]:
     """Take the rows of `measure` for every case, each with its "case".
 
-    native: the training's observation before binning. largest: chi2 beyond which an image is unlike the training's.
+    Parameters
+    ----------
+    arms : mapping of str to nn.Module
+        Networks by arm.
+    native : Observation
+        The training's before binning.
+    binning : int
+        Native pixels a side of a pixel.
+    largest : float
+        chi2 beyond which an image is unlike the training's.
+    params : Parameters
+        Images, resamples and seed.
+
+    Returns
+    -------
+    list of dict
     """
     rows = []
     every = cases(native.psf_sigma)
@@ -357,7 +404,12 @@ def outcome(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) ->
 def draw_auc(path: str | Path, table: pd.DataFrame) -> None:
     """Draw the macro AUC of every case, one panel an arm, one mark a choice of constants.
 
-    The table has the columns case, constants, arm, quantity, value, low, high.
+    Parameters
+    ----------
+    path : str or Path
+        The SVG file to write.
+    table : pandas.DataFrame
+        Columns case, constants, arm, quantity, value, low, high.
     """
     rows = table[table["quantity"] == "auc_macro"]
     arms, cases = list(rows["arm"].unique()), list(rows["case"].unique())

@@ -43,12 +43,24 @@ def untrained(name: str, observation: Observation, seed: int, **options: Any) ->
 def load_arms(
     folder: str | Path, wanted: Sequence[str], present: Sequence[str], seeds: Sequence[int], every: bool = False
 ) -> list[TrainedArm]:
-    """Trained arms from `folder`/<arm>-<seed>.safetensors, all seeds of each.
+    """Load trained arms, all seeds of each.
 
     Parameters
     ----------
-    wanted : arms to load, those of them that are `present` in the profile.
-    every : have an arm that is not present raise instead.
+    folder : str or Path
+        It holds <arm>-<seed>.safetensors.
+    wanted : sequence of str
+        Arms to load, those of them that are `present` in the profile.
+    present : sequence of str
+        The profile's arms.
+    seeds : sequence of int
+        Their seeds.
+    every : bool
+        Have an arm that is not present raise instead.
+
+    Returns
+    -------
+    list of TrainedArm
 
     Raises
     ------

@@ -57,6 +57,13 @@ def record(value: float, low: float, high: float, n: int, **labels: Any) -> dict
 def write(path: str | Path, outcome: Outcome) -> None:
     """Write it atomically, with the file's name as the study's.
 
+    Parameters
+    ----------
+    path : str or Path
+        The JSON file.
+    outcome : Outcome
+        What the study found.
+
     Raises
     ------
     ValueError
@@ -71,6 +78,15 @@ def write(path: str | Path, outcome: Outcome) -> None:
 
 def read(path: str | Path) -> Outcome:
     """Read an outcome from its file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The JSON file.
+
+    Returns
+    -------
+    Outcome
 
     Raises
     ------

@@ -153,10 +153,25 @@ def _spatial(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
 
 
 def recovered(effects: Effects, condition: str, name: str, least: float) -> Array:
-    """Share of the logit difference that a patch moves, (P,) or fewer: 0 for none, 1 for all of it.
+    """Take the share of the logit difference that a patch moves: 0 for none, 1 for all of it.
 
     Denoising and every control: (patched - corrupt) / (clean - corrupt); noising: (clean - patched) / (clean - corrupt).
-    NaN where |clean - corrupt| is below `least` logits.
+
+    Parameters
+    ----------
+    effects : Effects
+        What was measured.
+    condition : str
+        One of the conditions of `measure`.
+    name : str
+        The layer.
+    least : float
+        Logits; NaN where |clean - corrupt| is below.
+
+    Returns
+    -------
+    ndarray
+        (P,) or fewer.
     """
     new = effects.patched[condition, name]
     return _share(effects, new, least, lost=condition == "noising")
@@ -170,10 +185,23 @@ def _share(effects: Effects, new: Array, least: float, lost: bool = False) -> Ar
 
 
 def interval(values: Sequence[Array], resamples: int, seed: int) -> tuple[float, float, float, int]:
-    """Mean, 95 % percentile interval and number of values, of one row (P,) a training; NaN counts as missing.
+    """Bound a mean over trainings and pairs by its 95 % percentile interval.
 
     Pairs are drawn anew, the same for all trainings, and the trainings with them (Davison & Hinkley 1997, section 3.8).
-    All NaN if fewer than ten values are there.
+
+    Parameters
+    ----------
+    values : sequence of ndarray
+        A row (P,) for each training; NaN counts as missing.
+    resamples : int
+        How often they are drawn.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    tuple
+        Mean, lower and upper end, number of values; all NaN if fewer than ten values are there.
     """
     stack = np.stack(list(values))
     n = int(np.isfinite(stack).sum())

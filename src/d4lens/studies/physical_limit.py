@@ -93,10 +93,22 @@ def ideal_rate(gained: ArrayLike, false_positive_rate: float) -> Array:
 
 
 def curve(gained: Array, detected: Mapping[str, NDArray[np.bool_]], ideal: Array) -> pd.DataFrame:
-    """Tabulate the detection rate in bins of sqrt(gain), for each arm of `detected` (n,) and for the ideal detector.
+    """Tabulate the detection rate in bins of sqrt(gain), for each arm and for the ideal detector.
 
-    Columns arm, sigma_low, sigma_high, sigma (median in the bin), rate, low, high (95 % of a share), images. Empty bins
-    have no row.
+    Parameters
+    ----------
+    gained : ndarray
+        Gain in chi-squared of each image, (n,).
+    detected : mapping of str to ndarray
+        By arm, (n,) bool.
+    ideal : ndarray
+        Probability of detection, (n,).
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns arm, sigma_low, sigma_high, sigma (median in the bin), rate, low, high (95 % of a share), images. Empty bins
+        have no row.
     """
     sigma = np.sqrt(np.maximum(gained, 0.0))
     rows = []
@@ -114,8 +126,24 @@ def curve(gained: Array, detected: Mapping[str, NDArray[np.bool_]], ideal: Array
 def one_subhalo(preset: Preset, seed: int, masses: ArrayLike, radii: ArrayLike, azimuths: ArrayLike) -> Truth:
     """Draw lenses of the preset with a single point mass each.
 
-    masses: (n,) solar masses. radii: (n,) in Einstein radii of the lens. azimuths: (n,) radians. Image i is the lens
-    that `draw` gives index i of `seed`, so the preset's own images differ in the seed.
+    Image i is the lens that `draw` gives index i of `seed`, so the preset's own images differ in the seed.
+
+    Parameters
+    ----------
+    preset : Preset
+        What the lenses are drawn from.
+    seed : int
+        Of the lenses.
+    masses : array_like
+        (n,), solar masses.
+    radii : array_like
+        (n,), in Einstein radii of the lens.
+    azimuths : array_like
+        (n,), radians.
+
+    Returns
+    -------
+    Truth
     """
     mass, radius, angle = (np.asarray(values, np.float64) for values in (masses, radii, azimuths))
     smooth = draw(preset, seed, range(len(mass)), "none", "val")
@@ -151,9 +179,21 @@ def rates(
 ) -> pd.DataFrame:
     """Tabulate the detection rate in each cell of mass and radius.
 
-    Each entry of `detected` (n,) holds booleans, or probabilities.
+    Parameters
+    ----------
+    masses : ndarray
+        (n,), solar masses.
+    radii : ndarray
+        (n,), Einstein radii.
+    detected : mapping of str to ndarray
+        By arm, (n,) of booleans or probabilities.
+    mass_edges, radius_edges : sequence of float
+        Of the cells.
 
-    Columns arm, mass_low, mass_high (solar masses), radius_low, radius_high (Einstein radii), rate, low, high, images.
+    Returns
+    -------
+    pandas.DataFrame
+        Columns arm, mass_low, mass_high (solar masses), radius_low, radius_high (Einstein radii), rate, low, high, images.
     """
     m, r = np.digitize(masses, mass_edges) - 1, np.digitize(radii, radius_edges) - 1
     rows = []
@@ -169,9 +209,23 @@ def rates(
 
 
 def half_mass(table: pd.DataFrame, arm: str, radius_low: float, radius_high: float) -> float:
-    """Find the mass (Msun) at which an arm's detection rate, averaged over cells within the radii, first reaches one half.
+    """Find the mass at which an arm's detection rate, averaged over cells within the radii, first reaches one half.
 
-    Interpolated in the logarithm of the mass; NaN where the rate stays below, or begins above.
+    It is interpolated in the logarithm of the mass.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `rates`.
+    arm : str
+        The arm.
+    radius_low, radius_high : float
+        Einstein radii.
+
+    Returns
+    -------
+    float
+        Solar masses; NaN where the rate stays below, or begins above.
     """
     inside = (table["arm"] == arm) & (table["radius_low"] >= radius_low) & (table["radius_high"] <= radius_high)
     rows = table[inside]

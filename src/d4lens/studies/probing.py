@@ -114,9 +114,21 @@ def _targets(samples: Samples, elements: NDArray[np.int64]) -> dict[str, Array]:
 
 @torch.inference_mode()
 def features(network: nn.Module, batch: LensBatch) -> dict[str, Array]:
-    """Pool the features (V B, any) of every layer, and of the input's maps under PIXELS.
+    """Pool the features of every layer, and of the input's maps under PIXELS.
 
     Maps are pooled by mean and maximum of _POOLED x _POOLED cells, so that both extent and faint peaks remain.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    batch : LensBatch
+        V views of B images.
+
+    Returns
+    -------
+    dict of str to ndarray
+        By layer, (V B, any).
     """
     layers = [layer for layer in layers_of(network) if layer.part != "input"]
     maps = [layer.key for layer in layers_of(network) if layer.part == "input" and layer.kind == "scalar"]
@@ -137,11 +149,27 @@ def _pooled(x: Tensor) -> Tensor:
 
 
 def probe(x: Array, seen: Views, dimension: int, seed: int) -> dict[str, tuple[float, float]]:
-    """Score and control score of each of TARGETS for one layer's features (V B, any), one split and projection.
+    """Score each of TARGETS for one layer's features, and a control.
 
     The class scores as accuracy; anything else as R² of all its components together, of a control at least 0, since a
     probe that does worse than the mean memorises nothing. Images are split, never views: an image's whole orbit stands on
     one side.
+
+    Parameters
+    ----------
+    x : ndarray
+        Features, (V B, any).
+    seen : Views
+        The images and their targets.
+    dimension : int
+        Of the random projection.
+    seed : int
+        Of the split and the projection.
+
+    Returns
+    -------
+    dict of str to tuple
+        Score and control score by target.
     """
     generator = np.random.default_rng(seed)
     n = int(seen.image.max()) + 1

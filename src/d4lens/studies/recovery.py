@@ -106,9 +106,21 @@ def median_interval(values: Array, n_resamples: int, seed: int) -> tuple[float, 
 
 
 def kappa_mass(kappa: ArrayLike, pixel_scale: float) -> Array:
-    """Mass (n,) in arcsec², pi theta_E² of a point: the positive convergence (n, N, N) summed over the image.
+    """Sum the positive convergence over the image: pi theta_E² of a point mass.
 
     The negative part is left out: what the network takes away beside a rod is the smooth fit's share, not mass.
+
+    Parameters
+    ----------
+    kappa : array_like
+        (n, N, N).
+    pixel_scale : float
+        Arcsec per pixel.
+
+    Returns
+    -------
+    ndarray
+        Mass in arcsec², (n,).
     """
     return np.asarray(np.maximum(np.asarray(kappa, np.float64), 0.0).sum((1, 2)) * pixel_scale**2, np.float64)
 
@@ -122,9 +134,20 @@ class Scale:
 
     @classmethod
     def fitted(cls, estimates: Array, true: Array) -> "Scale":
-        """From estimates (n, k), k of 0 or more, and masses (n,) of one set, by least squares in the logarithm.
+        """Fit the scale to one set by least squares in the logarithm.
 
         Of no estimates, or with too few images to tell their slopes, the scale is the median mass, whatever they are.
+
+        Parameters
+        ----------
+        estimates : ndarray
+            (n, k), k of 0 or more.
+        true : ndarray
+            Masses, (n,).
+
+        Returns
+        -------
+        Scale
         """
         k = estimates.shape[1]
         if k == 0 or len(true) < 3 * (k + 1):

@@ -93,9 +93,25 @@ def simulate(n: int, seed: int, observation: Observation, classes: str = "all", 
 
 
 def pairs(n: int, seed: int, observation: Observation) -> tuple[Samples, Samples]:
-    """Simulate `n` lenses with their substructure, spheres and vortices in turn, and the same without it.
+    """Simulate lenses with their substructure, spheres and vortices in turn, and the same without it.
 
     Both have the same macro-lens, source and noise stream. Each is fitted by itself as an observer would.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    seed : int
+        Of the lenses.
+    observation : Observation
+        The grid, PSF and sky, after binning.
+
+    Returns
+    -------
+    Samples
+        With substructure.
+    Samples
+        Without.
     """
     return (
         simulate(n, seed, observation, "substructure"),
@@ -104,9 +120,19 @@ def pairs(n: int, seed: int, observation: Observation) -> tuple[Samples, Samples
 
 
 def distance(samples: Samples) -> Tensor:
-    """Measure the distance of each pixel to the substructure, (B, N, N) arcsec.
+    """Measure the distance of each pixel to the substructure.
 
-    It is that to the most massive subhalo, or to the nearest point of the rod; NaN where an image has none.
+    It is that to the most massive subhalo, or to the nearest point of the rod.
+
+    Parameters
+    ----------
+    samples : Samples
+        B images.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) arcsec; NaN where an image has none.
     """
     observation = samples.observation
     x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)

@@ -67,6 +67,15 @@ class Inputs:
     def folder(self, need: str) -> Path:
         """Find the folder of one of the declared needs.
 
+        Parameters
+        ----------
+        need : str
+            A key of NEEDS.
+
+        Returns
+        -------
+        Path
+
         Raises
         ------
         ValueError
@@ -113,6 +122,19 @@ def publish(name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawin
     """Write what a study found: metrics/PROFILE/studies/NAME.json and the folder plots/PROFILE/studies/NAME.
 
     The folder takes its place as a whole, before the outcome that names its files.
+
+    Parameters
+    ----------
+    name : str
+        The study's.
+    profile : str
+        The profile's.
+    outcome : Outcome
+        What it found.
+    drawings : sequence of Drawing
+        Its figures.
+    root : Path
+        The project's folder.
     """
     folder = f"plots/{profile}/studies/{name}"
     sweep(root / folder)

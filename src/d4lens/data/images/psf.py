@@ -52,15 +52,25 @@ class Psf:
         return self.sigma * pixel_scale if self.in_pixels else self.sigma
 
     def residual(self, light: Array, variance: Array, pixel_scale: float, grid_scale: float) -> float:
-        """Return the largest residual, in sigma of a pixel, that its Gaussian leaves where the PSF is its image.
+        """Return the largest residual that its Gaussian leaves where the PSF is its image.
+
+        The brightness is free, as in the fit.
 
         Parameters
         ----------
-        light: (N, N) what the PSF blurs, on pixels of `grid_scale` arcsec; the image itself will do for it.
-        variance: (N, N) of the pixels.
-        pixel_scale: arcsec per pixel of the image as it came.
+        light : ndarray
+            (N, N), what the PSF blurs, on pixels of `grid_scale` arcsec; the image itself will do for it.
+        variance : ndarray
+            (N, N), of the pixels.
+        pixel_scale : float
+            Arcsec per pixel of the image as it came.
+        grid_scale : float
+            Arcsec per pixel of the grid.
 
-        Returns 0 for a PSF told as a number. The brightness is free, as in the fit.
+        Returns
+        -------
+        float
+            In sigma of a pixel; 0 for a PSF told as a number.
         """
         from scipy.signal import fftconvolve
 
@@ -91,11 +101,19 @@ def read_psf(told: Any) -> Psf:
 
     Parameters
     ----------
-    told: its sigma in arcsec, also as text; the image of a point source (h, w) on the pixels of the images; or the file
-        of one, as FILE:EXT if it holds several. In a file of STPSF the PSF as the detector shows it is taken. Pixels are
-        those of the file's header, else the images'.
+    told : float, str, Path or ndarray
+        Its sigma in arcsec, also as text; the image of a point source (h, w) on the pixels of the images; or the file of one,
+        as FILE:EXT if it holds several. In a file of STPSF the PSF as the detector shows it is taken. Pixels are those of
+        the file's header, else the images'.
 
-    Returns Psf. Raises D4LensError for what is none of these, and for an image that is no PSF.
+    Returns
+    -------
+    Psf
+
+    Raises
+    ------
+    D4LensError
+        For what is none of these, and for an image that is no PSF.
     """
     if isinstance(told, os.PathLike):
         told = os.fspath(told)
