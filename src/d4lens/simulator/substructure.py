@@ -1,5 +1,6 @@
 """Maps of the truth: what a network is taught, and what an image would be without noise or without substructure."""
 
+import math
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -76,10 +77,10 @@ def lens_convergence(truth: Truth, observation: Observation) -> Tensor:
     Returns
     -------
     Tensor
-        (B, N, N) float32, above 0. A pixel at the very centre, where it diverges, has the value half a pixel beside.
+        (B, N, N) float32, above 0. A pixel at the very centre, where it diverges, has a sphere's mean over the pixel.
     """
     x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
-    x = torch.where((x == 0) & (y == 0), observation.pixel_scale / 2, x)
+    x = torch.where((x == 0) & (y == 0), observation.pixel_scale / (4 * math.asinh(1)), x)
     table = truth.images[["theta_E", "lens_q", "lens_phi"]].to_numpy(np.float64)
     theta_E, q, phi = torch.from_numpy(table.T.copy())[..., None, None]
     return lensing.sie_convergence(x, y, theta_E, q, phi).float() + substructure_convergence(truth, observation)
