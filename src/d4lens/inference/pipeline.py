@@ -416,18 +416,21 @@ def _scaled_by_source(prepared: Sequence[Prepared], grid: Observation) -> list[P
     An image whose source is another than the preset's stays as it is, to be fitted with a source and sky of its own.
     """
     out, standard = list(prepared), lens_of(grid)
+    groups: dict[int, tuple[SmoothLensModel, list[int]]] = {}
     for i, image in enumerate(prepared):
-        if not (image.rough and image.standard):
-            continue
-        out[i] = image = replace(image, standard=False)
-        lens = smooth_lens(image, grid)
-        found = fit(torch.from_numpy(image.pixels)[None], lens).parameters[0]
-        amplitude, sky = (float(found[lens.free.index(name)]) for name in ("amplitude", "sky"))
-        scale = standard.constants["amplitude"] / amplitude
-        if abs(math.log(scale)) < _SCALE_DOUBT:
-            pixels = ((image.pixels - sky * lens.binning**2) * scale + grid.sky).astype(np.float32)
-            notes = (*image.notes, f"counts scaled by {scale:.3f} to the source that a fit finds")
-            out[i] = replace(image, pixels=pixels, standard=True, sky=grid.sky, notes=notes)
+        if image.rough and image.standard:
+            out[i] = replace(image, standard=False)
+            lens = smooth_lens(out[i], grid)
+            groups.setdefault(id(lens), (lens, []))[1].append(i)
+    for lens, members in groups.values():
+        result = fit(torch.from_numpy(np.stack([out[i].pixels for i in members])), lens)
+        columns = [lens.free.index(name) for name in ("amplitude", "sky")]
+        for i, (amplitude, sky) in zip(members, result.parameters[:, columns].tolist(), strict=True):
+            image, scale = out[i], standard.constants["amplitude"] / amplitude
+            if abs(math.log(scale)) < _SCALE_DOUBT:
+                pixels = ((image.pixels - sky * lens.binning**2) * scale + grid.sky).astype(np.float32)
+                notes = (*image.notes, f"counts scaled by {scale:.3f} to the source that a fit finds")
+                out[i] = replace(image, pixels=pixels, standard=True, sky=grid.sky, notes=notes)
     return out
 
 
