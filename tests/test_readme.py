@@ -33,7 +33,9 @@ def shown(browser):
 
 def test_nothing_is_wider_than_the_column(shown):
     for kind in ("table", "pre"):
-        wide = shown.eval_on_selector_all(kind, "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)")
+        wide = shown.eval_on_selector_all(
+            kind, "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+        )
         assert wide == []
     assert shown.locator("table").count() >= 3
 
