@@ -20,7 +20,7 @@ from d4lens.simulator import draw, preset, render
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-RUN_HERE = ("README.md", "DATA.md")
+RUN_HERE = ("README.md", "DATA.md", "docs/results.md")
 """Documents whose d4lens commands and Python are run by this file; those of the others are only read."""
 SHELL = ("git", "cd", "pip", "python3", "apt-get", "source", "export", "docker", "echo")
 

@@ -1,8 +1,10 @@
-"""The README's pictures: docs/lenses.png, one simulated image of each class and what the fit makes of it;
-docs/learning_curve.png, macro AUC against training images from metrics/archive/NAME/results.csv of CURVES;
+"""The documents' pictures: docs/lens.png, one simulated vortex as `d4lens explain` draws it; docs/lenses.png, one simulated
+image of each class and what the fit makes of it; docs/learning_curve.png, macro AUC against training images from metrics/archive/NAME/results.csv of CURVES;
 docs/limit.svg, detection rate against the substructure's significance from plots/quick/studies/sensitivity/limit.csv."""
 
 import re
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,12 +13,17 @@ import yaml
 from matplotlib.figure import Figure
 
 from d4lens.classes import CLASSES
+from d4lens.data import images
 from d4lens.files import atomic_path
+from d4lens.inference.explain import explain_source
+from d4lens.inference.picture import draw_explanation
+from d4lens.inference.pipeline import load_classifier
 from d4lens.macrofit import fit, preset_model
 from d4lens.macrofit.significance import significance
-from d4lens.simulator import PRESETS, draw, render, substructure_convergence
+from d4lens.simulator import PRESETS, draw, render, substructure_convergence, write_archive
 from d4lens.studies.sensitivity import draw_limit
 
+LENS_SEED = 8
 SEED, FIRST = 20, 0  # index % 3 is the class
 CURVES = ("learning_curve", "full_75px", "image_only", "image_only_d4")  # of metrics/archive, until full_75px is rerun
 ARMS = {
@@ -62,6 +69,15 @@ def limit() -> None:
     draw_limit("docs/limit.svg", table[table["images_of"] == "one subhalo"], rate)
 
 
+def lens() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "lenses.zip"
+        write_archive(archive, PRESETS["deeplense"], LENS_SEED, len(CLASSES), 0)
+        vortex = next(source for source in images.find([archive]) if "/vort/" in source.name)
+        explanation = replace(explain_source(vortex, load_classifier()), name="a simulated lens")
+    draw_explanation(explanation, "docs/lens.png", "talk")
+
+
 def lenses() -> None:
     preset = PRESETS["deeplense"]
     truth = draw(preset, SEED, range(FIRST, FIRST + len(CLASSES)))
@@ -97,6 +113,7 @@ def lenses() -> None:
 
 
 def main() -> None:
+    lens()
     lenses()
     learning_curve()
     limit()

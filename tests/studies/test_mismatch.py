@@ -149,5 +149,5 @@ def test_the_answers_name_what_fails_and_what_mends_it():
     assert freed.endswith(": a wide PSF (0.980, 0%).")
     assert "for: a clump (freed 0.600, 90%); a wide source (known 0.940, 1%), the best" in lost
     assert (
-        "the 4 kinds that fail they mark at least half of the images in 1, but not of an odd lens; a wide PSF" in flags
+        "the 4 cases that fail they mark at least half of the images in 1, but not in an odd lens; a wide PSF" in flags
     )

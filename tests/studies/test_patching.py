@@ -63,7 +63,7 @@ def test_pairs_whose_logits_hardly_differ_are_left_out_and_counted(effects):
     found = patching.outcome({"m": [effects]}, {}, 1e6, 100, 1)
     (row,) = [r for r in found.records if r["quantity"] == "excluded_pairs"]
     assert (row["value"], row["n"]) == (12, 12)
-    assert "decides nothing to locate" in found.answers[0]
+    assert "there is no decision to locate" in found.answers[0]
 
 
 def test_the_regions_do_not_overlap_where_they_must_not(shipped_pairs):

@@ -21,8 +21,8 @@ from d4lens.results.tables import ARCHIVE, REPORT, RESULTS, markdown, read_famil
 
 HEADLINE = {
     "resnet18": "the image alone",
-    "d4cnn_residual": "what a smooth lens leaves of it",
-    "d4lenspinn": "the same, and where one more mass would explain it",
+    "d4cnn_residual": "the residual of a smooth lens",
+    "d4lenspinn": "the same, and how significant one more mass would be",
 }
 """Arms of the first page's table, and what each reads."""
 _BLOCK = re.compile(r"<!-- (\w+):([\w-]+):(begin|end) -->")

@@ -102,7 +102,7 @@ def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outc
 
     chance = {r["model"]: r for r in of_all if r["method"] == "baseline"}
     listed = ", ".join(f"{name.replace('_', ' ')} {share(r)}" for name, r in chance.items())
-    answers = [f"Without a network the highest point hits for: {listed}."]
+    answers = [f"Share of images in which the highest point is a hit, without a network: {listed}."]
     for r in of_all:
         if r["method"] == "baseline":
             continue

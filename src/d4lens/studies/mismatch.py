@@ -323,22 +323,22 @@ def answers(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str], arm: st
     caught = [case for case in bad if found[case, "default", "", "unlike_training"] >= 0.5]
     missed = [words[case] for case in bad if case not in caught]
     return [
-        f"On images of {words[own]}, {arm} reaches a macro AUC of {auc(own, 'default'):.3f}; with the lens's "
-        f"ellipticity and the source's profile freed in the fit {auc(own, 'freed'):.3f}: the price of not knowing them.",
-        "In brackets: macro AUC, and the share of images without substructure that are called something else. With the "
-        f"training's constants it holds (at least {_GOOD} and at most {_ALARMS:.0%}) for: {named(good, 'default')}.",
-        f"It takes the misfit for substructure for: {named(alarming, 'default')}.",
-        f"It raises few false alarms, but tells the classes apart badly, for: {named(blind, 'default')}.",
-        f"Given the right constants, it holds again for: {named(known, 'known')}.",
-        f"With the constants freed in the fit instead, for: {named(freed, 'freed')}.",
-        f"Neither reaches that again for: {best(lost)}, the best of the three; such images need a network trained on their "
-        "like.",
-        f"The flags alone are no protection: of the {len(bad)} kinds that fail they mark at least half of the images in "
-        f"{len(caught)}, but not of {'; '.join(missed) or 'none'}: a chi2 is only flagged beyond that of the strongest "
-        "substructure in training.",
-        "What to do: fit a hundred of your images first (`d4lens fit`). If lenses that should be smooth do not come out "
-        "at a mean chi2 within 0.01 of 1 a pixel (of one image it scatters by 0.02), set the constants right; where they are unknown, free them, at the price above; if "
-        "chi2 stays high, train on a preset of your own rather than believe the labels.",
+        f"On images of {words[own]}, {arm} reaches a macro AUC of {auc(own, 'default'):.3f}. With the lens's "
+        f"ellipticity and the source's profile free in the fit it reaches {auc(own, 'freed'):.3f}.",
+        "In brackets: the macro AUC, and the share of images without substructure that are labelled as structured. With the "
+        f"constants of training it works (at least {_GOOD} and at most {_ALARMS:.0%}) for: {named(good, 'default')}.",
+        f"It labels lenses without substructure as structured for: {named(alarming, 'default')}.",
+        f"It gives few false alarms, but does not tell the classes apart, for: {named(blind, 'default')}.",
+        f"With the right constants it works again for: {named(known, 'known')}.",
+        f"With the constants free in the fit it works again for: {named(freed, 'freed')}.",
+        f"Neither helps for: {best(lost)}, the best of the three. Such images need a network that is trained on images like "
+        "them.",
+        f"The flags alone do not protect. Of the {len(bad)} cases that fail they mark at least half of the images in "
+        f"{len(caught)}, but not in {'; '.join(missed) or 'none'}. A chi2 is flagged only where it is larger than with the "
+        "strongest substructure of training.",
+        "What to do: fit a hundred of your images first (`d4lens fit`). The mean chi2 a pixel of those that should be smooth "
+        "must lie within 0.01 of 1 (that of one image scatters by 0.02). If it does not, give the right constants, or free "
+        "those that are unknown. If it stays high, do not use the labels; train on a preset of your own.",
     ]
 
 

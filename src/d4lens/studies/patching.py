@@ -345,33 +345,31 @@ def _answer(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
     excluded = found["all", "excluded_pairs"]
     if found["all", "all_layers"]["value"] is None:
-        return f"{model}: {excluded['value']:.0f} of {excluded['n']} pairs leave its logits unmoved; it decides nothing to locate."
+        return f"{model}: {excluded['value']:.0f} of {excluded['n']} pairs leave its logits as they are; there is no decision to locate."
     inner = [row for row in rows if row["quantity"] == "denoising" and row["part"] not in ("input", "logits")]
     best = sorted(inner, key=lambda row: -row["value"])[:3]
-    text = f"{model} ({excluded['value']:.0f} of {excluded['n']} pairs excluded): most of the logit difference comes back through "
+    text = f"{model} ({excluded['value']:.0f} of {excluded['n']} pairs excluded): the layers that restore most of the logit difference are "
     text += ", ".join(f"{row['layer']} {share(row['layer'])}" for row in best)
     physics = [row for row in inner if row["layer"] in PHYSICS + HEAD_PHYSICS]
     if not physics:
         return text + "."
     strongest = max(physics, key=lambda row: row["value"])
-    text += "; of the physical channels alone most through " + f"{strongest['layer']} {share(strongest['layer'])}"
+    text += f". Of the physical channels {strongest['layer']} restores most, {share(strongest['layer'])}"
     if ("convergence", "denoising") in found:
-        text += (
-            f", through the convergence {share('convergence')}, without which {share('convergence', 'noising')} is lost"
-        )
+        text += f"; the convergence restores {share('convergence')}, and without it {share('convergence', 'noising')} is lost"
     verdict = (
-        "the physical channels decide" if strongest["ci_low"] > 0.5
-        else "the physical channels carry a part" if strongest["ci_low"] > 0.1
-        else "it is not the physical channels that decide"
+        "The physical channels decide" if strongest["ci_low"] > 0.5
+        else "The physical channels carry a part" if strongest["ci_low"] > 0.1
+        else "The physical channels do not decide"
     )  # fmt: skip
     group = next((name for name in ("maps_of_the_fit", "image") if (name, "substructure") in found), None)
     place = (
-        f" Patched only around the true substructure the {group.replace('_', ' ')} give back {share(group, 'substructure')}, "
-        f"on as large a region opposite {share(group, 'mirrored')}, on the ring {share(group, 'ring')}, elsewhere "
+        f" Patching the {group.replace('_', ' ')} only around the true substructure restores {share(group, 'substructure')}, in a "
+        f"region of the same size on the opposite side {share(group, 'mirrored')}, on the ring {share(group, 'ring')}, elsewhere "
         f"{share(group, 'elsewhere')}."
         if group else ""
     )  # fmt: skip
-    return f"{text}: {verdict}.{place}"
+    return f"{text}. {verdict}.{place}"
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
