@@ -28,6 +28,8 @@ class LensWithMasses(SmoothLensModel):
         "point": alpha = strength d / |d|². "sis": alpha = strength d / |d|. d is the vector from the mass.
     """
 
+    group = 1  # images computed together: each has masses of its own
+
     def __init__(
         self,
         lens: SmoothLensModel,

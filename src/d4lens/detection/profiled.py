@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from d4lens.errors import D4LensError
@@ -20,7 +19,6 @@ Profile = Literal["point", "sis"]
 """Of a mass. Its strength, in which deflections are linear, is theta_E² (arcsec²) for `point` and theta_E for `sis`."""
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 
-_LIT = 1e-3  # of the largest slope over noise, below which a pixel says nothing of a mass
 _CHUNK = 8  # residuals at once: more leave the cache
 _RIDGE = 1e-9  # keeps the Fisher matrix of a parameter that the image says nothing of from being singular
 
@@ -62,14 +60,8 @@ class Profiled:
     ) -> None:
         self.width = PRIOR_WIDTH ** (power(profile) / 2)
         self.root, self.n = root.float(), root.shape[-1]
-        weighted = (shift * root).float()
-        size = weighted.square().sum(0)
-        lit = torch.nonzero(size > _LIT**2 * size.max())
-        margin = int(torch.minimum(lit, self.n - 1 - lit).min()) if len(lit) else 0
-        self._box = slice(margin, self.n - margin)
-        self._shift = weighted[:, self._box, self._box]
-        side = next_fast_len(2 * self.n - 2 * margin, real=True)
-        self._linear, self._squares = _kernels(side + side % 2, step, profile)
+        self._shift = (shift * root).float()
+        self._linear, self._squares = _kernels(2 * self.n, step, profile)
         flat = (columns * root).flatten(1).double()
         scale = flat.norm(dim=1).clamp_min(1e-15)
         self._columns = flat / scale[:, None]
@@ -109,16 +101,14 @@ class Profiled:
 
     def _explained(self, residuals: Tensor) -> Tensor:
         """Inner products (K, N, N) of residuals with the template of a unit mass at each pixel's centre."""
-        inside = residuals[:, self._box, self._box]
-        return self._correlate(inside[:, None] * self._shift, self._linear)
+        return self._correlate(residuals[:, None] * self._shift, self._linear)
 
     def _correlate(self, fields: Tensor, kernels: Tensor) -> Tensor:
-        """Sum of fields (..., k, box, box), each correlated with its kernel -> (..., N, N)."""
+        """Sum of fields (..., k, N, N), each correlated with its kernel -> (..., N, N)."""
         side = kernels.shape[-2]
         spectrum = (torch.fft.rfft2(fields, s=(side, side)) * kernels).sum(-3)
         whole: Tensor = torch.fft.irfft2(spectrum, s=(side, side))
-        first = self._box.start
-        return whole.roll((first, first), (-2, -1))[..., : self.n, : self.n]
+        return whole[..., : self.n, : self.n]
 
 
 @lru_cache(maxsize=32)

@@ -16,6 +16,7 @@ from d4lens.macrofit.smooth_lens import SmoothLensModel
 
 _ITERATIONS = 30
 _MOST = 10
+_KEPT = 0.8
 _STARTS = ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5))  # pixels about a maximum
 
 
@@ -131,8 +132,7 @@ def search(
         place = float(x.flatten()[at]), float(y.flatten()[at])
         more = LensWithMasses(lens, [*places, place], einstein_radius(parameters, model), profile)
         strength = float(image.strength(residual).flatten()[at])
-        better = _refined(counts, parameters, more, strength, place)
-        gained = float(deviance(counts, result.parameters, model) - deviance(counts, better.parameters, more))
+        better, gained = _refined(counts, parameters, more, strength, place, level**2)
         if not better.converged[0] or not gained > 0:
             break
         taken.append((gained, level, probability))
@@ -142,18 +142,30 @@ def search(
 
 
 def _refined(
-    counts: Tensor, parameters: Tensor, model: LensWithMasses, strength: float, place: tuple[float, float]
-) -> FitResult:
-    """Return the best joint fit from a few places about the map's maximum."""
+    counts: Tensor,
+    parameters: Tensor,
+    model: LensWithMasses,
+    strength: float,
+    place: tuple[float, float],
+    promised: float,
+) -> tuple[FitResult, float]:
+    """Return the best joint fit from places about the map's maximum, and its gain in deviance.
+
+    The first that keeps most of what the map promises will do.
+    """
     step = model.observation.pixel_scale * model.binning
-    starts = torch.stack(
-        [with_another(parameters, strength, (place[0] + right * step, place[1] + up * step)) for right, up in _STARTS]
-    )
-    many = counts.expand(len(starts), -1, -1)
-    found = fit(many, model, initial=starts, fine_iterations=_ITERATIONS)
-    value = deviance(many, found.parameters, model)
-    best = int(value.where(found.converged, math.inf).argmin())
-    return row_of(found, best)
+    before = float(deviance(counts, with_another(parameters, 0.0, place)[None], model))
+    best, lowest = None, math.inf
+    for right, up in _STARTS:
+        start = with_another(parameters, strength, (place[0] + right * step, place[1] + up * step))
+        found = fit(counts, model, initial=start[None], fine_iterations=_ITERATIONS)
+        value = float(deviance(counts, found.parameters, model))
+        if best is None or (bool(found.converged), -value) > (bool(best.converged), -lowest):
+            best, lowest = found, value
+        if best.converged and before - lowest > _KEPT * promised:
+            break
+    assert best is not None
+    return best, before - lowest
 
 
 def row_of(result: FitResult, i: int) -> FitResult:
