@@ -78,10 +78,17 @@ class Profiled:
         self._absorbed = self._absorbed.float()
         self._spread = (self.information + self.width**-2).rsqrt().float()
 
+    def explained(self, residual: Tensor) -> Tensor:
+        """Likeliest strength of a mass at each pixel's centre times its information, (N, N) float64.
+
+        residual: (N, N) in standard deviations. The log likelihood ratio of a mass of strength s is
+        s explained - s² information / 2.
+        """
+        return self._profiled(residual[None])[0].double()
+
     def strength(self, residual: Tensor) -> Tensor:
         """Likeliest strength (N, N) of a mass at each pixel's centre, for a residual (N, N) in standard deviations."""
-        explained = self._profiled(residual[None])[0].double()
-        likeliest: Tensor = explained / (self.information + self.width**-2)
+        likeliest: Tensor = self.explained(residual) / (self.information + self.width**-2)
         return likeliest
 
     def significance(self, residuals: Tensor) -> Tensor:
