@@ -1,18 +1,18 @@
 """Tells from one image of a strong gravitational lens which dark matter is in it.
 
 ```python
-from d4lens import load_model, fit, predict, simulate
+from d4lens import load_model, detect, fit, predict, simulate
 ```
 
-All four come from `d4lens.inference.api`, which is imported when one of them is first used.
+All five come from `d4lens.inference.api`, which is imported when one of them is first used.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d4lens.inference.api import fit, load_model, predict, simulate
+    from d4lens.inference.api import detect, fit, load_model, predict, simulate
 
-__all__ = ["fit", "load_model", "predict", "simulate"]
+__all__ = ["detect", "fit", "load_model", "predict", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

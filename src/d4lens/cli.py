@@ -1,4 +1,4 @@
-"""The command line: `d4lens simulate | join | predict | fit | explain`."""
+"""The command line: `d4lens simulate | join | predict | fit | detect | explain`."""
 
 import argparse
 import errno
@@ -165,6 +165,29 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     _add_images(fit, out="fit.csv")
     fit.set_defaults(run=_fit)
 
+    detect = _command(
+        commands,
+        "detect",
+        "look for masses beside the main lens: where, how massive, how sure",
+        "d4lens detect lens.fits --z-lens 0.5 --z-source 1 --sensitivity map.fits -o found.csv",
+    )
+    _add_images(detect, out="found.csv")
+    detect.add_argument(
+        "--profile", default="point", choices=("point", "sis"), help="of the masses (default: point masses)"
+    )
+    detect.add_argument("--p-false", type=float, default=0.01, metavar="P",
+                        help="list what noise alone shows anywhere in the image with less than this probability "
+                        "(default: 0.01)")  # fmt: skip
+    detect.add_argument("--z-lens", type=float, metavar="Z", help="redshift of the lens, for solar masses")
+    detect.add_argument("--z-source", type=float, metavar="Z", help="redshift of the source, for solar masses")
+    detect.add_argument(
+        "--sensitivity", type=Path, metavar="FITS", help="map of the mass that would have shown, to write"
+    )
+    detect.add_argument(
+        "--sigma", type=float, default=5.0, help="standard deviations at which it would have shown (default: 5)"
+    )
+    detect.set_defaults(run=_detect)
+
     explain = _command(
         commands,
         "explain",
@@ -207,7 +230,7 @@ def _command(
 
 def _check_out(out: Path | None, command: str) -> None:
     """Refuse a place that cannot be written before the work is done, not after."""
-    tables = command in ("predict", "fit")
+    tables = command in ("predict", "fit", "detect")
     if out is None:
         if tables and sys.stdout is None:
             raise D4LensError(_CLOSED)
@@ -323,6 +346,15 @@ def _fit(arguments: argparse.Namespace) -> int:
     from d4lens.inference.pipeline import fit_table
 
     return _write(fit_table(arguments.paths, **_known(arguments)), arguments)
+
+
+def _detect(arguments: argparse.Namespace) -> int:
+    from d4lens.inference.detect import Wanted, detect_table
+
+    names = ("profile", "p_false", "z_lens", "z_source", "sensitivity", "sigma")
+    wanted = Wanted(**{name: getattr(arguments, name) for name in names})
+    _check_out(arguments.sensitivity, "a map")
+    return _write(detect_table(arguments.paths, wanted=wanted, **_known(arguments)), arguments)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

@@ -103,6 +103,13 @@ class Flag(Enum):
         "give the right `--psf`: a wrong one leaves residuals that pass for substructure",
         False,
     )
+    UNEXPLAINED = (
+        "more than these masses",
+        "with the masses that `d4lens detect` names the image still holds what noise does not explain, or their fit did not "
+        "converge",
+        "the masses stand for something else, such as a rod, a source or a lens of another shape; free what differs (below)",
+        False,
+    )
     FAILED = (
         "failed: …",
         "the image could not be used, and why",

@@ -1,7 +1,7 @@
 """D4LensPINN from Python: what `d4lens` itself offers.
 
 ```python
-from d4lens import load_model, fit, predict, simulate
+from d4lens import load_model, detect, fit, predict, simulate
 
 lenses = simulate("deeplense", n=3, seed=1)
 answer = load_model().predict(lenses.images)
@@ -38,6 +38,7 @@ from d4lens.classes import CLASSES
 from d4lens.data.images import Instrument, instrument
 from d4lens.errors import D4LensError
 from d4lens.inference import arguments
+from d4lens.inference.detect import Wanted, detect_sources
 from d4lens.inference.explain import Explanation, explain_source
 from d4lens.inference.pipeline import FIT_TABLE_COLUMNS, Classifier, classify, fit_sources, load_classifier
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
@@ -175,6 +176,22 @@ class Fits(_Answers):
             axes.plot(np.flatnonzero(~good), values[~good], "x", color="C3")
             axes.set(title=name, xlabel="image")
         return figure
+
+
+@dataclass(frozen=True)
+class Detections(_Answers):
+    """Masses beside the main lenses of images.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        One row a candidate, columns `d4lens.inference.detect.DETECT_COLUMNS`; rank 0 where an image has none.
+    """
+
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """The candidates' rows alone."""
+        return self.table[self.table["rank"] > 0]
 
 
 @dataclass(frozen=True)
@@ -370,6 +387,54 @@ def fit(images: Images, *, free: str | Sequence[str] = (), progress: bool = Fals
     names = arguments.names_of(free)
     shown = arguments.switch("progress", progress)
     return Fits(fit_sources(arguments.sources(images), told=_told(known), free=names, progress=shown).table)
+
+
+def detect(
+    images: Images,
+    *,
+    profile: str = "point",
+    p_false: float = 0.01,
+    z_lens: Number = None,
+    z_source: Number = None,
+    sensitivity: str | Path | None = None,
+    sigma: float = 5.0,
+    free: str | Sequence[str] = (),
+    progress: bool = False,
+    **known: Unpack[Known],
+) -> Detections:
+    """Look for masses beside the main lens: candidates with place, mass and how sure they are.
+
+    Parameters
+    ----------
+    profile : str
+        Of the masses: "point" or "sis".
+    p_false : float
+        Listed is what noise alone shows anywhere in the image with less than this probability.
+    z_lens, z_source : float, optional
+        Redshifts, for solar masses.
+    sensitivity : str or Path, optional
+        FITS file to write: at each place the mass that would have shown.
+    sigma : float
+        Standard deviations at which it would have.
+    images, free, progress, **known
+        As `Model.predict` takes them.
+
+    Returns
+    -------
+    Detections
+
+    Raises
+    ------
+    D4LensError
+        For paths without images and values out of range.
+    """
+    place = arguments.path_or_none("sensitivity", sensitivity)
+    numbers = {"p_false": p_false, "z_lens": z_lens, "z_source": z_source, "sigma": sigma}
+    numbers = {name: None if value is None else arguments.number(name, value) for name, value in numbers.items()}
+    wanted = Wanted(profile, **numbers, sensitivity=Path(place) if place else None)  # type: ignore[arg-type]
+    names, shown = arguments.names_of(free), arguments.switch("progress", progress)
+    found = detect_sources(arguments.sources(images), told=_told(known), free=names, wanted=wanted, progress=shown)
+    return Detections(found.table)
 
 
 def simulate(

@@ -95,7 +95,7 @@ def told(known: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     for name in _UNITS.keys() & values.keys():
         value = values[name]
         if name != "psf" or _is(value, "astropy.units", "Quantity") or isinstance(value, (bool, complex)):
-            values[name] = None if value is None else _number(name, value)
+            values[name] = None if value is None else number(name, value)
     band = values.get("band")
     if band is not None:
         if isinstance(band, bool) or not isinstance(band, (str, int, np.integer)):
@@ -428,17 +428,20 @@ def _value_and_unit(values: Any, unit: Any) -> tuple[Array, str]:
     return values, unit.to_string().replace(" / ", "/")
 
 
-def _number(name: str, value: Any) -> float:
-    """Read a number, a text of one or a Quantity, for `name`."""
+def number(name: str, value: Any) -> float:
+    """Read a number, a text of one or a Quantity, for `name`. Raises D4LensError for anything else."""
     if _is(value, "astropy.units", "Quantity"):
         from astropy import units
 
-        for unit in _UNITS[name]:
+        units_taken = _UNITS.get(name, ("",))
+        for unit in units_taken:
             if value.unit.is_equivalent(units.Unit(unit)):
                 value = value.to_value(units.Unit(unit))
                 break
         else:
-            raise D4LensError(f"{name} was given in {value.unit}; give it in {_UNITS[name][0]}")
+            raise D4LensError(
+                f"{name} was given in {value.unit}; give it in {_UNITS.get(name, ('a plain number',))[0]}"
+            )
     if isinstance(value, str):
         try:
             return float(value)

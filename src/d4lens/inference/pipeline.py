@@ -206,7 +206,7 @@ def classify(
     rows: dict[str, list[object]] = {}
     failures = []
     grid = classifier.grid
-    for fitted, broken in _fitted(sources, grid, told, free, progress):
+    for fitted, broken in fitted_batches(sources, grid, told, free, progress):
         failures += broken
         for name, reason in broken:
             rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, str(Raised(Flag.FAILED, reason)), ""]
@@ -260,7 +260,7 @@ def fit_sources(
     rows: dict[str, list[object]] = {}
     failures = []
     more = freed_columns(free)
-    for fitted, broken in _fitted(sources, preset_model(PRESET).observation, told, free, progress):
+    for fitted, broken in fitted_batches(sources, preset_model(PRESET).observation, told, free, progress):
         failures += broken
         for name, reason in broken:
             empty = [math.nan] * (len(FIT_TABLE_COLUMNS) - 4)
@@ -610,7 +610,7 @@ def flags_of(part: Fitted, i: int, largest: float | None) -> list[Raised]:
 _Broken = list[tuple[str, str]]
 
 
-def _fitted(
+def fitted_batches(
     sources: Sequence[ImageSource], grid: Observation, told: Instrument, free: Sequence[str], progress: bool
 ) -> Iterator[tuple[list[Fitted], _Broken]]:
     """Images fitted in batches; the next batch is read meanwhile, so memory does not grow with the number of images."""

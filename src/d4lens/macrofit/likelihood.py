@@ -64,10 +64,10 @@ def in_groups(
 ) -> tuple[Tensor, ...]:
     """Apply `function` to the arguments' rows, a few at a time.
 
-    On a CPU they are always the same few, the last one repeated.
+    On a CPU they are always the same few, the last one repeated: eight, or `model.group` where a model says so.
     """
     n = len(arguments[0])
-    size = _GROUP if model.device.type == "cpu" else max(n, 1)
+    size = getattr(model, "group", _GROUP) if model.device.type == "cpu" else max(n, 1)
     parts = []
     for first in range(0, n, size):
         take = torch.arange(first, first + size).clamp_max(n - 1)

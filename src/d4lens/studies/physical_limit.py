@@ -3,11 +3,14 @@
 The chi-squared gained by the true substructure over the best smooth lens, `gain`, is what an ideal detector works with.
 One that knows the substructure's place and shape, and has the smooth lens profiled out, is a matched filter: its
 statistic is a Gaussian of width 1 about sqrt(gain), about 0 without substructure (Neyman & Pearson 1933; in lensing
-Vegetti & Koopmans 2009). No arm knows place or shape, so none should reach its curve.
+Vegetti & Koopmans 2009). No arm knows place or shape, so none should reach its curve. One that knows the shape and must
+search for the place, among masses and places of a known distribution, is the likelihood ratio averaged over them
+(`Search`): no detector finds more of that population at the same false alarms.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from torch import Tensor
 
+from d4lens.detection import profiled, whitened
 from d4lens.errors import PhysicsError
 from d4lens.lensing import bin_mean
 from d4lens.macrofit import SmoothLensModel, fit
@@ -24,6 +28,8 @@ from d4lens.results.metrics import wilson
 from d4lens.simulator import SUBHALO_COLUMNS, Preset, Truth, draw, render
 
 Array = NDArray[np.float64]
+
+_MASSES = 24  # that stand for all in the average
 
 SIGMA_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 50.0, math.inf)
 """Edges of the bins in sqrt(gain), standard deviations of the ideal detector."""
@@ -61,6 +67,38 @@ def gain(mean: Tensor, lens: SmoothLensModel, initial: Tensor | None = None) -> 
         (B,) chi-squared.
     """
     return np.asarray(poisson_deviance(mean, fit(mean, lens, initial=initial).model_counts).numpy(), np.float64)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The detector that knows a point mass's shape and must search: what it searches in.
+
+    Attributes
+    ----------
+    radii : (float, float)
+        Einstein radii of the lens between which places are uniform in radius and angle.
+    masses : (float, float)
+        Between which masses are uniform in their logarithm, in units of the lens's own.
+    """
+
+    radii: tuple[float, float]
+    masses: tuple[float, float]
+
+    def statistic(self, counts: Tensor, fitted: Tensor, lens: SmoothLensModel) -> float:
+        """Compute the logarithm of the likelihood ratio averaged over places and masses, smooth lens profiled out.
+
+        To first order in the mass. counts: (N, N). fitted: (F,) parameters of the smooth lens.
+        """
+        image = profiled(counts, fitted, lens)
+        explained, information = image.explained(whitened(counts, fitted, lens)), image.information
+        theta_E = float(fitted[lens.free.index("theta_E")])
+        radius = torch.hypot(*lens.pixel_centres()).cpu() / theta_E
+        inside = (radius >= self.radii[0]) & (radius <= self.radii[1])
+        weight = torch.where(inside, 1 / radius, 0.0).clamp_min(1e-300).log()
+        masses = torch.from_numpy(np.geomspace(*self.masses, _MASSES))
+        strength = (theta_E**2 * masses)[:, None, None]
+        ratios = strength * explained - strength**2 * information / 2 + weight
+        return float(torch.logsumexp(ratios.flatten(), 0) - torch.logsumexp(weight.flatten(), 0) - math.log(_MASSES))
 
 
 def measured_gain(counts: Tensor, smooth: Tensor, mean: Tensor, n_free: int) -> Array:

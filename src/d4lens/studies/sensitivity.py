@@ -11,12 +11,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.stats import kstest
 from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
+from d4lens.detection import profiled, whitened
+from d4lens.detection import simulate as false_alarms
 from d4lens.errors import D4LensError
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model, significance
+from d4lens.macrofit.threads import in_threads
 from d4lens.models.averaging import Images
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation, bin_pixels
@@ -38,6 +42,8 @@ NEEDS = ("counts", "residual", "significance", "fit")
 NETWORK, NO_NETWORK, OTHER = "network", "significance map, no network", "network, truth of another image"
 STRONGEST = "largest significance, no network"
 """The detector without a network: the highest value of the map of where one more mass would explain the residual."""
+SEARCHES, DETECT = "ideal that must search", "d4lens detect, no network"
+"""The best detector that knows the shape but not the place, and the command's own: its probability of a false alarm."""
 CONSTANT, RADIUS, CHI2 = "one mass for all", "Einstein radius", "chi2 and Einstein radius, no network"
 WITH_RADIUS, TOGETHER = "network and Einstein radius", "network, chi2 and Einstein radius"
 FIDUCIAL = {
@@ -119,6 +125,53 @@ class Scene:
     lens: SmoothLensModel
     fitted: Tensor
     strongest: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Blind:
+    """Detectors that search without a network, and what they find in images without substructure.
+
+    Attributes
+    ----------
+    search : physical_limit.Search
+        What the ideal one searches in.
+    ratios : ndarray
+        (n,) its statistic in n images without substructure.
+    p_false : ndarray
+        (n,) of `detection.false_alarms` in them.
+    """
+
+    search: physical_limit.Search
+    ratios: NDArray[np.float64]
+    p_false: NDArray[np.float64]
+
+
+def blind(scene: Scene, params: Parameters) -> Blind:
+    """Let the detectors that search without a network look at the test split's images without substructure."""
+    halo = float(scene.truth.images["halo_mass"].iloc[0])
+    low, high = params.mass_edges[0] / halo, params.mass_edges[-1] / halo
+    search = physical_limit.Search((params.radius_edges[0], params.radius_edges[-1]), (low, high))
+    no = np.flatnonzero(scene.labels == CLASSES.index("no"))
+    counts = torch.from_numpy(scene.counts[no].astype(np.float32))
+    return Blind(search, *searched(search, counts, scene.fitted[no], scene.lens))
+
+
+def searched(
+    search: physical_limit.Search, counts: Tensor, fitted: Tensor, lens: SmoothLensModel
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the ideal search's statistic (n,) and the command's probability of a false alarm (n,) of images (n, N, N)."""
+
+    def one(row: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        image, residual = profiled(*row, lens), whitened(*row, lens)
+        law = false_alarms(image, row[0])
+        highest = image.highest(residual[None]).numpy()
+        return search.statistic(*row, lens), float(law.probability(highest)[0])
+
+    found = in_threads(one, list(zip(counts, fitted, strict=True)), torch.get_num_threads())
+    ratios, p_false = (
+        (np.array(values, np.float64) for values in zip(*found, strict=True)) if found else np.empty((2, 0))
+    )
+    return ratios, p_false
 
 
 def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
@@ -229,6 +282,7 @@ def detections(
     arms: Mapping[str, nn.Module],
     above: Mapping[str, float],
     false_positive_rate: float,
+    without: Blind | None = None,
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
     """Simulate and fit images, and let each arm detect their substructure in the plain view.
 
@@ -245,17 +299,22 @@ def detections(
     above : mapping
         Threshold of each arm's evidence, and of STRONGEST.
     false_positive_rate : float
-        Of the ideal detector.
+        Of the ideal detector, and of DETECT.
+    without : Blind, optional
+        Detectors that search, in images without substructure; None leaves them out.
 
     Returns
     -------
     ndarray
         (n,) chi-squared that the substructure gains.
     dict of ndarray
-        (n,) booleans for each arm and STRONGEST; under `ideal` the probability that the ideal detector finds it.
+        (n,) booleans for each arm, STRONGEST and the two of `without`; under `ideal` the probability that the ideal detector finds it.
     """
     every = []
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("ideal", *arms, STRONGEST)}
+    if without is not None:
+        least = detection.threshold(without.ratios, false_positive_rate)
+        found |= {SEARCHES: [], DETECT: []}
     n = len(truth)
     with Meter(n, "single subhalos") as meter:
         for first in range(0, n, _CHUNK):
@@ -271,6 +330,10 @@ def detections(
             for name, network in arms.items():
                 found[name].append(detection.evidence(detection.logits(network, batch)) > above[name])
             found[STRONGEST].append(batch.need("significance").flatten(1).amax(1).double().numpy() > above[STRONGEST])
+            if without is not None:
+                ratios, p_false = searched(without.search, counts, result.parameters, lens)
+                found[SEARCHES].append(ratios > least)
+                found[DETECT].append(p_false < false_positive_rate)
             meter.to(min(first + _CHUNK, n))
     return np.concatenate(every), {name: np.concatenate(parts) for name, parts in found.items()}
 
@@ -285,7 +348,7 @@ def _thresholds(scene: Scene, arms: Iterable[str], predicted: Mapping[str, Path]
 
 
 def subhalo_map(
-    scene: Scene, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: Parameters
+    scene: Scene, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: Parameters, without: Blind
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Map the detection rate of a single subhalo over its mass and radius, and over its significance.
 
@@ -428,6 +491,18 @@ def place_records(table: pd.DataFrame) -> list[Row]:
     return found
 
 
+def false_alarm_records(p_false: NDArray[np.float64], false_positive_rate: float) -> list[Row]:
+    """Say how often DETECT alarms falsely, and how likely its probabilities are uniform as they should be (Kolmogorov-Smirnov)."""
+    if not len(p_false):
+        return []
+    hits, n = int((p_false < false_positive_rate).sum()), len(p_false)
+    uniform = round(float(kstest(p_false, "uniform").pvalue), _DIGITS)
+    return [
+        _row("false_alarms", "no", DETECT, (hits / n, *metrics.wilson(hits, n)), n),
+        _row("p_false_uniform", "no", DETECT, (uniform,), n),
+    ]
+
+
 def half_masses(table: pd.DataFrame) -> list[Row]:
     """Find the mass (Msun) that each arm detects every second time on the ring."""
     rows = []
@@ -456,13 +531,14 @@ def answers(records: Sequence[Row], arm: str, false_positive_rate: float) -> lis
     ]
     for low, high in ((0.0, 3.0), (3.0, 5.0), (5.0, 8.0), (8.0, 15.0)):
         here = [r for r in records if r["class"] == "one subhalo" and low <= r.get("sigma_low", -1.0) < high]
-        each = [[r for r in here if r["by"] == by] for by in (arm, STRONGEST, "ideal")]
+        each = [[r for r in here if r["by"] == by] for by in (arm, DETECT, SEARCHES, "ideal")]
         n = sum(r["n"] for r in each[0])
         if n:
             shares = [sum(r["value"] * r["n"] for r in rows) / n for rows in each]
             said.append(
-                f"Of single subhalos {low:g} to {high:g} standard deviations strong {arm} detects {shares[0]:.0%}, the "
-                f"significance map alone {shares[1]:.0%}, the ideal detector {shares[2]:.0%} ({n} images)."
+                f"Of single subhalos {low:g} to {high:g} standard deviations strong {arm} detects {shares[0]:.0%}, "
+                f"`d4lens detect` {shares[1]:.0%}, an ideal detector that must search {shares[2]:.0%}, and one that knows the "
+                f"place {shares[3]:.0%} ({n} images)."
             )
     half = {by: value("half_mass_on_ring", "one subhalo", by) for by in ("ideal", STRONGEST, arm)}
     if all(math.isfinite(mass) for mass in half.values()):
@@ -493,6 +569,7 @@ def outcome(
     places: pd.DataFrame,
     recovered: Recovered,
     params: Parameters,
+    without: Blind,
 ) -> Outcome:
     """Compose the study's outcome from its parts."""
     cells, curve = subhalos
@@ -502,6 +579,7 @@ def outcome(
         *map_records(cells),
         *half_masses(cells),
         *place_records(places),
+        *false_alarm_records(without.p_false, params.false_positive_rate),
         *recovered.records,
     ]
     rate = f"{params.false_positive_rate:.0%}"
@@ -509,8 +587,8 @@ def outcome(
         question="How near do the networks come to what the images allow, and what do they recover of the substructure?",
         answers=answers(records, params.recover, params.false_positive_rate),
         cannot_tell=[
-            "An ideal detector here knows the substructure's place and shape; one that had to search for it would see "
-            "less, so the gap to the dashed curve is not all the networks' fault.",
+            "The dashed curve is a detector that knows the substructure's place and shape. The one that must search knows "
+            "the shape and how masses and places are distributed: only the gap to its curve is a detector's own fault.",
             f"The threshold at {rate} false alarms is taken from the test split's own images without substructure.",
             "The networks were trained on 25 point masses an image or one rod, never on a single subhalo: the maps are "
             "of their reach, not of a network made for the task.",
@@ -536,7 +614,9 @@ def draw_limit(path: str | Path, table: pd.DataFrame, false_positive_rate: float
         for axis, name in zip(axes, sets):
             for arm, rows in table[table["images_of"] == name].groupby("arm", sort=False):
                 colour, ideal = f"C{arms.index(str(arm))}", arm == "ideal"
-                style = {"color": "black", "linestyle": "--"} if ideal else {"color": colour, "marker": "."}
+                style = {"color": colour, "marker": "."}
+                if arm in ("ideal", SEARCHES):
+                    style = {"color": "black", "linestyle": "--" if ideal else "-."}
                 axis.fill_between(rows["sigma"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
                 axis.plot(rows["sigma"], rows["rate"], label="ideal: knows place and shape" if ideal else arm, **style)
             axis.axhline(false_positive_rate, color="0.7", linewidth=0.8, linestyle=":")
@@ -617,7 +697,8 @@ def drawings(
             "How near the physical limit",
             f"Share of images with substructure that each arm detects at {rate:.0%} false alarms, against the significance of "
             "the true substructure: lenses with one point mass, and the test split, whose substructure is all but always "
-            "far above the noise. Dashed: a matched filter that knows its place and shape; no arm does.",
+            "far above the noise. Dashed: a matched filter that knows its place and shape; no arm does. Dash-dotted: the best "
+            "that knows the shape but must search for the place.",
             both,
             lambda path: draw_limit(path, both, rate),
         ),
@@ -652,9 +733,10 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     folder, fits = inputs.folder("arrays"), inputs.folder("fits")
     predicted, arms = inputs.predictions(), first_networks(inputs.arms(params.arms, every=True))
     seen = scene(folder, fits)
+    without = blind(seen, params)
     parts = (
         limit(seen, predicted, params.false_positive_rate),
-        subhalo_map(seen, arms, predicted, params),
+        subhalo_map(seen, arms, predicted, params, without),
         place_map(seen, arms, predicted, params),
     )
     observation = arrays.load_observation(folder)
@@ -663,7 +745,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         images = load(folder, fits, split, NEEDS, observation, convergence=substructure_convergence)
         of_split[split] = maps(arms[params.recover], images, arrays.load_truth(folder, split), params.recover_images)
     recovered = recover(of_split["select"], of_split["test"], observation.pixel_scale, params.bootstrap, params.seed)
-    return outcome(*parts, recovered, params), drawings(*parts, recovered, params)
+    return outcome(*parts, recovered, params, without), drawings(*parts, recovered, params)
 
 
 STUDY = Study("Sensitivity: which masses are seen", Parameters, ("networks", "predictions", "arrays", "fits"), run)

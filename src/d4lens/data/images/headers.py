@@ -45,6 +45,9 @@ _DEGREE = np.pi / 180
 _ARCSEC = 3600 / _DEGREE  # in a radian
 _SKY = {"RA", "DEC", "GLON", "GLAT", "ELON", "ELAT", "SLON", "SLAT", "HLON", "HLAT"}
 _COPIED = re.compile(r"CTYPE[12]|(LON|LAT)POLE|PV[12]_\d+|[AB]_(ORDER|\d_\d)")
+_WCS = re.compile(
+    r"(CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]|(LON|LAT)POLE|PV[12]_\d+|[AB]_(ORDER|\d_\d)|RADESYS|EQUINOX"
+)
 _COUNTED = {"electron": "electron", "ph": "electron", "ct": "count", "adu": "adu", "DN": "adu"}
 _LINEAR = {"", "LINEAR", "PIXEL", "PIXELS", "X", "Y", "POS", "POS.X", "POS.Y"}
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][-+]?\d+)?)\s*(.*?)\s*$")
@@ -67,6 +70,21 @@ _WORDS = {
 }
 
 
+class Sky(NamedTuple):
+    """Where an image lies on the sky.
+
+    Attributes
+    ----------
+    centre: longitude and latitude of the image's centre, degrees.
+    degrees: (2, 2) derivatives of the tangential plane's coordinates there by the image's column and row, degrees.
+    frame: cards of a tangential projection in the same frame.
+    """
+
+    centre: tuple[float, float]
+    degrees: Array
+    frame: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says of its image; None or "" where it says nothing.
@@ -80,6 +98,7 @@ class Header:
     unread: one sentence on a pixel scale that is there but cannot be used.
     oversampling: pixels per detector pixel, of a calculated PSF.
     statements: all that is said of a quantity of KEYWORDS, (keyword, value) each, the winner first.
+    wcs: cards of the WCS, as they stand there.
     """
 
     pixel_scale: float | None = None
@@ -89,12 +108,46 @@ class Header:
     unread: str = ""
     oversampling: float = 1.0
     statements: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict, compare=False, repr=False)
+    wcs: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def said(self, quantity: str) -> str:
         """Return what wins and over what, such as " of ATODGAIN before CCDGAIN 2"; "" where nothing else is said."""
         first, *rest = self.statements.get(quantity, (("", 0.0),))
         others = [f"{key} {value:.5g}" for key, value in rest if abs(value / first[1] - 1) > 1e-4]
         return f" of {first[0]} before {', '.join(others)}" if others else ""
+
+    def sky(self, shape: tuple[int, ...]) -> Sky | None:
+        """Return where an image of `shape` (H, W) lies by the WCS, distortions included; None where there is none of the sky."""
+        from astropy.io import fits
+        from astropy.wcs import WCS
+
+        if not self.wcs:
+            return None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                wcs = WCS(fits.Header(dict(self.wcs)))
+                if not wcs.has_celestial:
+                    return None
+                middle = (np.array(shape[::-1]) + 1) / 2
+                at = middle + 0.5 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
+                world = wcs.all_pix2world(at, 1)[:, [wcs.wcs.lng, wcs.wcs.lat]]
+        except Exception:  # wcslib refuses with errors of many types
+            return None
+        if not np.isfinite(world).all():
+            return None
+        longitude, latitude = np.radians(world - [world[0, 0], 0.0]).T
+        low = latitude[0]
+        # Gnomonic projection about the first of them.
+        below = np.sin(low) * np.sin(latitude) + np.cos(low) * np.cos(latitude) * np.cos(longitude)
+        east = np.cos(latitude) * np.sin(longitude) / below
+        north = (np.cos(low) * np.sin(latitude) - np.sin(low) * np.cos(latitude) * np.cos(longitude)) / below
+        plane = np.degrees([east, north])
+        names = [re.split("[-_]", str(self.wcs[f"CTYPE{1 + axis}"]))[0] for axis in (wcs.wcs.lng, wcs.wcs.lat)]
+        frame = {f"CTYPE{i}": f"{name:-<4}-TAN" for i, name in enumerate(names, 1)}
+        frame |= {key: self.wcs[key] for key in ("RADESYS", "EQUINOX") if key in self.wcs}
+        derivatives = np.stack([plane[:, 1] - plane[:, 2], plane[:, 3] - plane[:, 4]], 1)
+        return Sky((float(world[0, 0]), float(world[0, 1])), derivatives, frame)
 
     def disputed(self, quantity: str) -> str:
         """Return the quantity and its statements where two of them disagree by more than its tolerance, else ""."""
@@ -135,6 +188,7 @@ def header_of(fits_header: Any, hdulist: Any = None) -> Header:
     }
     scales: list[tuple[str, float]] = []
     unread = ""
+    cards = fits_header
     for cards in (fits_header, *alike):
         try:
             scales = _wcs_scales(cards)
@@ -142,6 +196,7 @@ def header_of(fits_header: Any, hdulist: Any = None) -> Header:
             unread = unread or str(error)
         if scales or unread.startswith(_UNEVEN):
             break
+    wcs = {key: cards[key] for key in cards if _WCS.fullmatch(key)} if scales else {}
     if not unread.startswith(_UNEVEN):
         scales = _distinct([*scales, *_stated(fits_header, "pixel scale")])
         # Keywords of a primary HDU with an image of its own are that image's.
@@ -163,6 +218,7 @@ def header_of(fits_header: Any, hdulist: Any = None) -> Header:
         "" if scales else unread,
         oversampling,
         {quantity: tuple(statements) for quantity, statements in found.items()},
+        wcs,
     )
 
 

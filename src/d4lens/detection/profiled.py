@@ -1,0 +1,171 @@
+"""The matched filter for one more mass at every place at once, with all that the smooth lens could absorb taken out.
+
+It is the statistic of `d4lens.macrofit.significance`, for any profile and any number of residuals: what the data say of one more
+mass's strength at a place, its information, and the significance of trials with noise alone.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from d4lens.errors import D4LensError
+from d4lens.macrofit.significance import PRIOR_WIDTH
+from d4lens.macrofit.smooth_lens import SmoothLensModel
+
+Profile = Literal["point", "sis"]
+"""Of a mass. Its strength, in which deflections are linear, is theta_E² (arcsec²) for `point` and theta_E for `sis`."""
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+
+_CHUNK = 8  # residuals at once: more leave the cache
+_RIDGE = 1e-9  # keeps the Fisher matrix of a parameter that the image says nothing of from being singular
+
+
+def power(profile: Profile) -> int:
+    """Return the power of theta_E that a profile's strength is. Raises D4LensError for no profile."""
+    if profile not in PROFILES:
+        raise D4LensError(f"a mass has the profile {' or '.join(PROFILES)}, not {profile!r}")
+    return 2 if profile == "point" else 1
+
+
+class Profiled:
+    """One image's matched filter.
+
+    Parameters
+    ----------
+    root : Tensor
+        (N, N) one over the noise's standard deviation in counts; 0 where there are no data.
+    shift : Tensor
+        (2, N, N) derivatives of the counts by the source's place, per arcsec.
+    columns : Tensor
+        (F, N, N) derivatives of the counts by all that is profiled out.
+    step : float
+        arcsec per pixel.
+    profile : str
+        One of PROFILES.
+    precision : Tensor, optional
+        (F,) what the priors add to the Fisher matrix's diagonal; None: nothing.
+    """
+
+    def __init__(
+        self,
+        root: Tensor,
+        shift: Tensor,
+        columns: Tensor,
+        step: float,
+        profile: Profile = "point",
+        precision: Tensor | None = None,
+    ) -> None:
+        self.width = PRIOR_WIDTH ** (power(profile) / 2)
+        self.root, self.n = root.float(), root.shape[-1]
+        self._shift = (shift * root).float()
+        self._linear, self._squares = _kernels(2 * self.n, step, profile)
+        flat = (columns * root).flatten(1).double()
+        scale = flat.norm(dim=1).clamp_min(1e-15)
+        self._columns = flat / scale[:, None]
+        fisher = self._columns @ self._columns.T + _RIDGE * torch.eye(len(flat), dtype=torch.float64)
+        if precision is not None:
+            fisher += torch.diag(precision / scale**2)
+        overlap = self._explained(self._columns.view(-1, self.n, self.n).float()).flatten(1).double()
+        self._absorbed = torch.linalg.solve(fisher, overlap)
+        x, y = self._shift
+        products = self._correlate(torch.stack([x * x, x * y, y * y]), self._squares)
+        left = products.flatten().double() - (overlap * self._absorbed).sum(0)
+        self.information = left.clamp_min(0).view(self.n, self.n)
+        """(N, N) float64, inverse variance of a mass's strength at each pixel's centre."""
+        self._absorbed = self._absorbed.float()
+        self._spread = (self.information + self.width**-2).rsqrt().float()
+
+    def explained(self, residual: Tensor) -> Tensor:
+        """Likeliest strength of a mass at each pixel's centre times its information, (N, N) float64.
+
+        residual: (N, N) in standard deviations. The log likelihood ratio of a mass of strength s is
+        s explained - s² information / 2.
+        """
+        return self._profiled(residual[None])[0].double()
+
+    def strength(self, residual: Tensor) -> Tensor:
+        """Likeliest strength (N, N) of a mass at each pixel's centre, for a residual (N, N) in standard deviations."""
+        likeliest: Tensor = self.explained(residual) / (self.information + self.width**-2)
+        return likeliest
+
+    def significance(self, residuals: Tensor) -> Tensor:
+        """Significance (K, N, N) of a mass at each pixel's centre for residuals (K, N, N), in standard deviations."""
+        found: Tensor = self._profiled(residuals) * self._spread
+        return found
+
+    def highest(self, residuals: Tensor) -> Tensor:
+        """(K,) largest significance anywhere in the image, as a chunk at a time takes little memory."""
+        return torch.cat([self.significance(part).flatten(1).amax(1) for part in residuals.split(_CHUNK)])
+
+    def _profiled(self, residuals: Tensor) -> Tensor:
+        residuals = residuals.float() * (self.root > 0)
+        left = residuals.flatten(1).double() @ self._columns.T
+        out: Tensor = self._explained(residuals)
+        return out.sub_((left.float() @ self._absorbed).view_as(out))
+
+    def _explained(self, residuals: Tensor) -> Tensor:
+        """Inner products (K, N, N) of residuals with the template of a unit mass at each pixel's centre."""
+        return self._correlate(residuals[:, None] * self._shift, self._linear)
+
+    def _correlate(self, fields: Tensor, kernels: Tensor) -> Tensor:
+        """Sum of fields (..., k, N, N), each correlated with its kernel -> (..., N, N)."""
+        side = kernels.shape[-2]
+        spectrum = (torch.fft.rfft2(fields, s=(side, side)) * kernels).sum(-3)
+        whole: Tensor = torch.fft.irfft2(spectrum, s=(side, side))
+        return whole[..., : self.n, : self.n]
+
+
+@lru_cache(maxsize=32)
+def _kernels(side: int, step: float, profile: Profile) -> tuple[Tensor, Tensor]:
+    """Fourier transforms, conjugated, of a unit mass's deflection (2) and of its products (3) on a periodic grid.
+
+    A pixel softens the profile: no pixelated image tells a point from a blur.
+    """
+    at = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64) * step
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    squared = x * x + y * y + step * step
+    below = squared if profile == "point" else squared.sqrt()
+    x, y = x / below, y / below
+
+    def transformed(planes: Sequence[Tensor]) -> Tensor:
+        spectrum: Tensor = torch.fft.rfft2(torch.stack(list(planes))).conj().to(torch.complex64)
+        return spectrum
+
+    return transformed((x, y)), transformed((x * x, 2 * x * y, y * y))
+
+
+def profiled(counts: Tensor, parameters: Tensor, model: SmoothLensModel, profile: Profile = "point") -> Profiled:
+    """Return the matched filter about a fit.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (N, N) photons; not finite: no data.
+    parameters : Tensor
+        (F,) of the fit, in the order of `model.free`, which must hold source_x and source_y.
+    model : SmoothLensModel
+        What was fitted.
+    profile : str
+        Of the mass, one of PROFILES.
+
+    Raises
+    ------
+    D4LensError
+        For no profile.
+    """
+    stack = model.image_and_jacobian(parameters[None])[0].cpu()
+    expected, columns = stack[0], stack[1:]
+    root = expected.rsqrt() * torch.isfinite(counts)
+    shift = columns[[model.free.index("source_x"), model.free.index("source_y")]]
+    precision = torch.tensor([model.priors[name].sigma ** -2 for name in model.free], dtype=torch.float64)
+    return Profiled(root, shift, columns, model.observation.pixel_scale * model.binning, profile, precision)
+
+
+def whitened(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> Tensor:
+    """Return the residual (N, N) of a fit in standard deviations, 0 where there are no data."""
+    expected = model.image(parameters[None])[0].cpu()
+    counts = counts.to(expected)
+    return torch.where(torch.isfinite(counts), (counts - expected) * expected.rsqrt(), 0.0).float()
