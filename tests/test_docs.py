@@ -39,6 +39,10 @@ def test_the_runner_sees_what_it_must():
     with pytest.raises(RuntimeError, match="ended with status 3"):
         pages.run(pages.Block("sh", "exit 3\n", None), {})
     assert pages.run(pages.Block("sh", "echo a | tr a b\n", None), {}) == "b\n"
+    (failing,) = pages.blocks("<!-- fails -->\n```sh\nd4lens predict nowhere\n```\n")
+    assert pages.run(failing, {}) == "d4lens predict: no file or folder nowhere; check the path\n"
+    with pytest.raises(RuntimeError, match="was to fail and ended with status 0"):
+        pages.run(pages.Block("sh", "true\n", None, fails=True), {})
 
 
 def test_a_page_is_refreshed_where_it_states_an_output():

@@ -1,7 +1,7 @@
 """Runs the documentation: every ```sh and ```python block of a page, in order, in one empty folder.
 
 A ```text block after one is what it must print, numbers to 2 % or 0.001. `<!-- not run: why -->` on the line before a
-block leaves it out. Commands of d4lens run in this process, which saves each the import of torch; any other line goes to
+block leaves it out; after `<!-- fails -->` its last command must end with status 1, and its output is what it says of the error. Commands of d4lens run in this process, which saves each the import of torch; any other line goes to
 a shell. `make publish` writes the pages' outputs anew, as after other weights were put into the package.
 """
 
@@ -18,9 +18,9 @@ from pathlib import Path
 from d4lens.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("docs/your-images.md",)
+PAGES = ("docs/your-images.md", "docs/faq.md", "docs/own-preset.md")
 _BLOCK = re.compile(
-    r"(?P<mark><!-- not run: .+? -->\n)?^```(?P<language>sh|python)\n(?P<code>.*?)^```$(\n\n```text\n(?P<text>.*?)^```$)?",
+    r"(?P<mark><!-- (?:not run: .+?|fails) -->\n)?^```(?P<language>sh|python)\n(?P<code>.*?)^```$(\n\n```text\n(?P<text>.*?)^```$)?",
     re.M | re.S,
 )
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?|[-+]?\.\d+", re.I)
@@ -31,14 +31,15 @@ class Block:
     language: str
     code: str
     expected: str | None
+    fails: bool = False
 
 
 def blocks(page: str) -> list[Block]:
     """What of a page is to be run."""
     return [
-        Block(found["language"], found["code"], found["text"])
+        Block(found["language"], found["code"], found["text"], fails=found["mark"] is not None)
         for found in _BLOCK.finditer(page)
-        if found["mark"] is None
+        if not (found["mark"] or "").startswith("<!-- not run")
     ]
 
 
@@ -48,23 +49,28 @@ def run(block: Block, names: dict[str, object]) -> str:
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(block.code, "<page>", "exec"), names)
         return out.getvalue()
-    printed = ""
+    printed, status = "", 0
     for line in block.code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words:
             continue
         if words[0] == "d4lens" and not set("|><;&$`") & set(line):
-            with contextlib.redirect_stdout(io.StringIO()) as out:
+            with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
                 status = main(words[1:])
-            printed += out.getvalue()
+            said = err.getvalue().splitlines(keepends=True) if block.fails else []
+            printed += (
+                out.getvalue() if not block.fails else "".join(line for line in said if line.startswith("d4lens "))
+            )
         else:
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             done = subprocess.run(
                 ["bash", "-c", line], capture_output=True, text=True, env={**os.environ, "PATH": path}
             )
             status, printed = done.returncode, printed + done.stdout
-        if status:
+        if status and not block.fails:
             raise RuntimeError(f"{line!r} ended with status {status}")
+    if block.fails and status != 1:
+        raise RuntimeError(f"{block.code!r} was to fail and ended with status {status}")
     return printed
 
 
