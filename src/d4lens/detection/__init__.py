@@ -1,10 +1,10 @@
 """Masses beside the main lens: candidates, how sure they are, and which could have been seen."""
 
+from d4lens.detection.candidates import Candidate, Found, search
+from d4lens.detection.detectable import sensitivity_map
 from d4lens.detection.false_alarms import FalseAlarms, law, simulate
 from d4lens.detection.masses import LensWithMasses
 from d4lens.detection.profiled import PROFILES, Profile, Profiled, power, profiled, whitened
-from d4lens.detection.search import Candidate, Found, search
-from d4lens.detection.sensitivity import sensitivity_map
 
 __all__ = [
     "PROFILES",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument, Prepared
 from d4lens.detection import Candidate, Found, Profile, power, search, sensitivity_map
-from d4lens.detection.search import row_of
+from d4lens.detection.candidates import row_of
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.flags import Flag, Raised, abstains, joined

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from d4lens.detection.detectable import einstein_radius
 from d4lens.detection.false_alarms import TRIALS, simulate
 from d4lens.detection.masses import LensWithMasses, column, with_another
 from d4lens.detection.profiled import Profile, power, profiled, whitened
-from d4lens.detection.sensitivity import einstein_radius
 from d4lens.macrofit.centre import deviance
 from d4lens.macrofit.fit import FitResult, fit
 from d4lens.macrofit.smooth_lens import SmoothLensModel

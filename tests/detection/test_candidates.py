@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from d4lens.detection import search, sensitivity_map
-from d4lens.detection.search import row_of
+from d4lens.detection.candidates import row_of
 from d4lens.errors import PhysicsError
 
 
