@@ -53,10 +53,11 @@ def main() -> None:
     write_json(scored, facts | scores)
     tags = run_tags(".", "evaluate", profile, model, seed, sha256(data / "arrays" / arrays.MANIFEST))
     shown = {"evaluate": params.model_dump()}
-    with Tracker(enabled(), ".", f"d4lens-{profile}", f"{profile}/{name}", config["fingerprint"], shown, tags) as run:
-        for view, measured in scores.items():
-            run.log_metrics({f"{view}/{metric}": interval["value"] for metric, interval in measured.items()})
-        for path in (out, runs / "predicted" / f"{name}.parquet", scored):
+    took = predictions.seconds(minutes, speed, len(images))
+    where = (enabled(), ".", f"d4lens-{profile}", f"{profile}/{name}", config["fingerprint"])
+    with Tracker(*where, shown, tags, seconds=took) as run:
+        run.log_metrics(predictions.flat(scores))
+        for path in (out / "roc.svg", out / "confusion.svg", runs / "predicted" / f"{name}.parquet", scored):
             run.log_artifact(path, "evaluation")
     auc = {view: f"{measured['auc_macro']['value']:.4f}" for view, measured in scores.items()}
     print(f"{name}: macro AUC {auc['plain']}, {auc['tta']} with TTA")

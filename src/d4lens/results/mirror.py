@@ -6,6 +6,7 @@ off, is shown like one trained just now.
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from importlib.resources import files as packaged
@@ -16,18 +17,20 @@ from typing import Any
 import pandas as pd
 
 from d4lens import files
-from d4lens.classes import CLASSES, VIEWS
+from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.files import sha256
 from d4lens.models import weights
-from d4lens.results import card, tables
+from d4lens.results import card, predictions, tables
 from d4lens.simulator import draw, preset, render
-from d4lens.tracking import Tracker, enabled, run_tags, uri
+from d4lens.tracking import NOTE, Tracker, enabled, run_tags, uri
 from d4lens.tracking import store as places
 
 _FINGERPRINT = "fingerprint"
 _SERVED = Path(str(packaged("d4lens"))) / "inference" / "served.py"
-_FILES = ("results.csv", "report.json")
+_LINK = re.compile(r"\[([^\]]+)\]\((\.\./)?([\w-]+\.md)(?:#[\w-]+)?\)")
+"""A link of the card, which lies in docs/, to another document."""
+_DOCUMENTS = "documents"
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ def register(root: str | Path, file: Path, run_id: str, profile: str) -> None:
     answer: list[ColSpec | TensorSpec]
     answer = [ColSpec("string", "label"), *(ColSpec("double", name) for name in numbers), ColSpec("string", "flag")]
     signature = ModelSignature(Schema([TensorSpec(example.dtype, (-1, -1, -1))]), Schema(answer))
-    before = mlflow.get_tracking_uri()
+    before, ended = mlflow.get_tracking_uri(), client.get_run(run_id).info.end_time
     mlflow.set_tracking_uri(uri(root))
     try:
         # it tells the terminal what it does, and tries the example with our progress bar
@@ -103,9 +106,10 @@ def register(root: str | Path, file: Path, run_id: str, profile: str) -> None:
             )
     finally:
         mlflow.set_tracking_uri(before)
+        client.set_terminated(run_id, end_time=ended)  # not when the model was registered
     version = str(logged.registered_model_version)
     client.set_model_version_tag(card.MODEL, version, _FINGERPRINT, description["fingerprint"])
-    client.update_model_version(card.MODEL, version, card.of(description, profile, Path(root) / "metrics"))
+    client.update_model_version(card.MODEL, version, _card(Path(root), description, profile, run_id))
     client.set_registered_model_alias(card.MODEL, profile, version)
 
 
@@ -118,18 +122,24 @@ def _mirror(root: Path, profile: str, arms: Sequence[tuple[str, int]], page: Pat
     parts = [profile, sha256(metrics / tables.RESULTS_JSON), *(one[_FINGERPRINT] for one in trained.values())]
     name = f"{profile} @ {commit[:7]}{'-dirty' if commit.endswith('-dirty') else ''}"
     tags = {key: value for key, value in tags.items() if key not in ("model", "seed")}
+    results, caption, _ = tables.read_profile(metrics)
+    tags[NOTE] = f"A reproduction of profile `{profile}`.\n\n{tables.markdown(results, caption, ())}"
+    took = {arm: _seconds(runs, arm, int(results["n_test"].iloc[0])) for arm in trained}
     arguments = True, root, f"d4lens-{profile}", name, hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    with Tracker(*arguments, _scale(metrics), tags, watch=False) as parent:
-        results = tables.read_results(metrics / tables.RESULTS)
-        averaged = results[results["tta"]].groupby("model")["auc_macro"].mean()
-        parent.log_metrics({f"{model}/tta/auc_macro": float(value) for model, value in averaged.items()})
-        for path in (*(metrics / name for name in _FILES), root / "plots" / profile, root / page):
+    with Tracker(*arguments, _scale(metrics), tags, watch=False, seconds=sum(took.values())) as parent:
+        for path in (metrics / tables.RESULTS, root / page):
             if path.exists():
-                parent.log_artifact(path, path.name if path.is_dir() else "")
+                parent.log_artifact(path)
         for arm, description in trained.items():
-            run_id = _child(root, profile, arm, description, images, parent.run_id)
+            run_id = _child(root, profile, arm, description, images, parent.run_id, took[arm])
             if arm == next((arm for arm in arms if arm[0] == card.MODEL), None) and run_id is not None:
                 register(root, runs / f"{arm[0]}-{arm[1]}" / "model.safetensors", run_id, profile)
+
+
+def _seconds(runs: Path, arm: tuple[str, int], n_test: int) -> float:
+    """Read what the training and evaluation of an arm took."""
+    timing = files.read_json(runs / "evaluation" / f"{arm[0]}-{arm[1]}" / "timing.json")
+    return predictions.seconds(timing["train_minutes"], timing["images_per_second"], n_test)
 
 
 def _scale(metrics: Path) -> dict[str, Any]:
@@ -139,7 +149,13 @@ def _scale(metrics: Path) -> dict[str, Any]:
 
 
 def _child(
-    root: Path, profile: str, arm: tuple[str, int], description: Mapping[str, Any], images: str, parent: str | None
+    root: Path,
+    profile: str,
+    arm: tuple[str, int],
+    description: Mapping[str, Any],
+    images: str,
+    parent: str | None,
+    seconds: float,
 ) -> str | None:
     """Show the run of one training below `parent`, made from its files where tracking missed it; return its id."""
     name, scored = f"{arm[0]}-{arm[1]}", root / "metrics" / profile / "evaluation"
@@ -147,17 +163,44 @@ def _child(
     params = {"arm": {"network": description["name"], "options": description["options"]}, "seed": arm[1]}
     tags = run_tags(root, "train", profile, *arm, images)
     arguments = True, root, f"d4lens-{profile}", f"{profile}/{name}", description[_FINGERPRINT], params, tags
-    with Tracker(*arguments, watch=False) as run:
+    with Tracker(*arguments, watch=False, seconds=seconds) as run:
         run.adopt(parent)
         for row in pd.read_csv(runs / name / "history.csv", float_precision="round_trip").to_dict("records"):
             shown = {str(key): float(value) for key, value in row.items() if key != "epoch" and value == value}
             run.log_metrics(shown, step=int(row["epoch"]))
         evaluation = files.read_json(scored / f"{name}.json")
-        for view in VIEWS:
-            run.log_metrics({f"{view}/{metric}": one["value"] for metric, one in evaluation[view].items()})
+        run.log_metrics(predictions.flat(evaluation))
         if not run.found:
-            for path in (runs / "evaluation" / name, runs / "predicted" / f"{name}.parquet", scored / f"{name}.json"):
+            drawn = runs / "evaluation" / name
+            for path in (
+                drawn / "roc.svg",
+                drawn / "confusion.svg",
+                runs / "predicted" / f"{name}.parquet",
+                scored / f"{name}.json",
+            ):
                 run.log_artifact(path, "evaluation")
         if arm[0] == card.MODEL:
-            run.log_text(card.of(description, profile, root / "metrics"), card.FILE)
+            if run.run_id is not None:
+                run.log_text(_card(root, description, profile, run.run_id), card.FILE)
+            for path in _linked(root, card.of(description, profile, root / "metrics")):
+                run.log_artifact(path, _DOCUMENTS)
     return run.run_id
+
+
+def _linked(root: Path, text: str) -> list[Path]:
+    """List the documents that a card links and that are there."""
+    named = {root / ("" if up else "docs") / name for _, up, name in _LINK.findall(text)}
+    return sorted(path for path in named if path.is_file())
+
+
+def _card(root: Path, description: Mapping[str, Any], profile: str, run_id: str) -> str:
+    """Write the card with its links to the copies of the documents among the artefacts of `run_id`."""
+    text = card.of(description, profile, root / "metrics")
+    known = {path.name for path in _linked(root, text)}
+    run = f"#/experiments/{places.client(root.resolve()).get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+    def there(link: re.Match[str]) -> str:
+        title, _, name = link.groups()
+        return f"[{title}]({run}/artifacts/{_DOCUMENTS}/{name})" if name in known else title
+
+    return _LINK.sub(there, text)

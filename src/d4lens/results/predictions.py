@@ -101,6 +101,33 @@ def score(table: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, Any]:
     return {view: metrics.with_intervals(*of_view(table, view)[1:], n_resamples, seed) for view in VIEWS}
 
 
+def flat(scored: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """Name each metric of `score` by one key, the same for every arm.
+
+    Parameters
+    ----------
+    scored : Mapping
+        By view, {metric: {"value", "low", "high"}}.
+
+    Returns
+    -------
+    dict of str to float
+        `test_auc_macro` and so on, the mean of eight views, with `_low` and `_high` for the ends of the interval; those of
+        one view end in `_one_view`.
+    """
+    found = {}
+    for view, end in (("tta", ""), ("plain", "_one_view")):
+        for name, measured in scored[view].items():
+            for key, value in (("", measured["value"]), ("_low", measured["low"]), ("_high", measured["high"])):
+                found[f"test_{name}{key}{end}"] = float(value)
+    return found
+
+
+def seconds(train_minutes: float, images_per_second: Mapping[str, float], n_images: int) -> float:
+    """Add up what a training and its evaluation took, from the numbers that timing.json keeps; `n_images` were tested."""
+    return 60 * train_minutes + sum(n_images / speed for speed in images_per_second.values())
+
+
 def compare(tables: Mapping[tuple[str, int], pd.DataFrame], n_resamples: int, seed: int) -> list[dict[str, Any]]:
     """Compare the macro AUC with TTA of every pair of models.
 

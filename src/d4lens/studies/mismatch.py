@@ -8,7 +8,6 @@ doubt set free (`freed`). The networks are never retrained.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -28,8 +27,7 @@ from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation, bin_pixels
 from d4lens.params import ParameterGroup, Seed
 from d4lens.progress import Meter
-from d4lens.results import metrics
-from d4lens.results.plots import drawing
+from d4lens.results import charts, metrics
 from d4lens.simulator import Truth, draw, preset, render
 from d4lens.simulator.draw import noise_stream
 from d4lens.simulator.noise import poisson_quantile
@@ -47,6 +45,7 @@ _LENS_ANGLE = 0.5  # radians: no axis of the images', whose shear and source lie
 _LENS, _SOURCE, _PSF = ("lens_e1", "lens_e2"), ("n", "R_e", "amplitude"), ("psf_sigma",)
 # Of the source that a clump adds: Einstein-radius arcs of it are a third as wide as the main component's.
 _CLUMP = {"sersic_R_e": 0.15, "sersic_amplitude": 200.0, "sersic_n": 1.0, "source_q": 1.0}
+_AUC = charts.intervals("arm", "case", "constants", "macro AUC", marks=(0.5, 1), ends=("low", "high"))
 _CLUMP_OFFSET = 0.3  # arcsec from the main component's centre
 
 
@@ -401,35 +400,6 @@ def outcome(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) ->
     )
 
 
-def draw_auc(path: str | Path, table: pd.DataFrame) -> None:
-    """Draw the macro AUC of every case, one panel an arm, one mark a choice of constants.
-
-    Parameters
-    ----------
-    path : str or Path
-        The SVG file to write.
-    table : pandas.DataFrame
-        Columns case, constants, arm, quantity, value, low, high.
-    """
-    rows = table[table["quantity"] == "auc_macro"]
-    arms, cases = list(rows["arm"].unique()), list(rows["case"].unique())
-    with drawing(path, (3.4 * len(arms) + 1.4, 0.32 * len(cases) + 1.2)) as figure:
-        axes = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
-        for axis, arm in zip(axes, arms):
-            for index, (constants, marks) in enumerate(rows[rows["arm"] == arm].groupby("constants", sort=False)):
-                place = np.array([cases.index(case) for case in marks["case"]]) + 0.2 * (index - 1)
-                ends = np.maximum([marks["value"] - marks["low"], marks["high"] - marks["value"]], 0)
-                axis.errorbar(marks["value"], place, xerr=ends, fmt="o", markersize=3.5, capsize=0, label=constants)
-            axis.set(title=arm, xlabel="auc macro", xlim=(0.28, 1.02))
-            axis.grid(axis="x", alpha=0.3)
-        axes[0].set_yticks(range(len(cases)), cases)
-        axes[0].invert_yaxis()
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small", title="constants"
-        )
-
-
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """Simulate, fit and classify every case, on the pixels of the profile's images."""
     facts = arrays.load_facts(inputs.folder("arrays"))
@@ -438,13 +408,14 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     largest = flags.largest_chi2(pd.read_csv(inputs.folder("fits") / "train_fit.csv")["chi2"])
     rows = measure_all(arms, native, facts["bin"], largest, params)
     table = pd.DataFrame(rows)[[*_LABELS, "value", "low", "high", "n"]].round(6)
+    drawn = table[table["quantity"] == "auc_macro"]
     auc = Drawing(
         "auc",
         "Networks out of their element",
         "Macro AUC (TTA off) on images unlike the training's, with the training's constants in the fit (default), the right "
         "ones (known), and those in doubt fitted (freed).",
-        table,
-        lambda path: draw_auc(path, table),
+        drawn,
+        _AUC,
     )
     return outcome(rows, native, params.answers_for), [auc]
 

@@ -18,7 +18,7 @@ MEASURED = ("value", "ci_low", "ci_high", "n")
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing as it is recorded: `file` from the project's root, its caption, and the command that makes it."""
+    """A drawing as it is recorded: its table, `file` from the project's root, its caption, and the command that makes it."""
 
     file: str
     title: str

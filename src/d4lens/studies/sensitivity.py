@@ -26,8 +26,7 @@ from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation, bin_pixels
 from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive, Seed
 from d4lens.progress import Meter
-from d4lens.results import metrics
-from d4lens.results.plots import drawing
+from d4lens.results import charts, metrics
 from d4lens.simulator import Preset, Truth, preset, render, substructure_convergence
 from d4lens.studies import detection, physical_limit, recovery
 from d4lens.studies.networks import first_networks
@@ -602,82 +601,131 @@ def outcome(
     )
 
 
-def draw_limit(path: str | Path, table: pd.DataFrame, false_positive_rate: float) -> None:
-    """Draw the detection rate against the ideal detector's sigma, one line an arm, one panel for each of `images_of`.
-
-    The other columns are those of `physical_limit.curve`.
-    """
-    sets = list(table["images_of"].unique())[::-1]
-    arms = list(table["arm"].unique())
-    with drawing(path, (5.2 * len(sets), 4.2)) as figure:
-        axes = figure.subplots(1, len(sets), sharey=True, squeeze=False)[0]
-        for axis, name in zip(axes, sets):
-            for arm, rows in table[table["images_of"] == name].groupby("arm", sort=False):
-                colour, ideal = f"C{arms.index(str(arm))}", arm == "ideal"
-                style = {"color": colour, "marker": "."}
-                if arm in ("ideal", SEARCHES):
-                    style = {"color": "black", "linestyle": "--" if ideal else "-."}
-                axis.fill_between(rows["sigma"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
-                axis.plot(rows["sigma"], rows["rate"], label="ideal: knows place and shape" if ideal else arm, **style)
-            axis.axhline(false_positive_rate, color="0.7", linewidth=0.8, linestyle=":")
-            axis.set_xscale("symlog", linthresh=1)
-            ticks = [0, 1, 2, 5, 10, 20, 50, 100]
-            axis.set_xticks(ticks, [str(tick) for tick in ticks])
-            axis.set(title=name, xlabel="significance of the true substructure", ylim=(-0.02, 1.02))
-        axes[0].set_ylabel(f"share detected at {false_positive_rate:.0%} false alarms")
-        axes[-1].legend(fontsize="small")
-
-
-def draw_subhalos(path: str | Path, table: pd.DataFrame) -> None:
-    """Draw the detection rate of one subhalo over radius and mass, one panel an arm, from the table of `physical_limit.rates`."""
-    arms = list(table["arm"].unique())
-    with drawing(path, (3.6 * len(arms), 3.6)) as figure:
-        axes = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
-        for axis, arm in zip(axes, arms):
-            rows = table[table["arm"] == arm]
-            rate = rows.pivot(index="mass_low", columns="radius_low", values="rate")
-            radius = [*rate.columns, rows["radius_high"].max()]
-            mass = [*rate.index, rows["mass_high"].max()]
-            shown = axis.pcolormesh(radius, mass, rate.to_numpy(), cmap="viridis", vmin=0, vmax=1)
-            axis.axvline(1, color="white", linewidth=0.8, linestyle=":")
-            axis.set(title=arm, xlabel="radius [theta_E]", yscale="log")
-        axes[0].set_ylabel("mass [Msun]")
-        figure.colorbar(shown, ax=list(axes), label="detected")
-
-
-def draw_places(path: str | Path, table: pd.DataFrame, theta_E: float, mass: float) -> None:
-    """Draw the detection rate of a subhalo of one mass over its place in one lens; columns arm, x, y (arcsec), rate."""
-    arms = list(table["arm"].unique())
-    angle = np.linspace(0, 2 * math.pi, 200)
-    with drawing(path, (3.6 * len(arms), 3.6)) as figure:
-        axes = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
-        for axis, arm in zip(axes, arms):
-            rate = table[table["arm"] == arm].pivot(index="y", columns="x", values="rate")
-            shown = axis.pcolormesh(
-                rate.columns, rate.index, rate.to_numpy(), cmap="viridis", vmin=0, vmax=1, shading="nearest"
-            )
-            axis.plot(theta_E * np.cos(angle), theta_E * np.sin(angle), color="white", linewidth=0.8, linestyle=":")
-            axis.set(title=f"{arm}, {mass:.1e} Msun", xlabel="x [arcsec]", aspect="equal")
-        axes[0].set_ylabel("y [arcsec]")
-        figure.colorbar(shown, ax=list(axes), label="detected")
-
-
-def draw_masses(path: str | Path, table: pd.DataFrame) -> None:
-    """Rod mass found against true (arcsec²), one panel an estimator; columns estimator, true, found."""
-    estimators = list(table["estimator"].unique())
-    end = 1.1 * float(table["true"].max())
-    if not estimators:
-        estimators, end = ["no rods"], 1.0
-    with drawing(path, (3.2 * min(3, len(estimators)), 3.2 * -(-len(estimators) // 3))) as figure:
-        axes = figure.subplots(-(-len(estimators) // 3), min(3, len(estimators)), sharey=True, squeeze=False).ravel()
-        for axis, name in zip(axes, estimators):
-            rows = table[table["estimator"] == name]
-            axis.fill_between([0, end], [0, 0.8 * end], [0, 1.2 * end], color="0.9", linewidth=0)
-            axis.plot([0, end], [0, end], color="0.5", linewidth=0.8)
-            axis.plot(rows["true"], rows["found"], ".", markersize=3)
-            axis.set(xlabel="true rod mass [arcsec²]", xlim=(0, end), ylim=(0, end))
-            axis.set_title(name, fontsize="small")
-        axes[0].set_ylabel("found [arcsec²]")
+_SHARE = charts.number("rate", "share detected", domain=[0, 1])
+_DETECTED = {**charts.number("rate", "detected", scheme="viridis", domain=[0, 1]), "legend": {"format": ".0%"}}
+del _DETECTED["axis"]
+_SIGMA = charts.number("sigma", "significance of the true substructure", type="symlog", constant=1)
+_SIGMA["axis"] = {"values": [0, 1, 2, 5, 10, 20, 50, 100], "labelOverlap": True}
+_BY_ARM = {
+    "x": _SIGMA,
+    "color": charts.nominal("arm"),
+    "strokeDash": {
+        "condition": [
+            {"test": "datum.arm == 'ideal'", "value": [5, 4]},
+            {"test": f"datum.arm == '{SEARCHES}'", "value": [6, 2, 1, 2]},
+        ],
+        "value": [1, 0],
+    },
+}
+_TRUE, _FOUND = charts.number("true", "true rod mass [arcsec²]"), charts.number("found", "found [arcsec²]")
+_DOTTED = {"strokeDash": [2, 3], "color": "white"}
+CHARTS = {
+    "limit": charts.panels(
+        "images_of",
+        [
+            {
+                "mark": {"type": "area", "opacity": 0.12},
+                "encoding": _BY_ARM | {"y": {**_SHARE, "field": "low"}, "y2": {"field": "high"}},
+            },
+            {
+                "mark": {"type": "line", "point": True, "tooltip": {"content": "data"}},
+                "encoding": _BY_ARM | {"y": _SHARE},
+            },
+        ],
+        ("sigma", "rate", "low", "high"),
+        width=320,
+    ),
+    "subhalo": charts.panels(
+        "arm",
+        [
+            {
+                "mark": {"type": "rect", "tooltip": {"content": "data"}},
+                "encoding": {
+                    "x": charts.number("radius_low", "radius [theta_E]", nice=False),
+                    "x2": {"field": "radius_high"},
+                    "y": charts.number("mass_low", "mass [Msun]", log=True, nice=False),
+                    "y2": {"field": "mass_high"},
+                    "color": _DETECTED,
+                },
+            },
+            charts.lines([1], **_DOTTED),
+        ],
+        ("radius_low", "radius_high", "mass_low", "mass_high", "rate"),
+    ),
+    "places": {
+        **charts.panels(
+            "arm",
+            [
+                {
+                    "mark": {"type": "rect", "tooltip": {"content": "data"}},
+                    "encoding": {
+                        "x": charts.number("left", "x [arcsec]", nice=False),
+                        "x2": {"field": "right"},
+                        "y": charts.number("bottom", "y [arcsec]", nice=False),
+                        "y2": {"field": "top"},
+                        "color": _DETECTED,
+                    },
+                },
+                {
+                    "data": {"sequence": {"start": 0, "stop": 6.3, "step": 0.05, "as": "angle"}},
+                    "transform": [
+                        {"calculate": f"{FIDUCIAL['theta_E']} * cos(datum.angle)", "as": "left"},
+                        {"calculate": f"{FIDUCIAL['theta_E']} * sin(datum.angle)", "as": "bottom"},
+                    ],
+                    "mark": {"type": "line", **_DOTTED},
+                    "encoding": {
+                        "x": {"field": "left", "type": "quantitative"},
+                        "y": {"field": "bottom", "type": "quantitative"},
+                        "order": {"field": "angle"},
+                    },
+                },
+            ],
+            ("x", "y", "rate"),
+        ),
+        "transform": [
+            {
+                "joinaggregate": [
+                    {"op": op, "field": "x", "as": name}
+                    for op, name in (("min", "low"), ("max", "high"), ("distinct", "n"))
+                ]
+            },
+            {"calculate": "(datum.high - datum.low) / (datum.n - 1) / 2", "as": "half"},
+            *(
+                {"calculate": f"datum.{axis} {sign} datum.half", "as": name}
+                for axis, sign, name in (
+                    ("x", "-", "left"),
+                    ("x", "+", "right"),
+                    ("y", "-", "bottom"),
+                    ("y", "+", "top"),
+                )
+            ),
+        ],
+    },
+    "rod_mass": {
+        **charts.panels(
+            "estimator",
+            [
+                {
+                    "mark": {"type": "area", "color": "gray", "opacity": 0.2},
+                    "encoding": {
+                        "x": _TRUE,
+                        "y": {**_FOUND, "field": "low"},
+                        "y2": {"field": "high"},
+                    },
+                },
+                {
+                    "mark": {"type": "circle", "size": 9, "opacity": 0.6},
+                    "encoding": {"x": _TRUE, "y": _FOUND},
+                },
+            ],
+            ("true", "found"),
+        ),
+        "transform": [
+            {"calculate": "0.8 * datum.true", "as": "low"},
+            {"calculate": "1.2 * datum.true", "as": "high"},
+        ],
+    },
+}
 
 
 def drawings(
@@ -700,7 +748,7 @@ def drawings(
             "far above the noise. Dashed: a matched filter that knows its place and shape; no arm does. Dash-dotted: the best "
             "that knows the shape but must search for the place.",
             both,
-            lambda path: draw_limit(path, both, rate),
+            CHARTS["limit"],
         ),
         Drawing(
             "subhalo",
@@ -708,14 +756,14 @@ def drawings(
             "Share of lenses with one point mass that are detected, by its mass and its distance from the centre in "
             "Einstein radii (dotted: the ring).",
             cells,
-            lambda path: draw_subhalos(path, cells),
+            CHARTS["subhalo"],
         ),
         Drawing(
             "places",
             "One subhalo, by place",
             f"The same for {mass:.1e} Msun at each place of one lens; the dotted circle is its Einstein ring.",
             places,
-            lambda path: draw_places(path, places, FIDUCIAL["theta_E"], mass),
+            CHARTS["places"],
         ),
         Drawing(
             "rod_mass",
@@ -723,7 +771,7 @@ def drawings(
             "Rod mass found against the true one on the test split, each estimator scaled on the selection split; grey: "
             "within 20 %. The upper row uses no network: that is what a network has to beat.",
             recovered.masses,
-            lambda path: draw_masses(path, recovered.masses),
+            CHARTS["rod_mass"],
         ),
     ]
 

@@ -12,8 +12,9 @@ import pandas as pd
 
 from d4lens.data.arrays import atomic_folder
 from d4lens.errors import D4LensError
-from d4lens.files import held, sweep
+from d4lens.files import held, sweep, write_json
 from d4lens.params import ParameterGroup
+from d4lens.results import charts
 from d4lens.results.tables import write_csv
 from d4lens.studies.networks import TrainedArm, load_arms
 from d4lens.studies.outcome import Figure, Outcome, write
@@ -33,17 +34,17 @@ class Drawing:
 
     Attributes
     ----------
-    name : of its files, NAME.svg and NAME.csv.
+    name : of its files, NAME.csv and NAME.json.
     title, caption : shown with it; the caption stands alone.
     table : what is drawn; it becomes the CSV file.
-    draw : writes the SVG file of a path given to it.
+    spec : how, as `results.charts` describes it; it becomes the JSON file, a template for `dvc plots`.
     """
 
     name: str
     title: str
     caption: str
     table: pd.DataFrame
-    draw: Callable[[Path], None]
+    spec: charts.Spec
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def publish(name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawin
     with atomic_folder(root / folder) as temporary, held(temporary):
         for drawing in drawings:
             write_csv(temporary / f"{drawing.name}.csv", drawing.table)
-            drawing.draw(temporary / f"{drawing.name}.svg")
+            write_json(temporary / f"{drawing.name}.json", charts.template(drawing.spec))
     command = f"python stages/study.py --profile {profile} --study {name}"
-    figures = [Figure(f"{folder}/{d.name}.svg", d.title, d.caption, command) for d in drawings]
+    figures = [Figure(f"{folder}/{d.name}.csv", d.title, d.caption, command) for d in drawings]
     write(root / "metrics" / profile / "studies" / f"{name}.json", replace(outcome, figures=figures))

@@ -9,7 +9,18 @@ again, so a store that recovers in time misses nothing.
 """
 
 from d4lens.tracking.store import ARTIFACTS, DATABASE, StoreError, uri
-from d4lens.tracking.tracker import Tracker, enabled, flatten, run_tags
+from d4lens.tracking.tracker import NOTE, Tracker, enabled, flatten, run_tags
 from d4lens.tracking.ui import compare_urls
 
-__all__ = ["ARTIFACTS", "DATABASE", "StoreError", "Tracker", "compare_urls", "enabled", "flatten", "run_tags", "uri"]
+__all__ = [
+    "ARTIFACTS",
+    "DATABASE",
+    "NOTE",
+    "StoreError",
+    "Tracker",
+    "compare_urls",
+    "enabled",
+    "flatten",
+    "run_tags",
+    "uri",
+]

@@ -18,7 +18,15 @@ from d4lens.tracking import store, system
 
 FINGERPRINT = "fingerprint"
 PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+"""What MLflow shows as the description of a run or an experiment."""
 DATA_HASH = "data_hash"
+
+_EXPERIMENT = (
+    "One profile: the arms measured on one data set. Each run is one training with its evaluation, below the reproduction it "
+    "belongs to. Sort by `test_auc_macro`, the macro AUC on the test split as the mean of eight views; `_one_view` ends the "
+    "names of a single view's metrics."
+)
 
 # Limits of one request to MLflow's store.
 _METRICS_PER_BATCH = 1000
@@ -50,6 +58,8 @@ class Tracker:
         What the run has already stays. The tag data_hash also names the run's input.
     watch : bool
         Sample the machine (`system`) with each step's metrics.
+    seconds : float, optional
+        What the run's work took, where that is known: it then ends so long after its start, whenever it is written.
 
     Attributes
     ----------
@@ -69,6 +79,7 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         watch: bool = True,
+        seconds: float | None = None,
     ) -> None:
         self._enabled = enabled
         self._store = Path(folder).resolve()
@@ -80,6 +91,8 @@ class Tracker:
         self._pending: list[Callable[[], None]] = []
         self._patience = store.PATIENCE_SECONDS
         self._warned = False
+        self._milliseconds = None if seconds is None else round(1000 * seconds)
+        self._started = 0
         self._watch = watch and enabled and system.watching()
         self.run_id: str | None = None
         self.found = False
@@ -119,10 +132,20 @@ class Tracker:
     def close(self, status: str = "FINISHED") -> None:
         """Mark the run FINISHED, FAILED or KILLED; warns if something could not be written by now."""
         self._patience = store.PATIENCE_SECONDS
-        self._do(lambda: self._client.set_terminated(self.run_id, status))
+        self._do(self._end(status))
         if self._pending:
             _log.warning("MLflow run '%s' stays incomplete; the metrics files are not affected", self._name)
             self._pending.clear()
+
+    def _end(self, status: str) -> Callable[[], None]:
+        """Make the work of ending the run: now, or as long after its start as it took."""
+        now, took = time.time_ns() // 1_000_000, self._milliseconds
+
+        def end() -> None:
+            at = now if took is None else self._started + took
+            self._client.set_terminated(self.run_id, status, end_time=at)
+
+        return end
 
     def __enter__(self) -> "Tracker":
         return self
@@ -182,18 +205,19 @@ class Tracker:
             experiment = client.get_experiment_by_name(self._experiment)
             if experiment is None:
                 location = (self._store / store.ARTIFACTS / self._experiment).as_uri()
-                experiment_id = client.create_experiment(self._experiment, artifact_location=location)
+                experiment_id = client.create_experiment(self._experiment, location, {NOTE: _EXPERIMENT})
             else:
                 experiment_id = experiment.experiment_id
             wanted = f"tags.{FINGERPRINT} = '{self._tags[FINGERPRINT]}'"
             found = client.search_runs([experiment_id], wanted, order_by=["attributes.start_time ASC"], max_results=1)
-            run = found[0] if found else client.create_run(experiment_id, tags=self._tags, run_name=self._name)
+            start = time.time_ns() // 1_000_000 - (self._milliseconds or 0)
+            run = found[0] if found else client.create_run(experiment_id, start, self._tags, self._name)
         run_id = run.info.run_id
         if found:
             client.update_run(run_id, status="RUNNING")
             for name in run.data.metrics:
                 self._known |= {(name, row.step, _stored(row.value)) for row in client.get_metric_history(run_id, name)}
-        self._client = client
+        self._client, self._started = client, run.info.start_time
         self._describe(run)
         self.run_id, self.found = run_id, bool(found)
 
@@ -267,9 +291,17 @@ def run_tags(folder: str | Path, stage: str, profile: str, model: str, seed: int
     Returns
     -------
     dict of str to str
-        Also DVC's experiment, where the environment names one.
+        Also a description, and DVC's experiment where the environment names one.
     """
-    tags = {"profile": profile, "model": model, "seed": str(seed), "dvc_stage": stage, "data_hash": data_hash}
+    note = f"Arm `{model}`, seed {seed}, on the data of profile `{profile}`: its training and its evaluation on the test split."
+    tags = {
+        NOTE: note,
+        "profile": profile,
+        "model": model,
+        "seed": str(seed),
+        "dvc_stage": stage,
+        "data_hash": data_hash,
+    }
     if name := os.environ.get("DVC_EXP_NAME"):
         tags["dvc_experiment"] = name
     commit = _git(folder, "rev-parse", "HEAD")

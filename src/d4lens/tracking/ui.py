@@ -11,6 +11,9 @@ from d4lens.tracking import store
 from d4lens.tracking.store import DATABASE, StoreError, uri
 from d4lens.tracking.tracker import PARENT
 
+BEST = "test_auc_macro"
+"""The metric by which arms are put in order; `results.predictions.flat` names it."""
+
 
 def compare_urls(folder: str | Path, address: str) -> dict[str, str]:
     """Find the pages of the UI that compare the trainings of each experiment.
@@ -48,20 +51,30 @@ def compare_urls(folder: str | Path, address: str) -> dict[str, str]:
     return result
 
 
+def list_urls(folder: str | Path, address: str) -> dict[str, str]:
+    """Find the pages of the UI that list each experiment's runs, the best arm first; arguments as of `compare_urls`."""
+    store.probe(Path(folder).resolve(), store.PATIENCE_SECONDS)
+    order = f"orderByKey={quote(f'metrics.`{BEST}`')}&orderByAsc=false"
+    found = store.client(Path(folder).resolve()).search_experiments()
+    return {one.name: f"{address}/#/experiments/{one.experiment_id}/runs?{order}" for one in found}
+
+
 def main() -> None:
-    """Print each experiment's comparison link and serve the UI on 127.0.0.1 until Ctrl-C."""
+    """Print each experiment's links and serve the UI on 127.0.0.1 until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m d4lens.tracking", description=main.__doc__)
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--folder", type=Path, default=Path("."), help="the project's folder (default: here)")
     options = parser.parse_args()
+    address = f"http://127.0.0.1:{options.port}"
     try:
-        urls = compare_urls(options.folder, f"http://127.0.0.1:{options.port}")
+        urls = compare_urls(options.folder, address)
+        lists = list_urls(options.folder, address) if urls else {}
     except StoreError as error:
         sys.exit(f"track: {options.folder / DATABASE} cannot be read ({error}); close what holds it, or move it away")
     if not urls:
         sys.exit("track: no runs yet; train something first, e.g. make reproduce PROFILE=smoke")
     for name, url in urls.items():
-        print(f"compare the runs of {name}: {url}", flush=True)
+        print(f"runs of {name}, best first: {lists[name]}\ncompared: {url}", flush=True)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # a second process, of no use here
     serve = ["-m", "mlflow", "ui", "--backend-store-uri", uri(options.folder), "--host", "127.0.0.1"]

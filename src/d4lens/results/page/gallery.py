@@ -1,4 +1,4 @@
-"""Images that one network got right and wrong, with what it was given and what it drew."""
+"""Images that one network got right and wrong, each explained by what it was given and what it drew."""
 
 import base64
 from collections.abc import Sequence
@@ -16,10 +16,14 @@ from PIL import Image
 from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
+from d4lens.macrofit.smooth_lens import MAPS
 from d4lens.models.averaging import exported
 from d4lens.results import predictions
 from d4lens.simulator import substructure_convergence
 from d4lens.train.data import load
+
+RESIDUAL, SIGNIFICANCE = 5, 10
+"""Ends of the maps' scales in standard deviations: fixed, so that noise looks like noise."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Example:
     probabilities : list of (str, float)
         Class and probability, in the order of CLASSES.
     maps : list of (str, str)
-        Title, and PNG as a data URI.
+        Title, and PNG as a data URI: the image and its residual first.
+    facts : str
+        The residual in numbers.
     """
 
     path: str
@@ -43,6 +49,7 @@ class Example:
     predicted: str
     probabilities: list[tuple[str, float]]
     maps: list[tuple[str, str]]
+    facts: str
 
 
 def choose(table: pd.DataFrame, n: int) -> tuple[list[int], list[int]]:
@@ -100,23 +107,39 @@ def examples(data: Path, weights: Path, table: pd.DataFrame, rows: list[int]) ->
     network, _ = models.load(weights)
     observation = arrays.load_observation(data / "arrays")
     needs: Sequence[str] = network.needs  # type: ignore[assignment]
-    lenses = load(data / "arrays", data / "macrofit", "test", ("residual", *needs), observation)
+    lenses = load(data / "arrays", data / "macrofit", "test", (*MAPS, *needs), observation)
     with torch.inference_mode():
         batch = lenses[rows]
-        drawn = exported(network)(batch)["kappa"].numpy()
+        drawn = exported(network)(batch)
     truth = _truth(data / "arrays", rows)
     found = []
     paths, labels, probabilities = predictions.of_view(table, "tta")
     for place, row in enumerate(rows):
-        maps = [
-            ("image, √counts", _png(np.sqrt(batch.counts[place].numpy()), "magma")),
-            ("residual, ±6 σ", _png(batch.need("residual")[place].numpy(), "RdBu_r", 6)),
-            ("convergence, drawn", _png(drawn[place], "viridis")),
-        ]
+        counts, residual, significance = (getattr(batch.rows(place), name).numpy() for name in ("counts", *MAPS))
+        # residual = (counts - smooth) / sqrt(smooth), solved for sqrt(smooth)
+        smooth = (np.sqrt(residual**2 + 4 * counts) - residual) / 2
+        brightest = float(max(np.sqrt(counts).max(), smooth.max()))
+        convergence = [("by the network", drawn["kappa"][place].numpy())]
         if truth is not None:
-            maps.append(("convergence, true", _png(truth[place], "viridis")))
+            convergence.append(("true", truth[place]))
+        most = max(float(kappa.max()) for _, kappa in convergence)
+        maps = [
+            ("image, √counts", _png(np.sqrt(counts), "magma", 0, brightest)),
+            (f"residual, ±{RESIDUAL} σ", _png(residual, "RdBu_r", -RESIDUAL, RESIDUAL)),
+            ("smooth lens, √counts", _png(smooth, "magma", 0, brightest)),
+            (f"significance, ±{SIGNIFICANCE} σ", _png(significance, "PuOr_r", -SIGNIFICANCE, SIGNIFICANCE)),
+            *((f"convergence {of}, 0 to {most:.2g}", _png(kappa, "viridis", 0, most)) for of, kappa in convergence),
+        ]
+        if "source" in drawn:
+            source = drawn["source"][place].numpy()
+            maps.append(("source, reconstructed", _png(source, "magma", float(source.min()), float(source.max()))))
         p = [(name, float(value)) for name, value in zip(CLASSES, probabilities[row], strict=True)]
-        found.append(Example(paths[row], CLASSES[labels[row]], max(p, key=lambda pair: pair[1])[0], p, maps))
+        facts = (
+            f"Mean square of the residual {np.mean(residual**2):.2f}, which is 1 for noise alone; "
+            f"one more mass would be significant by {significance.max():.1f} σ at most."
+        )
+        answer = max(p, key=lambda pair: pair[1])[0]
+        found.append(Example(paths[row], CLASSES[labels[row]], answer, p, maps, facts))
     return found
 
 
@@ -128,9 +151,8 @@ def _truth(folder: Path, rows: list[int]) -> NDArray[np.float32] | None:
     return substructure_convergence(truth.rows(rows), arrays.load_observation(folder)).float().numpy()
 
 
-def _png(image: NDArray[np.float32], colours: str, limit: float | None = None) -> str:
-    """Draw a map (N, N), first row at the bottom, as a data URI; between its own extremes, or ±`limit`."""
-    low, high = (-limit, limit) if limit else (float(image.min()), float(image.max()))
+def _png(image: NDArray[np.float32], colours: str, low: float, high: float) -> str:
+    """Draw a map (N, N), first row at the bottom, with its scale from `low` to `high`, as a data URI."""
     share = np.clip((image - low) / ((high - low) or 1.0), 0, 1)
     pixels = (mpl.colormaps[colours](share)[::-1, :, :3] * 255).round().astype(np.uint8)
     buffer = BytesIO()
