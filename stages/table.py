@@ -43,9 +43,8 @@ def main() -> None:
     tables.write_profile(folder, tables.table(chain.from_iterable(rows)), caption, main_pairs, families)
     write_json(folder / "timing.json", timing)
     curves, confusions = plots.curves(predicted), plots.confusions(predicted)
-    for name, table, draw in (("roc", curves, plots.draw_roc), ("confusion", confusions, plots.draw_confusion)):
+    for name, table in (("roc", curves), ("confusion", confusions)):
         tables.write_csv(pictures / f"{name}.csv", table)
-        draw(pictures / f"{name}.svg", table)
     tables.join_profiles(METRICS)
     print(tables.table_text(folder))
     warn_of_own_values(profile)

@@ -1,4 +1,5 @@
-"""Write the files of the profiles that follow from others: trainings.yaml from their parameters, dvc.yaml from the root's.
+"""Write the files of the profiles that follow from others: trainings.yaml from their parameters, dvc.yaml from the root's,
+plots/PROFILE/dvc.yaml, which shows the studies' charts in `dvc plots`, from what the studies drew.
 
 DVC's `matrix` makes one grid of a stage; a profile may hold several. So `foreach` goes over trainings.yaml, where the
 grids are written out.
@@ -35,7 +36,21 @@ def generated() -> dict[Path, str]:
         lines = (f"  {name}: {yaml.safe_dump(item, default_flow_style=True, sort_keys=False, width=1000)}"
                  for name, item in trainings.items())  # fmt: skip
         found[folder / "trainings.yaml"] = HEAD + "trainings:\n" + "".join(lines)
+    for profile in folders:
+        found |= charts(Path("plots") / profile)
     return found
+
+
+def charts(plots: Path) -> dict[Path, str]:
+    """The DVC file that lists a profile's charts, by study; an empty table has nothing to show."""
+    shown = []
+    for template in sorted(plots.glob("studies/*/*.json")):
+        table = template.with_suffix(".csv")
+        if len(table.read_text(encoding="utf-8").splitlines()) > 1:
+            title = f"{template.parent.name}: {template.stem.replace('_', ' ')}"
+            shown.append({str(table.relative_to(plots)): {"template": str(template), "title": title}})
+    text = "# From the studies' drawings by `make profiles`.\n" + yaml.safe_dump({"plots": shown}, sort_keys=False)
+    return {plots / "dvc.yaml": text} if shown else {}
 
 
 def stale() -> dict[Path, str]:

@@ -104,7 +104,7 @@ def intervals(
         "y": nominal(row, axis={"grid": True}),
         "yOffset": nominal(colour),
         "color": nominal(colour, title),
-        "shape": nominal(colour, title),
+        "shape": nominal(colour, legend=None),
     }
     bar = {key: value for key, value in encoding.items() if key != "shape"}
     bar |= {"x": number("from", label, log=log), "x2": {"field": "to"}}

@@ -119,7 +119,7 @@ def _mirror(root: Path, profile: str, arms: Sequence[tuple[str, int]], page: Pat
     images = sha256(root / "data" / profile / "arrays" / arrays.MANIFEST)
     tags = run_tags(root, "table", profile, "", 0, images)
     commit = tags.get("git_commit", "no git")
-    parts = [profile, sha256(metrics / tables.RESULTS_JSON), *(one[_FINGERPRINT] for one in trained.values())]
+    parts = [profile, sha256(metrics / tables.AUC_JSON), *(one[_FINGERPRINT] for one in trained.values())]
     name = f"{profile} @ {commit[:7]}{'-dirty' if commit.endswith('-dirty') else ''}"
     tags = {key: value for key, value in tags.items() if key not in ("model", "seed")}
     results, caption, _ = tables.read_profile(metrics)

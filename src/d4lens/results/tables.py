@@ -32,11 +32,13 @@ COLUMNS = (
 )
 KEYS = ("profile", "model", "seed", "tta")
 
-# Files of metrics/<profile>/ and metrics/; in metrics/archive/<profile>/ those of profiles that wait for their rerun, with
+# Files of metrics/<profile>/, and metrics/ with both forms of all profiles' results; in metrics/archive/<profile>/ those of profiles that wait for their rerun, with
 # the version of the code that made them in report.json.
 ARCHIVE = "archive"
 RESULTS = "results.csv"
 RESULTS_JSON = "results.json"
+AUC_JSON = "test_auc_macro.json"
+"""What `dvc metrics show` prints: by arm the macro AUC with TTA, over seeds; few enough numbers to fit a screen."""
 REPORT = "report.json"
 
 # The order of a table's rows; arms that are not named here follow by name.
@@ -49,7 +51,6 @@ MODEL_ORDER = (
     "d4lenspinn_published",
     "d4lenspinn",
 )
-COMPARED = ("auc_macro", "accuracy", *_MORE)
 
 
 class Family(NamedTuple):
@@ -139,7 +140,7 @@ def write_profile(
     comparisons: Sequence[Mapping[str, Any]],
     families: Mapping[str, Family] | None = None,
 ) -> None:
-    """Write the results of one profile: results.csv, results.json (DVC's metrics), report.json (caption, comparisons).
+    """Write the results of one profile: results.csv, AUC_JSON (DVC's metrics), report.json (caption, comparisons).
 
     Parameters
     ----------
@@ -156,11 +157,8 @@ def write_profile(
     """
     folder = Path(folder)
     write_csv(folder / RESULTS, results)
-    entries: dict[str, dict[str, Any]] = {}
-    for row in _records(results):
-        arm = entries.setdefault(f"{row['model']}-{row['seed']}", {})
-        arm |= {f"{name}_{VIEWS[row['tta']]}": row[name] for name in COMPARED}
-    write_json(folder / RESULTS_JSON, entries)
+    averaged = results[results["tta"]].groupby("model", sort=False)["auc_macro"].mean()
+    write_json(folder / AUC_JSON, {str(model): float(value) for model, value in averaged.items()})
     further = {"families": {title: family._asdict() for title, family in families.items()}} if families else {}
     write_json(folder / REPORT, {"caption": caption, "comparisons": list(comparisons), **further})
 
