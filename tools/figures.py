@@ -20,8 +20,9 @@ from d4lens.inference.picture import draw_explanation
 from d4lens.inference.pipeline import load_classifier
 from d4lens.macrofit import fit, preset_model
 from d4lens.macrofit.significance import significance
+from d4lens.results.plots import drawing
 from d4lens.simulator import PRESETS, draw, render, substructure_convergence, write_archive
-from d4lens.studies.sensitivity import draw_limit
+from d4lens.studies.sensitivity import SEARCHES
 
 LENS_SEED = 8
 SEED, FIRST = 20, 0  # index % 3 is the class
@@ -64,9 +65,26 @@ def learning_curve() -> None:
 
 
 def limit() -> None:
-    table = pd.read_csv(LIMIT)  # the test split's substructure is all far above the noise
+    table = pd.read_csv(LIMIT)
+    table = table[table["images_of"] == "one subhalo"]  # the test split's substructure is all far above the noise
     rate = yaml.safe_load(Path("params.yaml").read_text())["sensitivity"]["false_positive_rate"]
-    draw_limit("docs/limit.svg", table[table["images_of"] == "one subhalo"], rate)
+    arms = list(table["arm"].unique())
+    with drawing("docs/limit.svg", (5.2, 4.2)) as figure:
+        axis = figure.subplots()
+        for arm, rows in table.groupby("arm", sort=False):
+            colour, ideal = f"C{arms.index(str(arm))}", arm == "ideal"
+            style = {"color": colour, "marker": "."}
+            if arm in ("ideal", SEARCHES):
+                style = {"color": "black", "linestyle": "--" if ideal else "-."}
+            axis.fill_between(rows["sigma"], rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
+            axis.plot(rows["sigma"], rows["rate"], label="ideal: knows place and shape" if ideal else arm, **style)
+        axis.axhline(rate, color="0.7", linewidth=0.8, linestyle=":")
+        axis.set_xscale("symlog", linthresh=1)
+        ticks = [0, 1, 2, 5, 10, 20, 50, 100]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set(title="one subhalo", xlabel="significance of the true substructure", ylim=(-0.02, 1.02))
+        axis.set_ylabel(f"share detected at {rate:.0%} false alarms")
+        axis.legend(fontsize="small")
 
 
 def lens() -> None:

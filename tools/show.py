@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
 from common import arguments, measured, one_sentence, parameters
+from profiles import charts
 
 from d4lens.params import PageParams
 from d4lens.results import mirror, tables
@@ -17,6 +18,8 @@ METRICS = Path("metrics")
 def main() -> None:
     profile = arguments(__doc__).profile
     text = tables.table_text(METRICS / profile)
+    for path, listed in charts(Path("plots") / profile).items():
+        write_text(path, listed)
     tables.join_profiles(METRICS)
     arms = [(training.row, training.seed) for training in measured(profile).values()]
     mirror.mirror(Path("."), profile, arms, parameters("page", PageParams, profile).file)

@@ -1,5 +1,6 @@
 """What the stage hands a study and what it publishes, and that the registry finds every study."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from d4lens import models, studies
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import default_weights
 from d4lens.models import weights
+from d4lens.results import charts
 from d4lens.studies import outcome
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
@@ -69,13 +71,9 @@ def test_the_arms_are_those_that_the_profile_has_or_every_one(tmp_path):
         inputs.arms(["d4lenspinn"])
 
 
-def drawing(name: str, text: str = "<svg/>") -> Drawing:
-    return Drawing(name, name.title(), "Drawn.", pd.DataFrame({"a": [1]}), lambda path: path.write_text(text))
-
-
-def fails(path: Path) -> None:
-    path.write_text("half")
-    raise RuntimeError("no drawing")
+def drawing(name: str, mark: str = "point") -> Drawing:
+    table = pd.DataFrame({"a": [1]})
+    return Drawing(name, name.title(), "Drawn.", table, charts.panels("a", [{"mark": mark}], ("a",)))
 
 
 def test_what_it_publishes_replaces_what_was_there_or_leaves_it(tmp_path):
@@ -84,15 +82,18 @@ def test_what_it_publishes_replaces_what_was_there_or_leaves_it(tmp_path):
     publish("s", "p", found, [drawing("a"), drawing("b")], tmp_path)
     (figure, _) = outcome.read(file).figures
     assert figure == outcome.Figure(
-        "plots/p/studies/s/a.svg", "A", "Drawn.", "python stages/study.py --profile p --study s"
+        "plots/p/studies/s/a.csv", "A", "Drawn.", "python stages/study.py --profile p --study s"
     )
-    publish("s", "p", found, [drawing("a", "<svg>new</svg>")], tmp_path)
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.csv": "a\n1\n", "a.svg": "<svg>new</svg>"}
+    publish("s", "p", found, [drawing("a", "line")], tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"a.csv", "a.json"}
+    assert (folder / "a.csv").read_text() == "a\n1\n"
+    drawn = json.loads((folder / "a.json").read_text())
+    assert drawn["spec"]["layer"] == [{"mark": "line"}]
+    assert drawn["data"]["values"] == "<DVC_METRIC_DATA>"
     before = file.read_bytes()
-    broken = Drawing("c", "C", "Drawn.", pd.DataFrame({"a": [1]}), fails)
-    with pytest.raises(RuntimeError, match="no drawing"):
+    broken = Drawing("c", "C", "Drawn.", pd.DataFrame({"a": [1]}), charts.panels("a", [object()], ()))
+    with pytest.raises(TypeError):
         publish("s", "p", found, [drawing("a", "other"), broken], tmp_path)
     assert {path.name for path in folder.parent.iterdir()} == {"s"}
-    assert {path.name for path in folder.iterdir()} == {"a.csv", "a.svg"}
-    assert (folder / "a.svg").read_text() == "<svg>new</svg>"
+    assert json.loads((folder / "a.json").read_text()) == drawn
     assert file.read_bytes() == before

@@ -356,6 +356,7 @@ def test_tags_name_the_commit_and_whether_it_was_changed(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", tmp_path, *command], check=True, env={**os.environ, **identity})
     head = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     tags = tracking.run_tags(tmp_path, "train", "smoke", "resnet18", 0, "abc")
+    assert "seed 0, on the data of profile `smoke`" in tags.pop(tracking.NOTE)
     assert tags == {
         "profile": "smoke",
         "model": "resnet18",
@@ -390,7 +391,7 @@ def server(store):
     """The address of a UI opened as `make ui` opens it, over a store of two runs."""
     for name, auc in (("smoke/resnet18-0", 0.625), ("smoke/d4lenspinn-0", 0.875)):
         with tracker(store, name, name=name) as run:
-            run.log_metrics({"tta/auc_macro": auc})
+            run.log_metrics({"test_auc_macro": auc})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -419,8 +420,28 @@ def test_in_the_ui_two_runs_are_selected_compared_and_their_metrics_found(browse
         opened.get_by_role("row").filter(has_text=name).locator("input.ag-checkbox-input").check()
     opened.get_by_role("button", name="Compare", exact=True).click()
     opened.wait_for_url("**/compare-runs**")
-    opened.get_by_text("tta/auc_macro").first.wait_for()
+    opened.get_by_text("test_auc_macro").first.wait_for()
     shown = opened.locator("body")
     for text in ("0.625", "0.875", "smoke/resnet18-0", "smoke/d4lenspinn-0"):
         shown.get_by_text(text).first.wait_for()
     opened.close()
+
+
+def test_in_the_ui_the_list_of_runs_stands_in_the_order_of_their_test_auc(browser, store, server):
+    opened = browser.new_page(viewport={"width": 1440, "height": 900})
+    opened.set_default_timeout(90_000)
+    opened.goto(tracking.list_urls(store, server)["d4lens-smoke"])
+    names = opened.locator('[role="row"]').filter(has_text="smoke/")
+    names.nth(1).wait_for()
+    assert "smoke/d4lenspinn-0" in names.nth(0).text_content()
+    assert "smoke/resnet18-0" in names.nth(1).text_content()
+    opened.close()
+
+
+def test_a_run_lasts_as_long_as_its_work_took_whenever_it_is_written(store):
+    for seconds in (90.0, 100.0):
+        with tracker(store, "f-took", seconds=seconds) as run:
+            pass
+        info = client(store).get_run(run.run_id).info
+        assert info.end_time - info.start_time == 1000 * seconds
+        assert info.end_time <= time.time() * 1000 + 10_001

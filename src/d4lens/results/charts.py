@@ -75,6 +75,7 @@ def intervals(
     *,
     log: bool = False,
     marks: Sequence[float] = (),
+    domain: Sequence[float] | None = None,
     ends: Sequence[str] = ("ci_low", "ci_high"),
 ) -> Spec:
     """Values with their intervals as points with error bars.
@@ -89,6 +90,8 @@ def intervals(
         Whether that axis is logarithmic.
     marks : Sequence of float
         Thin lines at these values.
+    domain : Sequence of float, optional
+        Ends of the values' axis, beyond which nothing is drawn; None shows all.
     ends : Sequence of str
         Columns of the interval's ends; the value's is "value".
 
@@ -98,19 +101,20 @@ def intervals(
         The specification.
     """
     low, high = ends
+    scale = {} if domain is None else {"domain": list(domain), "nice": False}
     title = colour.replace("_", " ")
     encoding = {
-        "x": number("value", label, log=log),
+        "x": number("value", label, log=log, **scale),
         "y": nominal(row, axis={"grid": True}),
         "yOffset": nominal(colour),
         "color": nominal(colour, title),
         "shape": nominal(colour, legend=None),
     }
     bar = {key: value for key, value in encoding.items() if key != "shape"}
-    bar |= {"x": number("from", label, log=log), "x2": {"field": "to"}}
-    point = {"type": "point", "filled": True, "size": 24, "invalid": None, "tooltip": {"content": "data"}}
+    bar |= {"x": number("from", label, log=log, **scale), "x2": {"field": "to"}}
+    point = {"type": "point", "filled": True, "size": 24, "invalid": None, "clip": True, "tooltip": {"content": "data"}}
     layers = [
-        {"mark": {"type": "rule", "invalid": None}, "encoding": bar},
+        {"mark": {"type": "rule", "invalid": None, "clip": True}, "encoding": bar},
         {"mark": point, "encoding": encoding},
     ]
     if marks:
@@ -159,7 +163,9 @@ def filled(text: str, table: pd.DataFrame, colours: Mapping[str, str]) -> dict[s
 
 def with_data(spec: Spec, table: pd.DataFrame, colours: Mapping[str, str]) -> dict[str, Any]:
     """Put a table into a specification, as `filled` does."""
-    values = json.loads(table.to_json(orient="records", double_precision=6))
+    values = json.loads(
+        table.to_json(orient="records", double_precision=15), parse_float=lambda text: float(f"{float(text):.6g}")
+    )
     spec = {"$schema": _SCHEMA, **spec, "data": {**spec.get("data", {}), "values": values}}
     if "facet" in spec:
         spec["facet"] = {**spec["facet"], "sort": table[spec["facet"]["field"]].dropna().unique().tolist()}

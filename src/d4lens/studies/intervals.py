@@ -20,6 +20,7 @@ def intervals(
     *,
     log: bool = False,
     marks: Sequence[float] = (),
+    domain: Sequence[float] | None = None,
 ) -> Drawing:
     """Points with error bars.
 
@@ -31,7 +32,8 @@ def intervals(
         which they first appear.
     xlabel : of the values' axis, which is logarithmic if `log`.
     marks : thin lines at these values.
+    domain : ends of the values' axis, beyond which nothing is drawn.
     """
     drawn = [r for r in records if r["value"] is not None]
     table = pd.DataFrame(drawn, columns=None if drawn else [*dict.fromkeys(by), *MEASURED])
-    return Drawing(name, title, caption, table, charts.intervals(*by, xlabel, log=log, marks=marks))
+    return Drawing(name, title, caption, table, charts.intervals(*by, xlabel, log=log, marks=marks, domain=domain))

@@ -342,11 +342,13 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     drawing = intervals(
         "selectivity",
         "What a linear probe reads off each layer",
-        "Selectivity (score less control) of the probes on the trained networks, with 95 % intervals over splits and projections.",
+        "Selectivity (score less control) of the probes on the trained networks, with 95 % intervals over splits and projections; "
+        "what lies beyond ±1, as of a probe that predicts worse than a constant, is not drawn.",
         [r for r in rows if r["quantity"] == "selectivity" and r["state"] == "trained"],
         ("model", "layer", "target"),
         "selectivity",
         marks=(0, 1),
+        domain=(-1, 1),
     )
     return outcome(rows, params.dimension, params.twin), [drawing]
 

@@ -10,7 +10,7 @@ again, so a store that recovers in time misses nothing.
 
 from d4lens.tracking.store import ARTIFACTS, DATABASE, StoreError, uri
 from d4lens.tracking.tracker import NOTE, Tracker, enabled, flatten, run_tags
-from d4lens.tracking.ui import compare_urls
+from d4lens.tracking.ui import compare_urls, list_urls
 
 __all__ = [
     "ARTIFACTS",
@@ -21,6 +21,7 @@ __all__ = [
     "compare_urls",
     "enabled",
     "flatten",
+    "list_urls",
     "run_tags",
     "uri",
 ]
