@@ -223,11 +223,8 @@ def test_in_a_browser_every_figure_shows_and_nothing_runs_off_the_side(browser, 
     assert len(opened.query_selector_all("main svg")) == n_charts + n_studies
     assert all(figures)
     assert len(figures) > n_charts + n_studies
-    smallest = opened.evaluate(
-        """Math.min(...[...document.querySelectorAll("main svg text")].filter(one => one.textContent)
-            .map(one => one.getBoundingClientRect().height))"""
-    )
-    assert smallest > 10  # readable
+    sizes = """[...document.querySelectorAll("main svg text")].map(one => parseFloat(getComputedStyle(one).fontSize))"""
+    assert min(opened.evaluate(sizes)) >= 10  # readable
     # no label is cut: each lies within its chart, and none ends in dots
     cut = """[...document.querySelectorAll("main svg text")].filter(one => {
         const [text, all] = [one.getBoundingClientRect(), one.ownerSVGElement.getBoundingClientRect()];
