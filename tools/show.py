@@ -6,10 +6,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
 from common import arguments, measured, one_sentence, parameters
-from profiles import charts
 
+from d4lens.files import write_text
 from d4lens.params import PageParams
 from d4lens.results import mirror, tables
+from profiles import charts
 
 METRICS = Path("metrics")
 

@@ -33,7 +33,7 @@ def store(created, tmp_path):
     return tmp_path
 
 
-def tracker(folder, fingerprint="f0", name="resnet18-0", params=None, tags=None, enabled=True, watch=False):
+def tracker(folder, fingerprint="f0", name="resnet18-0", params=None, tags=None, enabled=True, watch=False, seconds=None):
     return tracking.Tracker(
         enabled,
         folder,
@@ -43,6 +43,7 @@ def tracker(folder, fingerprint="f0", name="resnet18-0", params=None, tags=None,
         params or {"train": {"epochs": 2, "losses": [1, 2]}, "model": "resnet18"},
         tags or {"profile": "smoke", "seed": 0},
         watch,
+        seconds,
     )
 
 
