@@ -33,7 +33,9 @@ def store(created, tmp_path):
     return tmp_path
 
 
-def tracker(folder, fingerprint="f0", name="resnet18-0", params=None, tags=None, enabled=True, watch=False, seconds=None):
+def tracker(
+    folder, fingerprint="f0", name="resnet18-0", params=None, tags=None, enabled=True, watch=False, seconds=None
+):
     return tracking.Tracker(
         enabled,
         folder,
