@@ -84,6 +84,8 @@ def write(
     runs = root / "runs" / profile
     predicted = {arm: predictions.read(runs / "predicted" / f"{_name(arm)}.parquet") for arm in arms}
     head, body = tables.cells(results)
+    baselines = tables.read_baselines(root / "metrics" / profile)
+    below = tables.without_network(baselines) if baselines else []
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("d4lens.results.page", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -95,7 +97,7 @@ def write(
         headline=tables.headline(results, caption).replace("**", ""),
         head=head,
         body=body,
-        compared=[line.removeprefix("- ") for line in tables.compared(results, comparisons) if line],
+        compared=_lists([*below, *tables.compared(results, comparisons)]),
         plots=[
             _history(runs, arms, profile),
             *_growth(root),
@@ -265,6 +267,17 @@ def _section(folder: Path, name: str) -> dict[str, Any]:
         "head": head,
         "rows": cells,
     }
+
+
+def _lists(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Group lines of Markdown by the sentences that their items stand below."""
+    found: list[tuple[str, list[str]]] = []
+    for line in lines:
+        if line.startswith("- "):
+            found[-1][1].append(line.removeprefix("- "))
+        elif line:
+            found.append((line, []))
+    return found
 
 
 def _inline(root: Path, file: str) -> str:
