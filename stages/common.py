@@ -14,6 +14,7 @@ from d4lens import studies
 from d4lens.errors import D4LensError
 from d4lens.params import (
     ArmParams,
+    ContrastParams,
     GridParams,
     NetworkParams,
     Training,
@@ -144,6 +145,18 @@ def grids(profile: str) -> dict[str, GridParams]:
         for arm in (*found[name].arms, *found[name].epochs):
             if arm not in arms:
                 raise D4LensError(f"no arm {arm!r}, named in {where}; the arms of params.yaml are {', '.join(arms)}")
+    return found
+
+
+def contrasts(profile: str) -> list[tuple[str, str]]:
+    """The pairs of the profile's own arms whose comparison is fixed."""
+    where = f"'profile' of {overlay(profile)}"
+    values = {"contrasts": (read(overlay(profile)).get("profile") or {}).get("contrasts")}
+    found = [(a, b) for a, b in check(ContrastParams, values, where).contrasts]
+    arms = grids(profile)[""].arms
+    for arm in (arm for pair in found for arm in pair):
+        if arm not in arms:
+            raise D4LensError(f"no arm {arm!r} among the arms of the profile, named in 'contrasts' in {where}")
     return found
 
 

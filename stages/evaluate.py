@@ -1,4 +1,4 @@
-"""The test split, once, plain and averaged over the eight symmetries of the square, with bootstrap intervals."""
+"""The test split, never used to choose anything, plain and averaged over the eight symmetries, with intervals."""
 
 from pathlib import Path
 
@@ -49,6 +49,8 @@ def main() -> None:
     predictions.write(runs / "predicted" / f"{name}.parquet", table)
     plots.draw_roc(out / "roc.svg", plots.curves({(model, seed): table}))
     plots.draw_confusion(out / "confusion.svg", plots.confusions({(model, seed): table}))
+    # here and not by the training, which would count as stale with every change of where its history is kept
+    files.write_text(Path("metrics") / profile / "history" / f"{name}.csv", (trained / "history.csv").read_text())
     write_json(out / "timing.json", {"train_minutes": minutes, "images_per_second": speed})
     write_json(scored, facts | scores)
     tags = run_tags(".", "evaluate", profile, model, seed, sha256(data / "arrays" / arrays.MANIFEST))

@@ -3,12 +3,12 @@
 from itertools import chain, groupby
 from pathlib import Path
 
-from common import arguments, grids, measured, one_sentence, parameters, warn_of_own_values
+from common import arguments, contrasts, grids, measured, one_sentence, parameters, warn_of_own_values
 
 from d4lens import files
 from d4lens.files import write_json
 from d4lens.params import EvaluateParams, PageParams, trainings
-from d4lens.results import plots, predictions, tables
+from d4lens.results import plots, predictions, shallow, tables
 
 METRICS = Path("metrics")
 
@@ -34,13 +34,15 @@ def main() -> None:
         of_grid = sorted(trainings([params]).values(), key=lambda training: training.limit or 0)
         for limit, group in groupby(of_grid, lambda training: training.limit):
             compared = {key: predicted[key] for key in ((training.row, training.seed) for training in group)}
-            # Holm multiplies the smallest p-value by the number of pairs; with four times the resamples it can still be small.
-            pairs = predictions.compare(compared, 4 * bootstrap.bootstrap, bootstrap.seed)
+            of_profile = contrasts(profile) if not grid else []
+            pairs = predictions.compare(compared, bootstrap.bootstrap, bootstrap.seed, of_profile)
             label = f"{grid}, {limit:,} images" if limit else grid
             families[label] = tables.Family(tuple(dict.fromkeys(row for row, _ in compared)), pairs)
     caption = parameters("page", PageParams, profile).caption
     main_pairs = families.pop("").comparisons
-    tables.write_profile(folder, tables.table(chain.from_iterable(rows)), caption, main_pairs, families)
+    data = Path("data") / profile
+    baselines = shallow.measure(data / "arrays", data / "macrofit", bootstrap.bootstrap, bootstrap.seed)
+    tables.write_profile(folder, tables.table(chain.from_iterable(rows)), caption, main_pairs, families, baselines)
     write_json(folder / "timing.json", timing)
     curves, confusions = plots.curves(predicted), plots.confusions(predicted)
     for name, table in (("roc", curves), ("confusion", confusions)):

@@ -161,6 +161,12 @@ class GridParams(ParameterGroup):
     epochs: dict[str, Count] = {}
 
 
+class ContrastParams(ParameterGroup):
+    """Pairs of arms, the first less the second, that are compared with a p-value: fixed before anything is measured."""
+
+    contrasts: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+
+
 class Training(NamedTuple):
     """One training of a profile.
 

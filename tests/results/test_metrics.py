@@ -6,7 +6,16 @@ import pytest
 import scipy.integrate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score, roc_auc_score, roc_curve
+from scipy.stats import binomtest
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    log_loss,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
@@ -24,8 +33,9 @@ def predictions(n_per_class: int, signal: float, seed: int, decimals: int | None
 
 
 def compared(labels, p_a, p_b, metric, n_resamples=2000, seed=0):
-    """The one pair of two models."""
-    return metrics.compare_all(labels, {"a": p_a, "b": p_b}, metric, n_resamples, seed)["a", "b"]
+    """The one pair of two models, each a training or a list of them."""
+    given = {name: dict(enumerate(p if isinstance(p, list) else [p])) for name, p in (("a", p_a), ("b", p_b))}
+    return metrics.compare_all(labels, given, [("a", "b")], metric, n_resamples, seed)["a", "b"]
 
 
 def expected_auc(labels, probabilities, sample_weight=None):
@@ -73,8 +83,40 @@ def test_constant_prediction_has_auc_one_half_and_perfect_prediction_one():
     flat = metrics.with_intervals(labels, np.full((150, 3), 1 / 3), 100, 0)
     perfect = metrics.with_intervals(labels, np.eye(3)[labels], 100, 0)
     assert flat["auc_macro"] == {"value": 0.5, "low": 0.5, "high": 0.5}
-    assert perfect["auc_macro"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert perfect["ece"]["value"] == 0.0
+    assert perfect["ece"]["value"] == perfect["brier"]["value"] == perfect["nll"]["value"] == 0.0
+
+
+def test_nothing_perfect_is_certain():
+    """50 images a class without an error: Wilson's lower end is n / (n + 1.96^2), of all 150 for the accuracy."""
+    labels = np.tile(np.arange(3), 50)
+    perfect = metrics.with_intervals(labels, np.eye(3)[labels], 100, 0)
+    for name, n in (("recall_no", 50), ("accuracy", 150), ("auc_macro", 50), ("auc_vort", 50)):
+        assert perfect[name] == {"value": 1.0, "low": pytest.approx(n / (n + 1.96**2), abs=1e-4), "high": 1.0}
+    wrong = metrics.with_intervals(labels, np.eye(3)[(labels + 1) % 3], 100, 0)
+    assert wrong["accuracy"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(1.96**2 / (150 + 1.96**2), abs=1e-4)}
+    # one image astray: the interval of its AUC stays within 1 and leaves room on both sides of the value
+    astray = np.eye(3)[labels] * 0.8 + 0.2 / 3
+    astray[0] = [0.05, 0.9, 0.05]
+    found = metrics.with_intervals(labels, astray, 200, 0)["auc_no"]
+    assert 0.85 < found["low"] < found["value"] < found["high"] < 1
+
+
+def test_a_recall_has_the_interval_of_a_share():
+    labels, probabilities = predictions(60, 1.0, 4)
+    found = metrics.with_intervals(labels, probabilities, 100, 0)
+    hits = int((probabilities.argmax(1) == labels)[labels == 1].sum())
+    expected = binomtest(hits, 60).proportion_ci(0.95, "wilson")
+    assert (found["recall_sphere"]["low"], found["recall_sphere"]["high"]) == pytest.approx(tuple(expected), abs=1e-6)
+
+
+def test_proper_scores_equal_sklearns():
+    labels, probabilities = predictions(100, 1.0, 3)
+    found = scores.scores(labels, probabilities)
+    assert found["nll"] == pytest.approx(log_loss(labels, probabilities), rel=1e-9)
+    by_class = [brier_score_loss(labels == c, probabilities[:, c]) for c in range(3)]
+    assert found["brier"] == pytest.approx(sum(by_class), rel=1e-9)
+    certain = np.where(np.arange(3) == 1, 1.0, 0.0) * np.ones((3, 1))
+    assert np.isfinite(scores.scores(np.arange(3), certain)["nll"])
 
 
 def test_calibration_error_by_hand():
@@ -128,6 +170,7 @@ def test_paired_comparison_sees_what_separate_intervals_hide():
     found = compared(labels, p_a, p_b, "auc_macro", 500)
     assert 0 < found.low < found.difference < found.high
     assert found.p_value == pytest.approx(2 / 501, abs=1e-6)
+    assert found.seeds == 1
     assert found.difference == pytest.approx(apart[0]["value"] - apart[1]["value"], abs=2e-6)
     mirrored = compared(labels, p_b, p_a, "auc_macro", 500)
     assert (mirrored.low, mirrored.high) == (-found.high, -found.low)
@@ -152,7 +195,7 @@ def test_paired_comparison_is_calibrated_under_the_null():
 def test_paired_comparison_averages_over_trainings():
     labels, p_one = predictions(80, 1.0, 1)
     p_two, p_b = predictions(80, 0.6, 2)[1], predictions(80, 0.8, 3)[1]
-    found = compared(labels, np.stack([p_one, p_two]), p_b, "auc_macro", 200)
+    found = compared(labels, [p_one, p_two], p_b, "auc_macro", 200)
     mean = np.mean([scores.scores(labels, p)["auc_macro"] for p in (p_one, p_two)])
     assert found.difference == pytest.approx(mean - scores.scores(labels, p_b)["auc_macro"], abs=1e-6)
 
@@ -160,10 +203,40 @@ def test_paired_comparison_averages_over_trainings():
 def test_every_pair_is_compared_as_it_would_be_alone():
     labels, p_one = predictions(60, 1.0, 1)
     given = {"one": p_one, "two": predictions(60, 0.8, 2)[1], "three": predictions(60, 0.5, 3)[1]}
-    found = metrics.compare_all(labels, given, "accuracy", 150, 4)
-    assert list(found) == [("one", "two"), ("one", "three"), ("two", "three")]
+    pairs = [("one", "two"), ("three", "one"), ("two", "three")]
+    found = metrics.compare_all(labels, {name: {0: p} for name, p in given.items()}, pairs, "accuracy", 150, 4)
+    assert list(found) == pairs
     for (a, b), difference in found.items():
         assert difference == compared(labels, given[a], given[b], "accuracy", 150, 4)
+
+
+def test_seeds_that_differ_widen_a_comparison_and_common_ones_cancel():
+    """Trainings whose signals scatter: three differences of 0, +0.5 and -0.5 logits on equal images are no evidence."""
+    generator = np.random.default_rng(0)
+    labels = np.tile(np.arange(3), 300)
+    noise = generator.normal(size=(900, 3))
+    right = np.eye(3)[labels]
+    make = lambda signal: scores.softmax(noise + signal * right)  # noqa: E731
+    a, b = [make(s) for s in (1.4, 0.9, 1.6)], [make(s) for s in (0.9, 0.9, 0.9)]
+    one, several = compared(labels, a[0], b[0], "auc_macro"), compared(labels, a, b, "auc_macro")
+    assert one.p_value < 0.01
+    assert several.p_value > 0.01
+    assert several.high - several.low > 3 * (one.high - one.low)
+    assert (one.seeds, several.seeds) == (1, 3)
+    # the same scatter in both arms: what a seed does to both cancels
+    shifted = [make(s + 0.2) for s in (1.4, 0.9, 1.6)]
+    paired = compared(labels, shifted, a, "auc_macro")
+    assert paired.p_value < 0.01
+    assert paired.high - paired.low < several.high - several.low
+
+
+def test_the_spread_over_seeds_is_that_of_a_mean_of_so_many():
+    """Of resamples in which images do not matter: the variance over seeds, over their number."""
+    drawn = np.tile(np.array([[0.1], [0.4], [0.9]]), (1, 40000))
+    found = metrics._mean_of_drawn(drawn, (1, 0, 1, 2))
+    assert found.mean() == pytest.approx(drawn[:, 0].mean(), abs=0.01)
+    assert found.var() == pytest.approx(drawn[:, 0].var(ddof=1) / 3, rel=0.03)
+    assert np.array_equal(metrics._mean_of_drawn(drawn[:1], (1, 0)), drawn[0])
 
 
 def test_holm_by_hand():

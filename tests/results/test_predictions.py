@@ -68,11 +68,19 @@ def test_arms_are_compared_pair_by_pair_over_their_seeds():
         for k, (model, signal) in enumerate({"weak": 0.2, "same": 0.2, "strong": 2.0}.items())
         for seed in (0, 1)
     }
-    pairs = {(pair["a"], pair["b"]): pair for pair in predictions.compare(tables, 400, 1)}
-    assert list(pairs) == [("weak", "same"), ("weak", "strong"), ("same", "strong")]
+    fixed = [("weak", "strong"), ("same", "weak")]
+    pairs = {(pair["a"], pair["b"]): pair for pair in predictions.compare(tables, 400, 1, fixed)}
+    assert list(pairs) == [*fixed, ("same", "strong")]
     assert pairs["weak", "strong"]["high"] < 0
-    assert pairs["weak", "strong"]["p_holm"] == pytest.approx(3 * pairs["weak", "strong"]["p_value"], abs=1e-5)
-    assert pairs["weak", "same"]["p_holm"] > 0.05
+    assert pairs["weak", "strong"]["p_holm"] == pytest.approx(2 * pairs["weak", "strong"]["p_value"], abs=1e-5)
+    assert pairs["same", "weak"]["p_holm"] > 0.05
+    assert {pair["seeds"] for pair in pairs.values()} == {2}
+    assert not {"p_value", "p_holm"} & set(pairs["same", "strong"])
+    # however few resamples are asked for: 40 a contrast, of which the least p-value is 2 / 81
+    few = predictions.compare(tables, 2, 1, fixed)
+    assert few[0]["p_value"] == pytest.approx(2 / 81, abs=1e-6)
+    with pytest.raises(D4LensError, match="a contrast names huge, which is not among weak, same, strong"):
+        predictions.compare(tables, 2, 1, [("weak", "huge")])
     mean = {
         model: np.mean([predictions.score(tables[model, seed], 1, 0)["tta"]["auc_macro"]["value"] for seed in (0, 1)])
         for model in ("weak", "strong")

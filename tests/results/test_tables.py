@@ -109,17 +109,38 @@ def test_comparisons_are_told_from_the_best_model_whichever_side_it_stood_on():
         for row in tables.rows(evaluation(name, auc=auc), 1)
     ]
     pairs = [
-        {"a": "resnet18", "b": "d4cnn", "difference": -0.2, "low": -0.25, "high": -0.1, "p_holm": 0.003},
         {"a": "resnet18", "b": "d4lenspinn", "difference": -0.1, "low": -0.2, "high": 0.0, "p_holm": 0.04},
-        {"a": "d4cnn", "b": "d4lenspinn", "difference": 0.1, "low": -0.01, "high": 0.2, "p_holm": 0.06},
+        {"a": "resnet18", "b": "d4cnn", "difference": -0.2, "low": -0.25, "high": -0.1},
+        {"a": "d4cnn", "b": "d4lenspinn", "difference": 0.1, "low": -0.01, "high": 0.2},
     ]
-    lines = tables.markdown(tables.table(rows), "", pairs).splitlines()
-    assert lines[-4].startswith("Macro AUC with TTA of d4cnn minus")
-    assert "3 comparisons" in lines[-4]
-    assert lines[-2:] == [
-        "- resnet18: +0.2000 [+0.1000, +0.2500], p = 0.003",
-        "- d4lenspinn: +0.1000 [-0.0100, +0.2000], p = 0.06",
-    ]
+    lines = tables.markdown(tables.table(rows), "", [{**pair, "seeds": 1} for pair in pairs]).splitlines()
+    assert lines[-4].startswith("For orientation, macro AUC with TTA of d4cnn minus")
+    assert "over images;" in lines[-4]
+    assert lines[-2:] == ["- resnet18: +0.2000 [+0.1000, +0.2500]", "- d4lenspinn: +0.1000 [-0.0100, +0.2000]"]
+    assert lines[-8].startswith("Contrasts fixed before the first run")
+    assert "p corrected for these 1 after Holm" in lines[-8]
+    assert lines[-6] == "- resnet18 − d4lenspinn: -0.1000 [-0.2000, +0.0000], p = 0.04"
+    crossed = tables.compared(tables.table(rows), [{**pair, "seeds": 3} for pair in pairs])
+    assert "over seeds and images," in crossed[0]
+
+
+def test_baselines_without_a_network_stand_below_the_table(tmp_path):
+    baselines = {"chi2 of the fit": {"auc_macro": {"value": 0.83, "low": 0.8, "high": 0.86}}}
+    tables.write_profile(tmp_path, tables.table(tables.rows(evaluation(), 1)), "Small.", [], None, baselines)
+    text = tables.markdown(*tables.read_profile(tmp_path), {}, tables.read_baselines(tmp_path))
+    assert text.endswith("- chi2 of the fit: 0.8300 [0.8000, 0.8600]")
+    written(tmp_path, [evaluation()])
+    assert tables.read_baselines(tmp_path) == {}
+
+
+def test_a_table_of_an_earlier_version_is_read_without_the_scores_it_lacks(tmp_path):
+    results = written(tmp_path, [evaluation()])
+    old = results.drop(columns=[name for name in results if name.startswith(("brier", "nll"))])
+    old.to_csv(tmp_path / tables.RESULTS, index=False)
+    found = tables.read_results(tmp_path / tables.RESULTS)
+    assert found["brier"].isna().all()
+    assert "| – | – | 2,000 |" in tables.markdown(found, "", [])
+    tables.write_profile(tmp_path, found, "Small.", [])  # whose JSON knows no NaN
 
 
 def test_the_terminal_table_is_aligned(tmp_path):
@@ -139,7 +160,7 @@ def test_numbers_survive_the_files_to_the_last_bit(tmp_path):
 
 
 def test_families_are_tables_of_their_own_with_their_own_comparisons(tmp_path):
-    pairs = [{"a": "d4cnn_300", "b": "resnet18_300", "difference": 0.1, "low": 0.05, "high": 0.2, "p_holm": 0.01}]
+    pairs = [{"a": "d4cnn_300", "b": "resnet18_300", "difference": 0.1, "low": 0.05, "high": 0.2, "seeds": 1}]
     rows = [
         *tables.rows(evaluation("d4cnn"), 1),
         *tables.rows(evaluation("d4cnn_300", n_train=300, auc=0.7), 1),
@@ -155,7 +176,7 @@ def test_families_are_tables_of_their_own_with_their_own_comparisons(tmp_path):
     assert "| d4cnn_300 |" not in own
     assert "| d4cnn_300 | D4 |" in further
     assert "| d4cnn |" not in further
-    assert "Macro AUC with TTA of d4cnn_300 minus" in further
-    assert "- resnet18_300: +0.1000 [+0.0500, +0.2000], p = 0.01" in further
+    assert "macro AUC with TTA of d4cnn_300 minus" in further
+    assert "- resnet18_300: +0.1000 [+0.0500, +0.2000]" in further
     said = tables.table_text(tmp_path / "quick")
     assert said.index("d4cnn ") < said.index("Grid curve, 300 images.") < said.index("resnet18_300")

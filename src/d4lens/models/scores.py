@@ -2,7 +2,9 @@
 
 AUC is the Mann-Whitney statistic, ties counting one half (Hanley & McNeil 1982), of the one-vs-rest probability; the macro
 AUC is the plain mean over the classes. The expected calibration error is that of Guo et al. 2017 (eq. 3): 15 equal-width
-bins (0, 1/15], ... of the top class's probability.
+bins (0, 1/15], ... of the top class's probability. Brier's score (Brier 1950) is the squared distance of the probabilities
+from the true class's 1, summed over the classes, and the negative log-likelihood -ln of its probability: both proper, so
+that no distortion of the probabilities improves them.
 """
 
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ TABLE = {
     "accuracy": Metric("accuracy", 0.05, 1.0),
     **{f"recall_{name}": Metric(f"recall, {name}", 0.12, 1.0) for name in CLASSES},
     "ece": Metric("expected calibration error", 0.06, 1.0),
+    "brier": Metric("Brier score", 0.08, 1.0),
+    "nll": Metric("negative log-likelihood", 0.15, 2.0),
 }
 """Every metric by name, in the tables' order."""
 METRICS = tuple(TABLE)
@@ -107,7 +111,7 @@ def weighted(
 ) -> dict[str, Array]:
     """Compute metrics under weights of the images.
 
-    All sums but ece's are of integers, hence exact, where the weights are integers.
+    The sums of AUC, accuracy and recall are of integers, hence exact, where the weights are integers.
 
     Parameters
     ----------
@@ -144,6 +148,10 @@ def weighted(
         gap = np.zeros((len(labels), ECE_BINS))
         gap[np.arange(len(labels)), bins] = right - confidence
         result["ece"] = np.abs(weights @ gap).sum(axis=1) / total
+        distance = np.square(probabilities - np.eye(len(CLASSES))[labels]).sum(axis=1)
+        # a probability that underflows to zero counts as the smallest there is
+        surprise = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float64).tiny))
+        result["brier"], result["nll"] = weights @ distance / total, weights @ surprise / total
     return {name: result[name] for name in metrics}
 
 

@@ -188,6 +188,7 @@ def text(
     rows = [
         f"| {metric.title} | {' | '.join(_interval(scores[view][name]) for view in VIEWS)} |"
         for name, metric in TABLE.items()
+        if name in scores[VIEWS[0]]  # an older evaluation has neither Brier score nor likelihood
     ]
     shipped = f"\n{shipped}" if shipped else ""
     versions = ", ".join(f"{name} {number}" for name, number in sorted(description["versions"].items()))
@@ -207,7 +208,7 @@ matter (`sphere`) or a vortex of superfluid dark matter (`vort`). {description["
 
 ## Measured
 
-On {scores["n_test"]:,} test images of the simulation it was trained on, which no choice of epoch or arm used; brackets are 95 % bootstrap intervals over images.
+On {scores["n_test"]:,} test images of the simulation it was trained on, which no choice of epoch or arm used; brackets are 95 % intervals over images.
 
 | | one view | mean of eight views |
 |---|---:|---:|

@@ -17,7 +17,16 @@ import pandas as pd
 
 from d4lens.errors import D4LensError
 from d4lens.files import read_json, write_text
-from d4lens.results.tables import ARCHIVE, REPORT, RESULTS, markdown, read_families, read_profile, read_results
+from d4lens.results.tables import (
+    ARCHIVE,
+    REPORT,
+    RESULTS,
+    markdown,
+    read_baselines,
+    read_families,
+    read_profile,
+    read_results,
+)
 
 HEADLINE = {
     "resnet18": "the image alone",
@@ -91,7 +100,7 @@ def _folder(metrics: Path, profile: str) -> Path | None:
 
 
 def _results(folder: Path) -> str:
-    table = markdown(*read_profile(folder), read_families(folder))
+    table = markdown(*read_profile(folder), read_families(folder), read_baselines(folder))
     version = read_json(folder / REPORT).get("version")
     note = f"\n\n*Measured with version {version} of the code; its rerun is pending.*"
     return table + (note if version else "")

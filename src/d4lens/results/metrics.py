@@ -7,8 +7,13 @@ Choices, made once for the project:
 
 - Resampling is stratified by class: as many draws of each class as the test split holds. The class sizes are fixed by
   the design of the data set, and no resample can lose a class, which would leave its AUC undefined.
-- Intervals are percentile intervals (Efron & Tibshirani 1993, chapter 13) over images; what another training seed
-  would give is not in them and is reported beside them as the spread over seeds.
+- An accuracy or a recall is a share of images: its interval is Wilson's (1927), which has a width at 0 and 1 too. That of
+  an AUC is normal on the logit scale, the resamples' standard deviation carried there by the slope (Pepe 2003),
+  so that it never ends beyond 1; of classes that are separated perfectly it is Wilson's for as many images as the
+  smallest class has. The others are percentile intervals (Efron & Tibshirani 1993, chapter 13).
+- All of these are over images alone. A comparison of arms draws training seeds as well as images, each anew in every
+  resample (Owen 2007); where both arms have the same seeds, the same ones. Means over S drawn seeds vary less than
+  means over S trainings by (S - 1) / S, which is made up for. One seed cannot be resampled: its comparison is over images.
 - AUC is the Mann-Whitney statistic, ties counting one half (Hanley & McNeil 1982), of the one-vs-rest probability;
   the macro AUC is the plain mean over the classes.
 - The expected calibration error is that of Guo et al. 2017 (eq. 3): 15 equal-width bins (0, 1/15], ... of the top
@@ -17,12 +22,12 @@ Choices, made once for the project:
   it may lie above the value.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
+import scipy.special
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
@@ -50,6 +55,8 @@ class Difference:
         Its 95 % percentile interval over resamples.
     p_value : float
         Two-sided bootstrap p-value of no difference.
+    seeds : int
+        Trainings of the arm that has fewer; with one, the resamples are of images alone.
     """
 
     metric: str
@@ -57,12 +64,13 @@ class Difference:
     low: float
     high: float
     p_value: float
+    seeds: int
 
 
 def with_intervals(
     labels: ArrayLike, probabilities: ArrayLike, n_resamples: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Measure every metric with its 95 % percentile interval over stratified resamples.
+    """Measure every metric with its 95 % interval: Wilson's of a share, else from stratified resamples.
 
     `scipy.stats.bootstrap` has no strata: it draws over all images, and a resample could lose a class.
 
@@ -91,20 +99,43 @@ def with_intervals(
     value = scores(labels, probabilities)
     drawn = _resampled(labels, [probabilities], n_resamples, seed)
     result = {}
+    sizes = np.bincount(labels, minlength=len(CLASSES))
+    of_class = {f"recall_{name}": int(size) for name, size in zip(CLASSES, sizes)}
     for name in METRICS:
-        low, high = _interval(drawn[name][0])
-        result[name] = {"value": round(value[name], DECIMALS), "low": low, "high": high}
+        if name == "accuracy" or name in of_class:
+            n = of_class.get(name, len(labels))
+            low, high = wilson(round(value[name] * n), n)
+        elif name.startswith("auc_"):
+            low, high = _auc_interval(value[name], drawn[name][0], int(sizes.min()))
+        else:
+            low, high = _interval(drawn[name][0])
+        result[name] = {
+            "value": round(value[name], DECIMALS),
+            "low": round(low, DECIMALS),
+            "high": round(high, DECIMALS),
+        }
     return result
+
+
+def _auc_interval(value: float, drawn: Array, n: int) -> tuple[float, float]:
+    """Bound an AUC by its resamples; `n` is the size of the smallest class."""
+    if value in (0.0, 1.0):  # as is every resample
+        return wilson(n * int(value), n)
+    slope = 1 / (value * (1 - value))
+    reach = scipy.special.ndtri((1 + LEVEL) / 2) * slope * drawn.std(ddof=min(1, len(drawn) - 1))
+    low, high = scipy.special.expit(scipy.special.logit(value) + np.array([-reach, reach]))
+    return float(low), float(high)
 
 
 def compare_all(
     labels: ArrayLike,
-    predictions: Mapping[str, ArrayLike],
+    predictions: Mapping[str, Mapping[int, ArrayLike]],
+    pairs: Iterable[tuple[str, str]],
     metric: str,
     n_resamples: int,
     seed: int,
 ) -> dict[tuple[str, str], Difference]:
-    """Compare every pair of models on the same images by a paired bootstrap.
+    """Compare pairs of models on the same images by a paired bootstrap over seeds and images.
 
     All models are scored on the same resamples, so that what makes an image hard for both cancels. The p-value is twice the
     smaller share of resamples on either side of zero, each share counted with the observed one added ((b + 1) / (B + 1),
@@ -114,9 +145,10 @@ def compare_all(
     ----------
     labels : array_like
         True classes, (n,), indices into CLASSES.
-    predictions : Mapping of str to array_like
-        Probabilities by model: (n, C) of one training, or (seeds, n, C) of several, over which the metric is then averaged,
-        in each resample anew.
+    predictions : Mapping of str to Mapping
+        By model and training seed, probabilities (n, C). The metric is averaged over the seeds.
+    pairs : iterable of (str, str)
+        Models to compare, the first less the second.
     metric : str
         One of METRICS.
     n_resamples : int
@@ -127,7 +159,7 @@ def compare_all(
     Returns
     -------
     dict of (str, str) to Difference
-        Pairs (a, b) in the order of `predictions`.
+        By pair, in their order.
 
     Raises
     ------
@@ -139,22 +171,38 @@ def compare_all(
     values: dict[str, Array] = {}
     observed: dict[str, float] = {}
     for name, given in predictions.items():
-        stack = np.asarray(given, dtype=np.float64)
-        trainings = [checked(labels, one)[1] for one in (stack[None] if stack.ndim == 2 else stack)]
+        trainings = [checked(labels, one)[1] for _, one in sorted(given.items())]
         if not trainings:
             raise D4LensError(f"a comparison needs the predictions of at least one training of {name}")
         truth = np.asarray(labels, dtype=np.int64)
         ones = np.ones((1, len(truth)))
         observed[name] = float(np.mean([weighted(truth, one, ones, (metric,))[metric] for one in trainings]))
-        values[name] = _resampled(truth, trainings, n_resamples, seed, (metric,))[metric].mean(axis=0)
+        values[name] = _mean_of_drawn(
+            _resampled(truth, trainings, n_resamples, seed, (metric,))[metric], (seed, *given)
+        )
     result = {}
-    for a, b in combinations(values, 2):
+    for a, b in pairs:
         difference = values[a] - values[b]
         tail = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
         low, high = _interval(difference)
         p_value = round(min(1.0, 2 * (tail + 1) / (n_resamples + 1)), DECIMALS)
-        result[a, b] = Difference(metric, round(observed[a] - observed[b], DECIMALS), low, high, p_value)
+        seeds = min(len(predictions[a]), len(predictions[b]))
+        result[a, b] = Difference(metric, round(observed[a] - observed[b], DECIMALS), low, high, p_value, seeds)
     return result
+
+
+def _mean_of_drawn(drawn: Array, entropy: Sequence[int]) -> Array:
+    """Average over as many trainings as there are, drawn anew in each resample: (S, B) -> (B,).
+
+    Equal entropy draws equal ones. The deviations from the mean over all are scaled to the variance of a mean of S.
+    """
+    n, resamples = drawn.shape
+    centre = drawn.mean(axis=0)
+    if n == 1:
+        return np.asarray(centre)
+    chosen = np.random.default_rng(sorted(entropy)).integers(0, n, (n, resamples))
+    mean = np.take_along_axis(drawn, chosen, axis=0).mean(axis=0)
+    return np.asarray(centre + (n / (n - 1)) ** 0.5 * (mean - centre))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

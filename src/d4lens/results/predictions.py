@@ -1,7 +1,8 @@
 """The table of predictions that an evaluation leaves, and its scores: one row an image and view, plain and with TTA."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -128,40 +129,53 @@ def seconds(train_minutes: float, images_per_second: Mapping[str, float], n_imag
     return 60 * train_minutes + sum(n_images / speed for speed in images_per_second.values())
 
 
-def compare(tables: Mapping[tuple[str, int], pd.DataFrame], n_resamples: int, seed: int) -> list[dict[str, Any]]:
-    """Compare the macro AUC with TTA of every pair of models.
+def compare(
+    tables: Mapping[tuple[str, int], pd.DataFrame],
+    n_resamples: int,
+    seed: int,
+    contrasts: Sequence[tuple[str, str]] = (),
+) -> list[dict[str, Any]]:
+    """Compare the macro AUC with TTA of the fixed contrasts, and of every other pair of models for orientation.
 
     Parameters
     ----------
     tables : Mapping of (str, int) to pandas.DataFrame
         Predictions by (model, seed); a model's seeds are averaged.
     n_resamples, seed : int
-        Bootstrap resamples and their seed.
+        Bootstrap resamples and their seed. At least 40 a contrast are taken: the least p-value times the number of contrasts
+        then stays below 0.05.
+    contrasts : sequence of (str, str)
+        Pairs fixed before anything was measured, the first less the second. Holm's correction goes over these alone.
 
     Returns
     -------
     list of dict
-        {"a", "b", "metric", "difference", "low", "high", "p_value", "p_holm"} for each pair.
+        {"a", "b", "metric", "difference", "low", "high", "seeds"} for each pair, the contrasts first; these with "p_value" and
+        "p_holm" too.
 
     Raises
     ------
     D4LensError
-        Unless all predict the same images in the same order.
+        Unless all predict the same images in the same order, or for a contrast of an arm that is not there.
     """
-    trainings: dict[str, list[NDArray[np.float64]]] = {}
+    trainings: dict[str, dict[int, NDArray[np.float64]]] = {}
     first: tuple[list[str], NDArray[np.int64]] | None = None
     for (model, training), table in tables.items():
         paths, labels, probabilities = of_view(table, "tta")
         first = first or (paths, labels)
         if paths != first[0] or not np.array_equal(labels, first[1]):
             raise D4LensError(f"{model} with seed {training} was evaluated on other images; run evaluate again")
-        trainings.setdefault(model, []).append(probabilities)
+        trainings.setdefault(model, {})[training] = probabilities
     if first is None:
         return []
-    stacks = {model: np.stack(several) for model, several in trainings.items()}
-    found = metrics.compare_all(first[1], stacks, "auc_macro", n_resamples, seed)
-    corrected = metrics.holm([difference.p_value for difference in found.values()])
-    return [
-        {"a": a, "b": b, **asdict(difference), "p_holm": p_holm}
-        for ((a, b), difference), p_holm in zip(found.items(), corrected, strict=True)
-    ]
+    unknown = [model for pair in contrasts for model in pair if model not in trainings]
+    if unknown:
+        raise D4LensError(f"a contrast names {unknown[0]}, which is not among {', '.join(trainings)}; mend `contrasts`")
+    others = [pair for pair in combinations(trainings, 2) if pair not in contrasts and pair[::-1] not in contrasts]
+    n_resamples = max(n_resamples, 40 * len(contrasts))
+    found = metrics.compare_all(first[1], trainings, [*contrasts, *others], "auc_macro", n_resamples, seed)
+    corrected = metrics.holm([found[pair].p_value for pair in contrasts])
+    rows: list[dict[str, Any]] = [{"a": a, "b": b, **asdict(difference)} for (a, b), difference in found.items()]
+    for row in rows[len(contrasts) :]:
+        del row["p_value"]
+    return [row | {"p_holm": p} for row, p in zip(rows, corrected)] + rows[len(contrasts) :]

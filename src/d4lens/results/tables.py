@@ -17,7 +17,7 @@ from d4lens.files import atomic_path, read_json, write_json
 from d4lens.models.scores import METRICS
 
 # The metrics of an evaluation; each has a 95 % interval in the columns _low and _high. The second part stands further right.
-_MORE = tuple(name for name in METRICS if name.startswith(("recall_", "ece")))
+_MORE = tuple(name for name in METRICS if name.startswith(("recall_", "ece", "brier", "nll")))
 _VALUES = tuple(name for name in METRICS if name not in _MORE)
 INTERVALS = tuple(f"{name}_{end}" for name in (*_VALUES, *_MORE) for end in ("low", "high"))
 FACTS = ("n_train", "n_test", "params")
@@ -51,6 +51,10 @@ MODEL_ORDER = (
     "d4lenspinn_published",
     "d4lenspinn",
 )
+_ADDED = ("brier", "nll")
+
+
+Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 class Family(NamedTuple):
@@ -139,6 +143,7 @@ def write_profile(
     caption: str,
     comparisons: Sequence[Mapping[str, Any]],
     families: Mapping[str, Family] | None = None,
+    baselines: Baselines | None = None,
 ) -> None:
     """Write the results of one profile: results.csv, AUC_JSON (DVC's metrics), report.json (caption, comparisons).
 
@@ -154,12 +159,17 @@ def write_profile(
         Paired comparisons of the profile's own arms.
     families : Mapping of str to Family, optional
         Further tables by their titles.
+    baselines : Mapping, optional
+        Metrics of baselines without a network by their names, as `shallow.measure` makes them.
     """
     folder = Path(folder)
     write_csv(folder / RESULTS, results)
     averaged = results[results["tta"]].groupby("model", sort=False)["auc_macro"].mean()
     write_json(folder / AUC_JSON, {str(model): float(value) for model, value in averaged.items()})
-    further = {"families": {title: family._asdict() for title, family in families.items()}} if families else {}
+    further: dict[str, Any] = (
+        {"families": {title: family._asdict() for title, family in families.items()}} if families else {}
+    )
+    further |= {"baselines": baselines} if baselines else {}
     write_json(folder / REPORT, {"caption": caption, "comparisons": list(comparisons), **further})
 
 
@@ -192,10 +202,10 @@ def read_results(path: str | Path) -> pd.DataFrame:
         frame = pd.read_csv(path, float_precision="round_trip")
     except (OSError, ValueError):
         raise D4LensError(f"there are no results in {path}; run the pipeline (make reproduce)") from None
-    missing = [column for column in COLUMNS if column not in frame]
+    missing = [column for column in COLUMNS if column not in frame and not column.startswith(_ADDED)]
     if missing:
         raise D4LensError(f"{path} has no column {', '.join(missing)}; run the table stage again")
-    return frame
+    return frame.reindex(columns=COLUMNS)  # an older table has no Brier score and no likelihood
 
 
 def join_profiles(metrics: str | Path) -> pd.DataFrame:
@@ -234,6 +244,7 @@ def markdown(
     caption: str,
     comparisons: Sequence[Mapping[str, Any]],
     families: Mapping[str, Family] | None = None,
+    baselines: Baselines | None = None,
 ) -> str:
     """Write one profile's tables for a document.
 
@@ -247,18 +258,21 @@ def markdown(
         Paired comparisons of the profile's own arms.
     families : Mapping of str to Family, optional
         Further tables by their titles.
+    baselines : Mapping, optional
+        Metrics of baselines without a network by their names.
 
     Returns
     -------
     str
-        Markdown: caption, rows averaged over seeds, and the paired comparisons below.
+        Markdown: caption, rows averaged over seeds, and below the baselines without a network and the paired comparisons.
     """
     blocks = []
     for title, rows, pairs in _parts(results, comparisons, families or {}):
         head, body = cells(rows)
         first = headline(rows, title or caption)
         lines = [first, "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *map(_line, body)]
-        blocks.append("\n".join([*lines, "", *compared(rows, pairs)] if pairs else lines))
+        below = without_network(baselines) if baselines and not title else []
+        blocks.append("\n".join([*lines, *below, *(["", *compared(rows, pairs)] if pairs else [])]))
     return "\n\n".join(blocks)
 
 
@@ -321,12 +335,28 @@ def read_families(folder: str | Path) -> dict[str, Family]:
     return {title: Family(tuple(family["models"]), family["comparisons"]) for title, family in found.items()}
 
 
+def read_baselines(folder: str | Path) -> Baselines:
+    """Read the baselines without a network of a folder metrics/<profile>/; none where they were not measured."""
+    found: Baselines = read_json(Path(folder) / REPORT).get("baselines", {})
+    return found
+
+
+def without_network(baselines: Baselines) -> list[str]:
+    """Write the baselines without a network as lines of Markdown: an empty one, a sentence, another and an item each."""
+    lines = ["", "Macro AUC without a network, of a random forest on numbers of the smooth fit:", ""]
+    for name, measured in baselines.items():
+        auc = measured["auc_macro"]
+        lines.append(f"- {name}: {auc['value']:.4f} [{auc['low']:.4f}, {auc['high']:.4f}]")
+    return lines
+
+
 def _records(results: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): _plain(value) for key, value in row.items()} for row in results.to_dict("records")]
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+    value = value.item() if hasattr(value, "item") else value
+    return None if value != value else value
 
 
 def _position(model: str) -> int:
@@ -348,9 +378,11 @@ def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """
     several = results["seed"].nunique() > 1
     spread = "± spread" if several else "[95 %]"
-    names = (*_VALUES[1:], *_MORE[:-1])
-    head = ["model", "TTA", f"AUC macro {spread}", *(name.replace("_", " ").replace("auc", "AUC") for name in names)]
-    head += ["ECE", "parameters", "train min"]
+    names = (*_VALUES[1:], *_MORE)
+    heads = {"ece": "ECE", "brier": "Brier", "nll": "NLL"}
+    head = ["model", "TTA", f"AUC macro {spread}"]
+    head += [heads.get(name, name.replace("_", " ").replace("auc", "AUC")) for name in names]
+    head += ["errors in 10,000", "parameters", "train min"]
     body = []
     for (model, tta), group in results.groupby(["model", "tta"], sort=False):
         mean = group.mean(numeric_only=True)
@@ -362,7 +394,9 @@ def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             )
         else:
             macro = f"{mean['auc_macro']:.4f} [{mean['auc_macro_low']:.4f}, {mean['auc_macro_high']:.4f}]"
-        cells = [str(model), "D4" if tta else "–", macro, *(f"{mean[name]:.3f}" for name in (*names, "ece"))]
+        cells = [str(model), "D4" if tta else "–", macro]
+        cells += ["–" if pd.isna(mean[name]) else f"{mean[name]:.3f}" for name in names]
+        cells.append(f"{1e4 * (1 - mean['accuracy']):,.0f}")
         body.append([*cells, f"{mean['params']:,.0f}", f"{mean['train_minutes']:.0f}"])
     return head, body
 
@@ -386,13 +420,13 @@ def headline(results: pd.DataFrame, caption: str) -> str:
     brackets = (
         "± is the standard deviation over seeds (95 % intervals over test images: results.csv)."
         if len(seeds) > 1
-        else "Brackets are 95 % bootstrap intervals over the test images."
+        else "Brackets are 95 % intervals over the test images."
     )
     return facts + " ".join([caption.strip(), brackets]).strip()
 
 
 def compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Compare the best arm with each of the others, on the same images.
+    """Report the contrasts that were fixed beforehand, then the best arm against each of the others, on the same images.
 
     Parameters
     ----------
@@ -406,11 +440,24 @@ def compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) ->
     list of str
         Lines of Markdown: a sentence, an empty line, and an item for each other arm.
     """
+    over = "seeds and images" if min((pair.get("seeds", 1) for pair in comparisons), default=1) > 1 else "images"
+    fixed = [pair for pair in comparisons if "seeds" in pair and "p_holm" in pair]
+    lines = []
+    if fixed:
+        lines += [
+            f"Contrasts fixed before the first run, macro AUC with TTA (paired bootstrap over {over}, p corrected for these "
+            f"{len(fixed)} after Holm):",
+            "",
+        ]
+        for pair in fixed:
+            interval = f"{pair['difference']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
+            lines.append(f"- {pair['a']} − {pair['b']}: {interval}, p = {pair['p_holm']:.2g}")
+        lines.append("")
     averaged = results[results["tta"]].groupby("model", sort=False)["auc_macro"].mean()
     best = averaged.idxmax()
-    lines = [
-        f"Macro AUC with TTA of {best} minus that of the others on the same test images (paired bootstrap over images, "
-        f"p corrected for {len(comparisons)} comparisons after Holm):",
+    lines += [
+        f"For orientation, macro AUC with TTA of {best} minus that of the others on the same test images (paired bootstrap over "
+        f"{over}; no choice of pairs was fixed, so there is no p):",
         "",
     ]
     for pair in comparisons:
@@ -418,7 +465,7 @@ def compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) ->
             continue
         sign, other = (1, pair["b"]) if pair["a"] == best else (-1, pair["a"])
         low, high = sorted((sign * pair["low"], sign * pair["high"]))
-        lines.append(f"- {other}: {sign * pair['difference']:+.4f} [{low:+.4f}, {high:+.4f}], p = {pair['p_holm']:.2g}")
+        lines.append(f"- {other}: {sign * pair['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
     return lines
 
 

@@ -89,6 +89,8 @@ def write(
         )
     }
     head, body = tables.cells(results)
+    baselines = tables.read_baselines(root / "metrics" / profile)
+    below = tables.without_network(baselines) if baselines else []
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("d4lens.results.page", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -100,7 +102,7 @@ def write(
         forest=_forest(results, colours, profile),
         head=head,
         body=body,
-        compared=[line.removeprefix("- ") for line in tables.compared(results, comparisons) if line],
+        compared=_lists([*below, *tables.compared(results, comparisons)]),
         plots=[
             _history(runs, arms, colours, profile),
             *_growth(root, colours),
@@ -372,6 +374,17 @@ def _drawn(table: Path, colours: Mapping[str, str]) -> list[charts.Spec]:
         raise D4LensError(
             f"a study names the figure {table}, which is missing or damaged, or its .json is; run its stage again"
         ) from None
+
+
+def _lists(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Group lines of Markdown by the sentences that their items stand below."""
+    found: list[tuple[str, list[str]]] = []
+    for line in lines:
+        if line.startswith("- "):
+            found[-1][1].append(line.removeprefix("- "))
+        elif line:
+            found.append((line, []))
+    return found
 
 
 def _prose(text: str) -> Markup:
