@@ -257,7 +257,7 @@ def test_a_switch_of_a_preset_can_be_thrown(tmp_path):
     assert sizes[0] != sizes[1]
 
 
-@pytest.mark.parametrize("command", ["simulate", "join", "predict", "fit", "explain"])
+@pytest.mark.parametrize("command", ["simulate", "join", "predict", "fit", "detect", "explain"])
 def test_every_command_s_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

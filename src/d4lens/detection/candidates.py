@@ -1,7 +1,7 @@
 """Candidates in one image: found as maxima of the profiled map, refined by a joint fit, added while noise does not explain them."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from d4lens.detection.masses import LensWithMasses, column, with_another
 from d4lens.detection.profiled import Profile, power, profiled, whitened
 from d4lens.macrofit.centre import deviance
 from d4lens.macrofit.fit import FitResult, fit
+from d4lens.macrofit.likelihood import covariance, objective
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 
 _ITERATIONS = 30
@@ -137,6 +138,11 @@ def search(
             break
         taken.append((gained, level, probability))
         result, model, places = better, more, [*places, place]
+    if isinstance(model, LensWithMasses):
+        _, _, curvature = objective(counts.to(lens.device, lens.dtype), model.softened())(
+            torch.arange(1), result.parameters
+        )
+        result = replace(result, covariance=covariance(curvature))
     candidates = tuple(_candidate(result, model, k, *each) for k, each in enumerate(taken))
     return Found(candidates, level, probability, result, model, not probability < p_false)
 
@@ -178,7 +184,7 @@ def _candidate(
 ) -> Candidate:
     assert isinstance(model, LensWithMasses)
     of_strength, own = power(model.profile), column(model, k)
-    parameters, covariance = result.parameters[0], result.covariance[0]
+    parameters, spreads = result.parameters[0], result.covariance[0]
     strength, x, y = parameters[own].tolist()
     main = einstein_radius(parameters, model)
     theta_E = strength ** (1 / of_strength)
@@ -197,7 +203,7 @@ def _candidate(
         sigma_x=float(spread[own.start + 1]),
         sigma_y=float(spread[own.start + 2]),
         sigma_theta_E=theta_E * float(spread[own.start]) / (of_strength * max(strength, 1e-30)),
-        sigma_mass=mass * math.sqrt(max(float(slope @ covariance @ slope), 0.0)),
+        sigma_mass=mass * math.sqrt(max(float(slope @ spreads @ slope), 0.0)),
         delta_chi2=gained,
         significance=level,
         p_false=probability,

@@ -1,6 +1,7 @@
 """The smooth lens with masses in it, for the joint fit of all their parameters."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from d4lens.detection.profiled import Profile, power
 from d4lens.macrofit.smooth_lens import Prior, SmoothLensModel
 
 _SOFTENING = 0.1  # of a native pixel: a mass on a pixel's very centre deflects nothing there, and infinitely beside it
+_JAGGED = 1.0  # of a native pixel: over so much the likelihood of sampled pixels is jagged by the mass's place
 _HEAVIEST = 0.25  # of the lens's own mass: what is heavier is another lens
 _REACH = 5.0  # pixels from where the map has its maximum
 
@@ -38,6 +40,7 @@ class LensWithMasses(SmoothLensModel):
         profile: Profile = "point",
     ) -> None:
         self.__dict__.update(lens.__dict__)
+        self.softening = _SOFTENING
         self.lens, self.profile, self.places = lens, profile, tuple(places)
         reach = _REACH * lens.observation.pixel_scale * lens.binning
         most = _HEAVIEST ** (power(profile) / 2) * theta_E ** power(profile)
@@ -48,11 +51,17 @@ class LensWithMasses(SmoothLensModel):
                 self.priors[f"{axis}_{k}"] = Prior(at - reach, at + reach)
         self.free = (*lens.free, *(f"{name}_{k}" for k in range(len(places)) for name in ("strength", "x", "y")))
 
+    def softened(self) -> "LensWithMasses":
+        """Return the same with masses a native pixel wide, whose curvature is that of the basin and not of one of its ruts."""
+        wide = copy(self)
+        wide.softening = _JAGGED
+        return wide
+
     def _deflection(
         self, p: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
         alpha_x, alpha_y, slopes = super()._deflection(p, wanted)
-        soft = (_SOFTENING * self.observation.pixel_scale) ** 2
+        soft = (self.softening * self.observation.pixel_scale) ** 2
         falls = power(self.profile)
         for k in range(len(self.places)):
             strength, x, y = (p[f"{name}_{k}"] for name in ("strength", "x", "y"))
