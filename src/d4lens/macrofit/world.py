@@ -11,9 +11,9 @@ SPECIALIST, MARGINAL, AUTO = MODELS = ("specialist", "marginal", "auto")
 """The preset's lens; one whose source and lens light are marginalised; the first where the image is of the preset's world."""
 
 _CONSTANTS = ("lens_e1", "lens_e2", "n", "R_e", "amplitude")
-# A share of what is left that long rods reach in less than one in fifty of the preset's own images, smooth lenses of other
+# A share of what is left that long rods reach in one in fifty of the preset's own images, smooth lenses of other
 # worlds nearly always.
-_GAIN, _SHARE = 25.0, 0.6
+_GAIN, _SHARE = 25.0, 0.52
 _NOISE = 3.0  # standard deviations of grace
 
 
