@@ -1,6 +1,6 @@
 """The smooth-lens fit: does it find the optimum, are its errors honest, how fast is it, and against scipy.
 
-    python benchmarks/macrofit.py [--images 3000] [--no 4000] [--scipy 12] [--device cpu] [--out FILE.json]
+    python benchmarks/macrofit.py [--images 3000] [--no 4000] [--scipy 12] [--marginal 60] [--device cpu] [--out FILE.json]
 
 Speed is measured on `--speed` images with all cores, wall clock and, since other load on the machine slows that down,
 processor time too. The peer is scipy.optimize.least_squares on the deviance residuals of the same model and images from
@@ -21,7 +21,7 @@ from torch import Tensor
 from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.files import write_json
-from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model
+from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, fit_marginal, open_model, preset_model
 from d4lens.macrofit.start import moments, start
 from d4lens.observation import bin_pixels
 
@@ -102,6 +102,31 @@ def speed(n_images: int, device: str) -> dict[str, object]:
     return result
 
 
+def marginal(n_images: int) -> dict[str, object]:
+    """Images a second of the marginal fit at 75 pixels, on smooth lenses that the preset does not know, and its radii."""
+    kind = simulator.preset("deeplense", {"lens_q": 0.7, "lens_phi": 0.5, "sersic_n": 1.0})
+    truth = simulator.draw(kind, SEED, range(n_images), "none")
+    counts = bin_pixels(simulator.render(truth, kind), 2).float()
+    model = open_model(kind.observation, 2)
+    fit_marginal(counts[:2], model)
+    wall, busy = time.perf_counter(), time.process_time()
+    done = fit_marginal(counts, model)
+    wall, busy = time.perf_counter() - wall, time.process_time() - busy
+    radius = torch.tensor(truth.images["theta_E"].to_numpy(float))
+    pull = (done.columns[:, 0] - radius) / done.sigma[:, 0]
+    return {
+        "images": n_images,
+        "images_per_second": n_images / wall,
+        "processor_ms_per_image": busy / n_images * 1e3,
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "converged": float(done.converged.double().mean()),
+        "mean_chi2": float(done.chi2.mean()),
+        "theta_E_pull_width": float(pull.std()),
+        "theta_E_median_error": float((done.columns[:, 0] / radius - 1).abs().median()),
+    }
+
+
 def against_scipy(n_images: int) -> dict[str, object]:
     """Processor time and chi-square of one core's fits, ours and scipy's, native images from the start by moments."""
     counts, _, _ = simulated(n_images)
@@ -173,12 +198,15 @@ def main() -> None:
     parser.add_argument("--no", type=int, default=4000, help="images without substructure for the pulls; 0: none")
     parser.add_argument("--speed", type=int, default=600, help="images in the measurement of speed; 0: none")
     parser.add_argument("--scipy", type=int, default=12, help="images fitted by scipy too; 0: none")
+    parser.add_argument("--marginal", type=int, default=60, help="images of the marginal fit; 0: none")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     result: dict[str, object] = {}
     if arguments.speed:
         result["speed"] = speed(arguments.speed, arguments.device)
+    if arguments.marginal:
+        result["marginal"] = marginal(arguments.marginal)
     if arguments.scipy:
         result["against_scipy"] = against_scipy(arguments.scipy)
     if arguments.images:

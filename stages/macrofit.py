@@ -5,9 +5,11 @@ from pathlib import Path
 from common import arguments, one_sentence, parameters
 
 from d4lens.data import arrays
-from d4lens.files import require_space, sha256, sole_writer, writing
+from d4lens.files import require_space, sha256, sole_writer, write_json, writing
 from d4lens.macrofit import preset_model
+from d4lens.macrofit.smooth_lens import FACTS
 from d4lens.macrofit.split import fit_shared, remove_parts
+from d4lens.macrofit.world import SPECIALIST
 from d4lens.observation import Observation
 from d4lens.parallel import ranks
 from d4lens.params import MacrofitParams
@@ -44,6 +46,7 @@ def main() -> None:
                 name,
                 source=manifest,
                 units=facts["units"],
+                smooth_lens=params.model,
                 coarse_iterations=params.coarse_iterations,
                 fine_iterations=params.fine_iterations,
                 max_starts=params.max_starts,
@@ -53,6 +56,8 @@ def main() -> None:
                 continue
             fitted = f"{table['converged'].sum()} of {len(table)} {name} images converged"
             print(f"{fitted}; median chi2 a pixel {table['chi2'].median():.3f}")
+    if processes.is_main and params.model != SPECIALIST:
+        write_json(out / FACTS, {"smooth_lens": params.model})
     remove_parts(processes, out)
 
 

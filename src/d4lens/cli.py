@@ -151,6 +151,7 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         "  d4lens predict lens.fits --band F814W --psf 0.05 -o predictions.parquet",
     )
     _add_images(predict, out="predictions.csv")
+    _add_smooth_lens(predict)
     predict.add_argument("--weights", type=Path, help="a model.safetensors (default: the weights of the package)")
     predict.add_argument("--no-tta", action="store_true", help="one view of each image instead of all eight")
     predict.add_argument("--force-label", action="store_true", help="give a label also where a flag withholds it")
@@ -163,6 +164,7 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         "d4lens fit 'survey/*.fits' --free n,R_e -o fit.csv",
     )
     _add_images(fit, out="fit.csv")
+    _add_smooth_lens(fit)
     fit.set_defaults(run=_fit)
 
     detect = _command(
@@ -196,6 +198,7 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     _add_paths(explain)
     _add_instrument(explain)
+    _add_smooth_lens(explain)
     explain.add_argument("--weights", type=Path, help="a model.safetensors (default: the weights of the package)")
     explain.add_argument("-o", "--out", type=Path,
                          help="picture to write (.png, .pdf, .svg), or a folder for several (default: explained.png, "
@@ -286,6 +289,24 @@ def _add_instrument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_smooth_lens(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which smooth lens is fitted")
+    group.add_argument(
+        "--noise",
+        metavar="FILE[:EXT]",
+        help="standard deviation of each pixel in the image's units, infinite where there are no data (of an .npz: noise)",
+    )
+    group.add_argument(
+        "--einstein-radius", type=float, metavar="ARCSEC", help="about right, of a lens whose galaxy shines itself"
+    )
+    group.add_argument(
+        "--model",
+        choices=("specialist", "marginal", "auto"),
+        default="auto",
+        help="smooth lens: the preset's, one whose source and lens light are marginalised, or what suits the image (default)",
+    )
+
+
 def _simulate(arguments: argparse.Namespace) -> int:
     from d4lens.simulator import DataSet, preset, write_archive
 
@@ -368,8 +389,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     classifier = load_classifier(arguments.weights)
     found = list(images.find(arguments.paths))
     places = places_for([source.name for source in found], arguments.out)
-    sources = images.masked(found, known["told"].mask)
-    known["told"] = replace(known["told"], mask=None)
+    told = known["told"]
+    sources = images.noisy(images.masked(found, told.mask), told.noise)
+    known["told"] = replace(told, mask=None, noise=None)
     failed = 0
     for source, place in zip(sources, places, strict=True):
         try:
@@ -390,11 +412,12 @@ def _known(arguments: argparse.Namespace) -> dict[str, Any]:
     from d4lens.data.images import instrument
     from d4lens.inference.arguments import names_of
 
-    names = ("pixel_scale", "psf", "gain", "exposure", "sky", "band", "mask")
-    told = instrument(**{name: getattr(arguments, name) for name in names})
+    names = ("pixel_scale", "psf", "gain", "exposure", "sky", "band", "mask", "noise", "einstein_radius")
+    told = instrument(**{name: getattr(arguments, name, None) for name in names})
     if told.psf is not None and told.psf.note:
         _say(f"d4lens {arguments.command}: {told.psf.note}")
-    return {"told": told, "free": names_of(arguments.free)}
+    model = {"model": arguments.model} if hasattr(arguments, "model") else {}
+    return {"told": told, "free": names_of(arguments.free), **model}
 
 
 def _write(answer: "Answer", arguments: argparse.Namespace) -> int:

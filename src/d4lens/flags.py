@@ -30,6 +30,12 @@ class Flag(Enum):
         "as above",
         True,
     )
+    POOR_FIT = (
+        "poor fit: …",
+        "the marginal fit leaves more than noise on the arcs: substructure, another PSF, or not the right lens",
+        "look at `d4lens explain`; give `--einstein-radius`, `--psf`; mask companions",
+        False,
+    )
     UNSEEN_RING = (
         "too little of the ring is seen",
         "pixels without data, outside the image or masked, cover much of the lens's ring",
@@ -53,6 +59,12 @@ class Flag(Enum):
         "chi2 lies beyond all but a thousandth of the training images",
         "the label means nothing; free what differs (below)",
         False,
+    )
+    OTHER_MAPS = (
+        "network of other maps: …",
+        "the smooth lens that was fitted leaves other maps than the network was trained on",
+        "wait for a network trained on such maps, or give `--model` as its training had it",
+        True,
     )
     TOO_LITTLE_NOISE = (
         "too little noise",

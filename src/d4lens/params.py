@@ -98,8 +98,9 @@ class PreprocessParams(ParameterGroup):
 
 
 class MacrofitParams(ParameterGroup):
-    """Group `macrofit`: preset and iterations of the smooth fit."""
+    """Group `macrofit`: which smooth lens is fitted, preset and iterations."""
 
+    model: Literal["specialist", "marginal", "auto"]
     preset: str
     batch_size: Count
     coarse_iterations: Annotated[int, Field(ge=0)]

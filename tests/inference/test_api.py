@@ -12,6 +12,7 @@ from d4lens import fit, load_model, simulate
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import FIT_TABLE_COLUMNS, PREDICT_COLUMNS
+from d4lens.macrofit import FIT_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +60,11 @@ def test_results_are_tables_and_drawings(model, lenses):
     assert answer.flags[1].startswith("failed: ")
     assert np.isnan(answer.probabilities[1]).all()
     assert len(answer.plot().axes[0].patches) == 6
-    fits = fit(broken, free=("n",))
-    assert list(fits.to_pandas().columns) == [*FIT_TABLE_COLUMNS, "n", "sigma_n"]
-    assert fits.parameters.shape == (2, 7)
+    fits = fit(broken, free=("n",), model="specialist")
+    more = [column for name in ("n", "amplitude", "sky") for column in (name, f"sigma_{name}")]
+    assert list(fits.to_pandas().columns) == [*FIT_TABLE_COLUMNS, *(f"sigma_{name}" for name in FIT_COLUMNS), *more]
+    assert list(fits.freed.columns) == more
+    assert fits.parameters.shape == fits.sigma.shape == (2, 7)
     assert fits.parameters[0, 0] == pytest.approx(lenses.truth.images["theta_E"][1], abs=0.05)
     assert list(fits.converged) == [True, False]
     assert isinstance(fits.plot(), Figure)

@@ -28,12 +28,13 @@ from d4lens.inference.pipeline import (
     predict_table,
     smooth_lens,
 )
-from d4lens.macrofit import TABLE_COLUMNS, fit
+from d4lens.macrofit import FIT_COLUMNS, TABLE_COLUMNS, fit
 from d4lens.models import weights
 from d4lens.observation import Observation
 from d4lens.simulator import PRESETS, draw, preset, render
 
 OBSERVATION = Observation(75, 0.1, 0.08625, 40.0)
+SIGMAS = [f"sigma_{name}" for name in FIT_COLUMNS]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,9 @@ def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses
 
 def test_fit_gives_the_lens_and_flags_what_it_cannot_fit(lenses, tmp_path):
     table = fit_table([lenses]).table
-    assert list(table.columns) == [*TABLE_COLUMNS, "flag", "processing"]
+    assert list(table.columns) == [*TABLE_COLUMNS, "flag", "processing", *SIGMAS]
+    assert (table[SIGMAS] > 1e-5).all(None)
+    assert table["processing"].str.endswith("fitted: specialist").all()
     truth = draw(PRESETS["deeplense"], 3, range(4)).images
     assert np.allclose(table["theta_E"], truth["theta_E"], atol=0.05)
     assert table["converged"].all()
@@ -170,7 +173,7 @@ def test_images_that_share_a_lens_are_fitted_together_and_every_one_once(lenses)
     raws = [source.read(None) for source in find([lenses])]
     told = [instrument(), instrument(psf=0.12), instrument(), instrument(psf=0.12)]
     ready = [prepare(raw, OBSERVATION, known) for raw, known in zip(raws, told, strict=True)]
-    parts = fit_images(["a", "b", "c", "d"], ready, OBSERVATION, ())
+    parts = fit_images(["a", "b", "c", "d"], ready, OBSERVATION)
     assert sorted(name for part in parts for name in part.names) == ["a", "b", "c", "d"]
     for part in parts:
         assert set(part.names) <= {"a", "c"} or set(part.names) <= {"b", "d"}
@@ -192,7 +195,7 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
     monkeypatch.setattr(pipeline, "prepare_source", Image)
     monkeypatch.setattr(pipeline, "fit_images", lambda names, ready, grid, free: [])
     sources = [ImageSource(str(i), lambda band: None) for i in range(40)]
-    alive = [Image.alive for _ in pipeline._fitted(sources, OBSERVATION, instrument(), (), False)]
+    alive = [Image.alive for _ in pipeline._fitted(sources, OBSERVATION, instrument(), pipeline.Way(), False)]
     assert len(alive) == 10
     assert all(4 <= number <= 8 for number in alive)
 
@@ -237,7 +240,7 @@ def test_the_fit_gives_a_cropped_field_its_counts(turned):
     cut = [k[15:135, 15:135] for k in turned[0]]
     ready = [prepare(Raw(scaled(k)), grid, instrument(pixel_scale=0.05)) for k in cut]
     right = moved = 0
-    for part in fit_images([str(i) for i in range(len(cut))], ready, grid, ()):
+    for part in fit_images([str(i) for i in range(len(cut))], ready, grid):
         for name, image, found in zip(part.names, part.images, part.counts, strict=True):
             k = cut[int(name)]
             right += np.array_equal(found, k.reshape(60, 2, 60, 2).sum((1, 3)))
@@ -373,7 +376,8 @@ def test_what_was_guessed_or_stated_twice_stands_in_the_table():
 def test_what_is_freed_comes_with_its_error(lenses, tmp_path):
     np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
     table = fit_table([lenses / "1.npy", tmp_path / "bad.npy"], free=("lens_e1", "theta_E", "lens_x")).table
-    assert list(table.columns) == [*FIT_TABLE_COLUMNS, "lens_e1", "sigma_lens_e1", "lens_x", "sigma_lens_x"]
+    freed = [column for name in ("lens_e1", "lens_x", "amplitude", "sky") for column in (name, f"sigma_{name}")]
+    assert list(table.columns) == [*FIT_TABLE_COLUMNS, *SIGMAS, *freed]
     assert np.abs(table.loc[0, ["lens_e1", "lens_x"]].astype(float)).max() < 0.02  # simulated round and centred
     assert 1e-4 < table.loc[0, "sigma_lens_e1"] < 1e-2
     assert table.loc[1, table.columns[-4:]].isna().all()

@@ -133,7 +133,7 @@ def test_the_recipe_of_a_preset_is_one_file_that_the_command_line_follows(tmp_pa
     """CONTRIBUTING.md's diff in a copy of the package: the new name is offered, refused when mistyped, and simulated."""
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "weights"))
     diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    (diff,) = (text for text in diffs if "PRESETS" in text or "MODEL_I" in text)
+    (diff,) = (text for text in diffs if "priors.py" in text)
     assert re.findall(r"^\+\+\+ b/(.*)", diff, re.M) == ["src/d4lens/simulator/priors.py"]
     subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, check=True)
 
@@ -142,9 +142,10 @@ def test_the_recipe_of_a_preset_is_one_file_that_the_command_line_follows(tmp_pa
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "200"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    assert "--preset {deeplense,model-i,elliptical}" in d4lens("--help").stdout
+    assert "--preset {deeplense,model-i,survey,elliptical}" in d4lens("--help").stdout
     assert (
-        "there are deeplense, model-i, elliptical" in d4lens("--preset", "elptical", "--n", "3", "-o", "a.zip").stderr
+        "there are deeplense, model-i, survey, elliptical"
+        in d4lens("--preset", "elptical", "--n", "3", "-o", "a.zip").stderr
     )
     made = d4lens("--preset", "elliptical", "--n", "3", "-o", "a.zip")
     assert made.returncode == 0, made.stderr

@@ -17,6 +17,11 @@ COLUMNS = (
     *("source_x", "source_y", "source_q", "source_phi", "e1", "e2", "sersic_amplitude", "sersic_R_e", "sersic_n"),
     *("exposure", "background_rms", "n_subhalos", *_ROD),
 )
+OWN_COLUMNS = (
+    *("lens_x", "lens_y", "image_psf_sigma", "psf_error", "image_sky", "snr", "n_clumps", "second_component"),
+    *("light_peak", "light_R_e", "light_n", "light_q", "light_phi"),
+)
+"""Further columns of a preset whose images have these of their own."""
 SUBHALO_COLUMNS = ("path", "mass", "theta_E", "x", "y")
 
 
@@ -30,8 +35,8 @@ class Truth:
     Attributes
     ----------
     images : DataFrame
-        One row an image, columns COLUMNS. Lengths in arcsec, angles in radians from +x towards +y, `rod_mass` in halo masses. What an
-        image does not have is NaN.
+        One row an image, columns COLUMNS, of some presets OWN_COLUMNS too. Lengths in arcsec, angles in radians from +x towards
+        +y, `rod_mass` in halo masses. What an image does not have is NaN.
     subhalos : DataFrame
         One row a point mass, columns SUBHALO_COLUMNS: mass in solar masses, theta_E, x and y in arcsec.
     """

@@ -20,7 +20,11 @@ known of the instrument goes by name into every function, as a number or a Quant
 - sky: mean sky photons per pixel, whether or not the values still hold it.
 - band: name or number of the band in files that hold several.
 - mask: where pixels hold no data: an array or a file of the images' shape, nonzero or True there; a list has one an image.
+- noise: standard deviation of each pixel in the images' units, infinite without data: an array or a file (FILE:EXT of
+  several; of an .npz the key `noise`); a list has one an image. Photon noise otherwise.
+- einstein_radius: arcsec, right within a quarter, of lenses whose galaxy shines itself.
 - free: parameters of the smooth lens to fit beyond the preset's, such as ("n", "R_e") or "n,R_e".
+- model: the smooth lens to fit, one of `d4lens.macrofit.world.MODELS`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +46,7 @@ from d4lens.inference.detect import Wanted, detect_sources
 from d4lens.inference.explain import Explanation, explain_source
 from d4lens.inference.pipeline import FIT_TABLE_COLUMNS, Classifier, classify, fit_sources, load_classifier
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.macrofit.world import AUTO
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset, render
 
@@ -61,6 +66,8 @@ class Known(TypedDict, total=False):
     sky: Number
     band: str | int | None
     mask: Any
+    noise: Any
+    einstein_radius: Number
 
 
 _SHOWN = 40  # images that a drawing has room for
@@ -145,8 +152,8 @@ class Fits(_Answers):
     Attributes
     ----------
     table : pandas.DataFrame
-        One row an image, columns `d4lens.inference.pipeline.FIT_TABLE_COLUMNS` and, for each parameter freed beyond
-        them, its value and its standard deviation as `sigma_NAME`.
+        One row an image, columns `d4lens.inference.pipeline.FIT_TABLE_COLUMNS`, then the seven parameters' standard
+        deviations as `sigma_NAME`, then whatever else was fitted with its own.
     """
 
     @property
@@ -160,9 +167,14 @@ class Fits(_Answers):
         return np.asarray(self.table["converged"], np.bool_)
 
     @property
+    def sigma(self) -> NDArray[np.float64]:
+        """(B, 7) standard deviations of `parameters`."""
+        return np.asarray(self.table[[f"sigma_{name}" for name in FIT_COLUMNS]], np.float64)
+
+    @property
     def freed(self) -> pd.DataFrame:
-        """The columns of what was freed beyond the seven parameters."""
-        return self.table.drop(columns=list(FIT_TABLE_COLUMNS))
+        """The columns of what was fitted beyond the seven parameters."""
+        return self.table.drop(columns=[*FIT_TABLE_COLUMNS, *(f"sigma_{name}" for name in FIT_COLUMNS)])
 
     def plot(self) -> Figure:
         """Draw each parameter, and chi2, of the first 40 images."""
@@ -257,6 +269,7 @@ class Model:
         tta: bool = True,
         force_label: bool = False,
         free: str | Sequence[str] = (),
+        model: str = AUTO,
         progress: bool = False,
         **known: Unpack[Known],
     ) -> Predictions:
@@ -271,6 +284,8 @@ class Model:
             Give a label also where a flag withholds it.
         free : names
             Parameters of the smooth lens to fit beyond the preset's.
+        model : str
+            The smooth lens: "specialist", "marginal" or "auto".
         progress : bool
             Show a bar.
         **known
@@ -289,15 +304,17 @@ class Model:
         how = {"tta": tta, "force_label": force_label, "progress": progress}
         switches = {name: arguments.switch(name, value) for name, value in how.items()}
         told, names = _told(known), arguments.names_of(free)
-        answer = classify(arguments.sources(images), self.classifier, told=told, free=names, **switches)
+        answer = classify(arguments.sources(images), self.classifier, told=told, free=names, model=model, **switches)
         return Predictions(answer.table)
 
-    def explain(self, image: Images, *, free: str | Sequence[str] = (), **known: Unpack[Known]) -> Explanation:
+    def explain(
+        self, image: Images, *, free: str | Sequence[str] = (), model: str = AUTO, **known: Unpack[Known]
+    ) -> Explanation:
         """Explain what the answer for one image rests on.
 
         Parameters
         ----------
-        image, free, **known
+        image, free, model, **known
             As `predict` takes them.
 
         Returns
@@ -313,7 +330,8 @@ class Model:
         found = arguments.sources(image)
         if len(found) != 1:
             raise D4LensError(f"{len(found)} images were given to be explained; give one")
-        return explain_source(found[0], self.classifier, told=_told(known), free=arguments.names_of(free))
+        names = arguments.names_of(free)
+        return explain_source(found[0], self.classifier, told=_told(known), free=names, model=model)
 
 
 def load_model(path: str | Path | None = None) -> Model:
@@ -343,6 +361,7 @@ def predict(
     tta: bool = True,
     force_label: bool = False,
     free: str | Sequence[str] = (),
+    model: str = AUTO,
     progress: bool = False,
     **known: Unpack[Known],
 ) -> Predictions:
@@ -352,7 +371,7 @@ def predict(
     ----------
     weights : str or Path, optional
         A model.safetensors; None takes the package's.
-    images, tta, force_label, free, progress, **known
+    images, tta, force_label, free, model, progress, **known
         As `Model.predict` takes them.
 
     Returns
@@ -364,15 +383,23 @@ def predict(
     D4LensError
         As `load_model` and `Model.predict` do.
     """
-    return load_model(weights).predict(images, tta=tta, force_label=force_label, free=free, progress=progress, **known)
+    how: dict[str, Any] = {"tta": tta, "force_label": force_label, "free": free, "model": model, "progress": progress}
+    return load_model(weights).predict(images, **how, **known)
 
 
-def fit(images: Images, *, free: str | Sequence[str] = (), progress: bool = False, **known: Unpack[Known]) -> Fits:
-    """Fit a lens without substructure to each image by Poisson likelihood: SIE, shear, Sérsic source, PSF and sky.
+def fit(
+    images: Images,
+    *,
+    free: str | Sequence[str] = (),
+    model: str = AUTO,
+    progress: bool = False,
+    **known: Unpack[Known],
+) -> Fits:
+    """Fit a lens without substructure to each image: SIE, shear, source, PSF, sky and, where it shines, the galaxy's light.
 
     Parameters
     ----------
-    images, free, progress, **known
+    images, free, model, progress, **known
         As `Model.predict` takes them.
 
     Returns
@@ -386,7 +413,8 @@ def fit(images: Images, *, free: str | Sequence[str] = (), progress: bool = Fals
     """
     names = arguments.names_of(free)
     shown = arguments.switch("progress", progress)
-    return Fits(fit_sources(arguments.sources(images), told=_told(known), free=names, progress=shown).table)
+    found = arguments.sources(images)
+    return Fits(fit_sources(found, told=_told(known), free=names, model=model, progress=shown).table)
 
 
 def detect(

@@ -39,6 +39,7 @@ _UNITS = {
     "psf": ("arcsec",),
     "gain": ("electron / adu", "photon / adu", "electron / ct", "photon / ct", "electron / DN", "photon / DN", ""),
     "exposure": ("s",),
+    "einstein_radius": ("arcsec",),
     "sky": ("electron", "photon", "ct", "electron / pix", "photon / pix", "ct / pix", ""),
 }
 _IMAGE_UNITS = ("electron", "photon", "ct", "adu", "electron/s", "photon/s", "ct/s", "adu/s")

@@ -20,10 +20,11 @@ from d4lens.detection.candidates import row_of
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.flags import Flag, Raised, abstains, joined
-from d4lens.inference.pipeline import PRESET, Answer, Fitted, centres_of, fitted_batches, flags_of
+from d4lens.inference.pipeline import PRESET, Answer, Fitted, centres_of, fitted_batches, flags_of, way_of
 from d4lens.lensing.cosmology import theta_E_point
 from d4lens.macrofit import preset_model
 from d4lens.macrofit.threads import in_threads
+from d4lens.macrofit.world import SPECIALIST
 from d4lens.observation import Observation
 
 _OF_CANDIDATE = ("x", "y", "theta_E", "mass", "sigma_x", "sigma_y", "sigma_theta_E", "sigma_mass", "delta_chi2")
@@ -132,7 +133,7 @@ def detect_sources(
     rows: dict[str, list[dict[str, object]]] = {}
     failures, maps = [], {}
     grid = preset_model(PRESET).observation
-    for fitted, broken in fitted_batches(sources, grid, told, free, progress):
+    for fitted, broken in fitted_batches(sources, grid, told, way_of(SPECIALIST, told, free), progress):
         failures += broken
         for name, reason in broken:
             rows[name] = [_empty(name, [Raised(Flag.FAILED, reason)])]
@@ -152,7 +153,7 @@ def detect_sources(
 
 def _one(part: Fitted, wanted: Wanted, i: int) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
     """Return the rows of image `i` of a part, and its map of masses that could have been seen."""
-    raised = flags_of(part, i, None)
+    raised = flags_of(part, i)
     counts, result, name = part.counts[i : i + 1], row_of(part.result, i), part.names[i]
     notes = "; ".join(part.images[i].notes)
     nothing = np.full(counts.shape[1:], np.nan, np.float32)

@@ -22,11 +22,13 @@ from d4lens.inference.pipeline import (
     fit_images,
     flags_of,
     load_classifier,
+    maps_of,
     prepare_source,
+    way_of,
 )
 from d4lens.inference.truth import true_substructure
-from d4lens.macrofit import significance
 from d4lens.macrofit.centre import places
+from d4lens.macrofit.world import AUTO
 from d4lens.models.averaging import predict_logits
 from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.observation import Observation
@@ -116,6 +118,7 @@ def explain(
     *,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
+    model: str = AUTO,
 ) -> Explanation:
     """Fit and classify one image and keep what was computed on the way.
 
@@ -129,6 +132,8 @@ def explain(
         What is known of the instrument.
     free : sequence of str
         Parameters of the smooth lens to fit beyond the preset's.
+    model : str
+        The smooth lens, one of `d4lens.macrofit.world.MODELS`.
 
     Returns
     -------
@@ -142,7 +147,7 @@ def explain(
     found = list(images.find([path]))
     if len(found) != 1:
         raise D4LensError(f"{path} holds {len(found)} images; name one")
-    return explain_source(found[0], load_classifier(weights), told=told, free=free)
+    return explain_source(found[0], load_classifier(weights), told=told, free=free, model=model)
 
 
 def explain_source(
@@ -151,16 +156,18 @@ def explain_source(
     *,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
+    model: str = AUTO,
 ) -> Explanation:
     """Explain an image found already, as `explain` does."""
     network, grid = classifier.network, classifier.grid
+    way = way_of(model, told, free, classifier)
     try:
-        image = prepare_source(images.masked([source], told.mask)[0], grid, told)
+        image = prepare_source(images.noisy(images.masked([source], told.mask), told.noise)[0], grid, told)
     except D4LensError as error:
         raise D4LensError(str(error) if source.name in str(error) else f"{source.name}: {error}") from None
-    (fitted,) = fit_images([source.name], [image], grid, free)
+    (fitted,) = fit_images([source.name], [image], grid, way)
     counts, result = fitted.counts, fitted.result
-    maps = significance(counts, result.parameters, fitted.lens)
+    maps = maps_of(counts, result, fitted.lens)
     batch = batch_for(fitted, classifier, maps)
     with torch.inference_mode():
         out = network(batch)
@@ -179,7 +186,7 @@ def explain_source(
     if rival and (same_pixels or "counts" not in maps_read(network)) and not at.any():
         one, other = torch.tensor([first]), torch.tensor([second])
         whence = attribute(network, batch, result.model_counts, one, over=other)[0]
-    raised = flags_of(fitted, 0, classifier.config.get("largest_chi2"))
+    raised = flags_of(fitted, 0, classifier)
     raised += [Raised(Flag.UNSURE_CENTRE)] if doubtful(fitted, logits, classifier, tta=True)[0] else []
     return Explanation(
         name=source.name,

@@ -19,13 +19,29 @@ from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.data import images
 from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
+from d4lens.data.images.counts import dark_sky
 from d4lens.errors import D4LensError
 from d4lens.files import readable
 from d4lens.flags import Flag, Raised, abstains, joined
-from d4lens.macrofit import TABLE_COLUMNS, FitResult, SmoothLensModel, fit, fit_faintest, preset_model, significance
+from d4lens.macrofit import (
+    TABLE_COLUMNS,
+    FitResult,
+    MarginalFit,
+    SmoothLensModel,
+    fit,
+    fit_faintest,
+    fit_marginal,
+    open_model,
+    preset_model,
+    significance,
+)
 from d4lens.macrofit.centre import CENTRE, deviance, freed, places, promise, seen_from_lens
+from d4lens.macrofit.lens_light import NAMES, shines
+from d4lens.macrofit.marginal import NUISANCE
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
+from d4lens.macrofit.threads import in_threads
+from d4lens.macrofit.world import AUTO, MARGINAL, MODELS, SPECIALIST, foreign
 from d4lens.models.averaging import exported, predict_logits
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
@@ -52,6 +68,8 @@ _DOUBT, _PUBLISHED_DOUBT = 0.25, 0.5
 _CENTRE_ITERATIONS = 20
 _PIXELS = 3.0  # off centre beyond which it is said
 # A free PSF explains up to 0.11 of what substructure leaves, but at least 0.7 of what a PSF wrong by an eighth leaves.
+_PHOTONS_ALONE = "the specialist takes photon counts of a dark lens; {} is for --model marginal or auto"
+_POOR = 1.5  # chi2 on the arcs of a marginal fit: a smooth lens of any kind leaves noise
 _PSF = ("psf_sigma",)
 _PSF_DOUBT = 0.25
 
@@ -92,6 +110,17 @@ class Classifier:
         """The pixels, PSF and sky of the images it was trained on."""
         return Observation.from_dict(self.config["observation"])
 
+    @property
+    def model(self) -> str:
+        """Whose maps it was trained on: SPECIALIST or MARGINAL."""
+        return str(self.config.get("smooth_lens", SPECIALIST))
+
+    @property
+    def largest_chi2(self) -> float | None:
+        """Per pixel, beyond which an image is unlike its training; None where its file does not say."""
+        largest = self.config.get("largest_chi2")
+        return None if largest is None else float(largest)
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -119,6 +148,16 @@ class Fitted:
     lens: SmoothLensModel
     result: FitResult
     rival: "Fitted | None" = None
+
+    @property
+    def model(self) -> str:
+        """SPECIALIST or MARGINAL."""
+        return MARGINAL if isinstance(self.result, MarginalFit) else SPECIALIST
+
+    @property
+    def names_fitted(self) -> tuple[str, ...]:
+        """The fitted quantities in the order of `result.parameters`."""
+        return (*self.lens.free, *NAMES)[: self.result.parameters.shape[1]]
 
 
 def load_classifier(weights: str | Path | None = None) -> Classifier:
@@ -158,6 +197,7 @@ def predict_table(
     force_label: bool = False,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
+    model: str = AUTO,
 ) -> Answer:
     """Classify every image under paths.
 
@@ -175,6 +215,8 @@ def predict_table(
         What is known of the instrument.
     free : sequence of str
         Parameters of the smooth lens to fit beyond the preset's.
+    model : str
+        One of MODELS.
 
     Returns
     -------
@@ -189,7 +231,8 @@ def predict_table(
         For paths without images and for weights that cannot be used.
     """
     classifier = load_classifier(weights)
-    return classify(list(images.find(paths)), classifier, tta=tta, force_label=force_label, told=told, free=free)
+    how: dict[str, Any] = {"tta": tta, "force_label": force_label, "told": told, "free": free, "model": model}
+    return classify(list(images.find(paths)), classifier, **how)
 
 
 def classify(
@@ -200,13 +243,14 @@ def classify(
     force_label: bool = False,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
+    model: str = AUTO,
     progress: bool = True,
 ) -> Answer:
     """Classify images found already, as `predict_table` does."""
     rows: dict[str, list[object]] = {}
     failures = []
-    grid = classifier.grid
-    for fitted, broken in fitted_batches(sources, grid, told, free, progress):
+    way = way_of(model, told, free, classifier)
+    for fitted, broken in fitted_batches(sources, classifier.grid, told, way, progress):
         failures += broken
         for name, reason in broken:
             rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, str(Raised(Flag.FAILED, reason)), ""]
@@ -214,7 +258,7 @@ def classify(
             probabilities = logits_of(part, classifier, tta).softmax(1)
             doubts = doubtful(part, probabilities, classifier, tta)
             for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
-                chi2, raised = float(part.result.chi2[i]), flags_of(part, i, classifier.config.get("largest_chi2"))
+                chi2, raised = float(part.result.chi2[i]), flags_of(part, i, classifier)
                 raised += [Raised(Flag.UNSURE_CENTRE)] if doubts[i] else []
                 label = "" if abstains(raised) and not force_label else CLASSES[int(p.argmax())]
                 rows[name] = [name, label, *p.tolist(), chi2, joined(raised), "; ".join(part.images[i].notes)]
@@ -227,26 +271,28 @@ def fit_table(
     *,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
+    model: str = AUTO,
 ) -> Answer:
-    """Fit the smooth lens of the default preset to every image under paths.
+    """Fit a smooth lens to every image under paths: the default preset's, or one whose source is marginalised.
 
     Parameters
     ----------
-    paths, told, free
+    paths, told, free, model
         As `predict_table` takes them.
 
     Returns
     -------
     Answer
-        Columns FIT_TABLE_COLUMNS, lengths in arcsec. For each freed parameter two more follow: its value, and its
-        standard deviation as `sigma_NAME`. An image that nothing fits has its chi2 and `converged` False.
+        Columns FIT_TABLE_COLUMNS, lengths in arcsec; then `sigma_NAME`, the standard deviation, for each of FIT_COLUMNS; then
+        NAME and `sigma_NAME` for whatever else was fitted to any image, NaN where it was not. An image that nothing fits
+        has its chi2 and `converged` False.
 
     Raises
     ------
     D4LensError
         For paths without images.
     """
-    return fit_sources(list(images.find(paths)), told=told, free=free)
+    return fit_sources(list(images.find(paths)), told=told, free=free, model=model)
 
 
 def fit_sources(
@@ -254,47 +300,167 @@ def fit_sources(
     *,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
+    model: str = AUTO,
     progress: bool = True,
 ) -> Answer:
     """Fit images found already, as `fit_table` does."""
-    rows: dict[str, list[object]] = {}
+    rows: dict[str, dict[str, object]] = {}
     failures = []
-    more = freed_columns(free)
-    for fitted, broken in fitted_batches(sources, preset_model(PRESET).observation, told, free, progress):
+    way, grid = way_of(model, told, free), preset_model(PRESET).observation
+    for fitted, broken in fitted_batches(sources, grid, told, way, progress, own_pixels=True):
         failures += broken
         for name, reason in broken:
-            empty = [math.nan] * (len(FIT_TABLE_COLUMNS) - 4)
-            rows[name] = [name, *empty, False, str(Raised(Flag.FAILED, reason)), "", *[math.nan] * len(more)]
+            rows[name] = {"path": name, "converged": False, "flag": str(Raised(Flag.FAILED, reason)), "processing": ""}
         for part in fitted:
             found = part.result.table(part.names)
-            places = [part.lens.free.index(name) for name in more[::2]]
-            values = torch.stack([part.result.parameters, part.result.sigma], 2)[:, places].flatten(1)
-            found[more] = values.numpy()
+            values, sigmas = part.result.parameters.numpy(), part.result.sigma.numpy()
+            for i, name in enumerate(part.names_fitted):
+                found[name], found[f"sigma_{name}"] = values[:, i], sigmas[:, i]
             # From the image's own centre, where the grid's lies half a pixel off.
             centres = centres_of(part.images).numpy()
-            for axis, of_axis in enumerate((["source_x", "lens_x"], ["source_y", "lens_y"])):
+            for axis, of_axis in enumerate((["source_x", "lens_x", "light_x"], ["source_y", "lens_y", "light_y"])):
                 for name in found.columns.intersection(of_axis):
                     found[name] -= centres[:, axis]
-            known = found[list(TABLE_COLUMNS)].itertuples(index=False)
-            for i, (row, extra) in enumerate(zip(known, found[more].to_numpy(), strict=True)):
-                rows[row[0]] = [*row, joined(flags_of(part, i, None)), "; ".join(part.images[i].notes), *extra]
-    table = pd.DataFrame([rows[source.name] for source in sources], columns=[*FIT_TABLE_COLUMNS, *more])
-    return Answer(table, failures)
+            found["flag"] = [joined(flags_of(part, i)) for i in range(len(part.names))]
+            found["processing"] = ["; ".join(image.notes) for image in part.images]
+            rows |= zip(part.names, found.to_dict("records"), strict=True)
+    table = pd.DataFrame([rows[source.name] for source in sources])
+    return Answer(table.reindex(columns=[*FIT_TABLE_COLUMNS, *_more_columns(table.columns)]), failures)
 
 
-def freed_columns(free: Sequence[str]) -> list[str]:
-    """Name the columns of a fit's table beyond FIT_TABLE_COLUMNS: those of the parameters freed beyond FIT_COLUMNS."""
-    return [column for name in dict.fromkeys(free) if name not in FIT_COLUMNS for column in (name, f"sigma_{name}")]
+def _more_columns(found: Sequence[str]) -> list[str]:
+    """Order a fit's columns beyond FIT_TABLE_COLUMNS: deviations of the seven, then values and deviations of what else is found."""
+    others = [name for name in (*PARAMETERS, *NAMES) if name in found and name not in FIT_COLUMNS]
+    return [*(f"sigma_{name}" for name in FIT_COLUMNS), *(each for name in others for each in (name, f"sigma_{name}"))]
+
+
+@dataclass(frozen=True)
+class Way:
+    """Which smooth lens is fitted.
+
+    Attributes
+    ----------
+    model : str
+        One of MODELS.
+    free : tuple of str
+        Parameters to fit beyond the preset's.
+    einstein_radius : float, optional
+        arcsec, of lenses whose galaxy shines.
+    largest_chi2 : float, optional
+        Per pixel, beyond which AUTO takes an image for another world's.
+    """
+
+    model: str = SPECIALIST
+    free: tuple[str, ...] = ()
+    einstein_radius: float | None = None
+    largest_chi2: float | None = None
+
+
+def way_of(model: str, told: Instrument, free: Sequence[str], classifier: Classifier | None = None) -> Way:
+    """Return the way that a caller asks for.
+
+    Parameters
+    ----------
+    model : str
+        One of MODELS; AUTO is MARGINAL for a network that was trained on such maps.
+    told, free
+        As `predict_table` takes them.
+    classifier : Classifier, optional
+        Whose maps are to be made.
+
+    Raises
+    ------
+    D4LensError
+        For another model, and for what the specialist knows nothing of: a noise map, a galaxy's light.
+    """
+    if model not in MODELS:
+        raise D4LensError(f"there is no model {model!r} of the smooth lens; there are {_listed(MODELS)}")
+    for name, value in (("a noise map", told.noise), ("an Einstein radius", told.einstein_radius)):
+        if model == SPECIALIST and value is not None:
+            raise D4LensError(
+                f"the specialist takes photon counts of a dark lens; {name} is for --model marginal or auto"
+            )
+    if told.einstein_radius is not None or (classifier and classifier.model == MARGINAL and model == AUTO):
+        model = MARGINAL
+    return Way(model, tuple(free), told.einstein_radius, classifier.largest_chi2 if classifier else None)
 
 
 def fit_images(
-    names: Sequence[str], prepared: Sequence[Prepared], grid: Observation, free: Sequence[str]
+    names: Sequence[str],
+    prepared: Sequence[Prepared],
+    grid: Observation,
+    way: Way = Way(),
 ) -> list[Fitted]:
-    """Fit images (B) on the pixels of `grid`, those that share a smooth lens together."""
+    """Fit images (B) on the pixels of `grid`, those that share a smooth lens together.
+
+    AUTO takes the specialist where the image has the published pixels and the noise of photons, and is fitted as images of
+    the preset are: no worse than the training's, and with no more to gain from what the preset knows.
+    """
+    if way.model == SPECIALIST and any(image.variance is not None for image in prepared):
+        raise D4LensError(_PHOTONS_ALONE.format("a noise map"))
+    unlike = [image.variance is not None or not image.exact or image.grid != grid for image in prepared]
+    other = [way.model == MARGINAL or (way.model == AUTO and is_unlike) for is_unlike in unlike]
+    own = [i for i, is_other in enumerate(other) if not is_other]
+    parts = _specialist([names[i] for i in own], [prepared[i] for i in own], grid, way.free)
+    fitted, again = [], [i for i, is_other in enumerate(other) if is_other]
+    for part in parts:
+        gone = torch.zeros(len(part.names), dtype=torch.bool)
+        if way.model == AUTO and part.images[0].units == COUNTS:  # of a guessed noise the fit's quality says nothing
+            gone = foreign(part.counts, part.result, part.lens, way.largest_chi2)
+        again += [names.index(part.names[i]) for i in torch.nonzero(gone)[:, 0].tolist()]
+        rows = torch.nonzero(~gone)[:, 0].tolist()
+        if rows:
+            fitted.append(_rows(part, rows, with_rival=True))
+    return fitted + _marginal([names[i] for i in again], [prepared[i] for i in again], way)
+
+
+def _marginal(names: Sequence[str], prepared: Sequence[Prepared], way: Way) -> list[Fitted]:
+    """Fit images with source and lens light marginalised, those of one lens model together."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    counts = [torch.from_numpy(image.pixels) for image in prepared]
+    for i, image in enumerate(prepared):
+        if image.units != COUNTS:
+            counts[i] = pseudo_counts(counts[i][None])[0]
+        lens = smooth_lens(image, image.grid)
+        sky = lens.constants["sky"]
+        if not (image.standard or image.sky_known):
+            sky = dark_sky(counts[i].numpy())[0] / lens.binning**2
+        begin = ("amplitude", lens.constants["amplitude"]), ("sky", sky)
+        variance = (
+            counts[i].nan_to_num(1.0).clamp_min(1.0) if image.variance is None else torch.from_numpy(image.variance)
+        )
+        light = way.einstein_radius is not None or shines(
+            counts[i], variance.reciprocal().where(counts[i].isfinite(), 0.0), lens
+        )
+        key = (lens.observation, lens.binning, begin, light, image.variance is None)
+        groups.setdefault(key, []).append(i)
+
+    def work(group: tuple[tuple[Any, ...], list[int]]) -> Fitted:
+        (observation, binning, begin, light, _), members = group
+        lens = open_model(observation, binning, dict(begin), psf=_PSF[0] in way.free)
+        taken = [prepared[i] for i in members]
+        stack = torch.stack([counts[i] for i in members])
+        variances = [image.variance for image in taken if image.variance is not None]
+        noise = torch.from_numpy(np.stack(variances)).sqrt() if variances else None
+        radius = torch.full((len(taken),), way.einstein_radius or math.nan).double() if light else None
+        result = fit_marginal(stack, lens, noise=noise, einstein_radius=radius, threads=1 if len(groups) > 1 else None)
+        note = "fitted: marginal" + (", with the lens galaxy's light" if light else "")
+        taken = [replace(image, notes=(*image.notes, note)) for image in taken]
+        return Fitted([names[i] for i in members], taken, stack, lens, result)
+
+    if len(groups) < 2:
+        return [work(group) for group in groups.items()]
+    return in_threads(work, groups.items(), torch.get_num_threads())
+
+
+def _specialist(
+    names: Sequence[str], prepared: Sequence[Prepared], grid: Observation, free: tuple[str, ...]
+) -> list[Fitted]:
+    """Fit the preset's lens."""
     prepared = _scaled_by_source(prepared, grid)
     groups: dict[int, tuple[SmoothLensModel, list[int]]] = {}
     for i, image in enumerate(prepared):
-        lens = smooth_lens(image, grid, tuple(free))
+        lens = smooth_lens(image, grid, free)
         groups.setdefault(id(lens), (lens, []))[1].append(i)
     fitted: list[Fitted] = []
     for lens, members in groups.values():
@@ -304,9 +470,10 @@ def fit_images(
             counts = pseudo_counts(counts)
         lifts, skies = [image.lift for image in taken], [image.sky for image in taken]
         counts, result, raised = fit_faintest(counts, lens, lifts, skies)
+        by = [(f"the fit raised every pixel by {by:+d} counts",) if by else () for by in raised]
         taken = [
-            replace(image, notes=(*image.notes, f"the fit raised every pixel by {by:+d} counts")) if by else image
-            for image, by in zip(taken, raised, strict=True)
+            replace(image, notes=(*image.notes, *said, "fitted: specialist"))
+            for image, said in zip(taken, by, strict=True)
         ]
         fitted += map(_psf_checked, _centred(Fitted([names[i] for i in members], taken, counts, lens, result)))
     return fitted
@@ -381,10 +548,12 @@ def _centred(part: Fitted) -> list[Fitted]:
     return [*([_rows(part, rest)] if rest else []), *parts]
 
 
-def _rows(part: Fitted, rows: list[int]) -> Fitted:
-    """Take some images of a part, without rivals."""
+def _rows(part: Fitted, rows: list[int], *, with_rival: bool = False) -> Fitted:
+    """Take some images of a specialist's part, with their rivals or without."""
     result = FitResult(*(getattr(part.result, each.name)[rows] for each in fields(FitResult)))
-    return Fitted([part.names[i] for i in rows], [part.images[i] for i in rows], part.counts[rows], part.lens, result)
+    rival = _rows(part.rival, rows) if with_rival and part.rival else None
+    names, taken = [part.names[i] for i in rows], [part.images[i] for i in rows]
+    return Fitted(names, taken, part.counts[rows], part.lens, result, rival)
 
 
 def centres_of(prepared: Sequence[Prepared]) -> Tensor:
@@ -460,7 +629,7 @@ def network_batch(
     dict
         `counts`, `residual` and `significance` (B, N, N), `fit` (B, 7); float32.
     """
-    maps = significance(counts, result.parameters, lens) if maps is None else maps
+    maps = maps_of(counts, result, lens) if maps is None else maps
     batch = replace(LensBatch.of_fit(counts, result, maps), **seen_from_lens(result.residual, maps, result, lens))
     if grid is not None and grid.sky > 0:
         skies = torch.full((len(counts),), lens.constants["sky"], dtype=torch.float64)
@@ -471,6 +640,13 @@ def network_batch(
     return batch
 
 
+def maps_of(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> Tensor:
+    """Return the significance maps (B, N, N) of a fit."""
+    if isinstance(result, MarginalFit):
+        return result.significance
+    return significance(counts, result.parameters, lens)
+
+
 def default_weights() -> Path:
     """Return the path of the package's weights. Raises D4LensError where they are missing."""
     if not WEIGHTS.is_file():
@@ -478,8 +654,10 @@ def default_weights() -> Path:
     return WEIGHTS
 
 
-def prepare_source(source: ImageSource, grid: Observation, told: Instrument) -> Prepared:
-    """Read one image as photon counts on the pixels of `grid`.
+def prepare_source(
+    source: ImageSource, grid: Observation, told: Instrument, own_pixels_for: str = SPECIALIST
+) -> Prepared:
+    """Read one image as photon counts on the pixels of `grid`; on its own for MARGINAL, for AUTO where none sum to the grid's.
 
     Raises
     ------
@@ -499,7 +677,18 @@ def prepare_source(source: ImageSource, grid: Observation, told: Instrument) -> 
             f"pixels of {scale:g} arcsec are too fine: the image would span {scale * max(raw.pixels.shape):.3g} arcsec of a "
             f"field of {field:g}; check the pixel scale, which is in arcsec"
         )
+    if scale is not None and own_pixels_for != SPECIALIST:
+        factor = grid.pixel_scale / scale
+        if own_pixels_for == MARGINAL or round(factor) < 1 or abs(factor / round(factor) - 1) > images.SAME_SCALE:
+            grid = _own_grid(raw.pixels.shape, scale, grid)
     return images.prepare(raw, grid, told)
+
+
+def _own_grid(shape: tuple[int, ...], scale: float, grid: Observation) -> Observation:
+    """Return the pixels of an image (H, W) within the field of `grid`."""
+    within = int(grid.n_pixels * grid.pixel_scale / scale + 1e-6)
+    n = min(max(shape), within - (within - max(shape)) % 2)
+    return Observation(n, scale, grid.psf_sigma, grid.sky * (scale / grid.pixel_scale) ** 2)
 
 
 @lru_cache(maxsize=8)
@@ -576,16 +765,21 @@ def _near(value: float) -> float:
     return 2.0 ** round(math.log2(max(value, 1e-3)))
 
 
-def flags_of(part: Fitted, i: int, largest: float | None) -> list[Raised]:
-    """Return the flags of image `i`; `largest` is the chi2 beyond which it is unlike training, if known."""
+def flags_of(part: Fitted, i: int, classifier: Classifier | None = None) -> list[Raised]:
+    """Return the flags of image `i`: those of its fit, and those of what `classifier` says of it."""
     chi2, image, lens = float(part.result.chi2[i]), part.images[i], part.lens
     raised = []
     if not part.result.converged[i]:
         raised.append(Raised(Flag.NOT_CONVERGED))
     walls = [lens.priors[name] for name in lens.free]
-    values = zip(lens.free, part.result.parameters[i].tolist(), walls, strict=True)
-    if pressed := [name for name, value, wall in values if not wall.lower < value < wall.upper]:
+    values = zip(lens.free, part.result.parameters[i].tolist(), walls, strict=False)
+    pressed = [name for name, value, wall in values if not wall.lower < value < wall.upper]
+    if part.model == MARGINAL:
+        pressed = [name for name in pressed if name not in NUISANCE]
+    if pressed:
         raised.append(Raised(Flag.AT_ITS_BOUND, ", ".join(pressed)))
+    if isinstance(part.result, MarginalFit) and part.result.arcs_chi2[i] > _POOR:
+        raised.append(Raised(Flag.POOR_FIT, f"chi2 {float(part.result.arcs_chi2[i]):.2f} on the arcs"))
     counts = part.counts[i]
     seen = torch.isfinite(counts)
     if not seen.all():
@@ -596,7 +790,9 @@ def flags_of(part: Fitted, i: int, largest: float | None) -> list[Raised]:
     off = places(part.result, lens)[i] - centres_of([image])[0]
     if float(off.norm()) > _PIXELS * max(image.pixel_scale, lens.observation.pixel_scale):
         raised.append(Raised(Flag.OFF_CENTRE))
-    if largest is not None and chi2 > largest:
+    if classifier is not None and classifier.model not in (AUTO, part.model):
+        raised.append(Raised(Flag.OTHER_MAPS, f"{part.model}, not {classifier.model}"))
+    elif classifier is not None and classifier.largest_chi2 is not None and chi2 > classifier.largest_chi2:
         raised.append(Raised(Flag.UNLIKE_TRAINING))
     if image.units != COUNTS:
         raised.append(Raised(Flag.NO_COUNTS))
@@ -611,16 +807,23 @@ _Broken = list[tuple[str, str]]
 
 
 def fitted_batches(
-    sources: Sequence[ImageSource], grid: Observation, told: Instrument, free: Sequence[str], progress: bool
+    sources: Sequence[ImageSource],
+    grid: Observation,
+    told: Instrument,
+    way: Way,
+    progress: bool,
+    *,
+    own_pixels: bool = False,
 ) -> Iterator[tuple[list[Fitted], _Broken]]:
     """Images fitted in batches; the next batch is read meanwhile, so memory does not grow with the number of images."""
-    sources = images.masked(sources, told.mask)
+    sources = images.noisy(images.masked(sources, told.mask), told.noise)
+    pixels_for = way.model if own_pixels else SPECIALIST
 
     def read(part: Sequence[ImageSource]) -> tuple[list[str], list[Prepared], _Broken]:
         names, ready, broken = [], [], []
         for source in part:
             try:
-                ready.append(prepare_source(source, grid, told))
+                ready.append(prepare_source(source, grid, told, pixels_for))
                 names.append(source.name)
             except D4LensError as error:
                 broken.append((source.name, readable(str(error))))
@@ -633,7 +836,7 @@ def fitted_batches(
         for part, following in zip(parts, [*parts[1:], []], strict=True):
             names, ready, broken = ahead.result()
             ahead = pool.submit(read, following)
-            yield fit_images(names, ready, grid, free), broken
+            yield fit_images(names, ready, grid, way), broken
             done += len(part)
             if meter is not None:
                 meter.to(done)

@@ -2,7 +2,7 @@
 
 `mlflow.pyfunc.load_model("models:/d4lenspinn/1").predict(images)` takes float64 images (n, N, N), photon counts or
 min–max-normalised, and returns a table of label, probabilities, chi2 and flag, one row an image. `d4lens.predict` answers;
-a label is empty where a flag withholds it.
+a label is empty where a flag withholds it. `params={"model": "marginal"}` chooses the smooth lens as `--model` does.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
 from d4lens.inference.api import load_model
+from d4lens.macrofit.world import AUTO
 
 COLUMNS = ["label", *(f"p_{name}" for name in CLASSES), "chi2", "flag"]
 
@@ -30,7 +31,8 @@ class Served(PythonModel):
         self, context: PythonModelContext, model_input: NDArray[np.float64], params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Return COLUMNS of `d4lens predict`, one row an image."""
-        return self.model.predict(model_input).table[COLUMNS]
+        model = (params or {}).get("model", AUTO)
+        return self.model.predict(model_input, model=model).table[COLUMNS]
 
 
 mlflow.models.set_model(Served())

@@ -8,6 +8,7 @@ from torch import Tensor
 from d4lens.macrofit.fit import FitResult
 from d4lens.macrofit.levenberg import undamped
 from d4lens.macrofit.likelihood import in_groups, objective
+from d4lens.macrofit.marginal import MarginalFit, arcs
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
 from d4lens.macrofit.threads import in_threads
 
@@ -132,7 +133,10 @@ def seen_from_lens(
     for name in CENTRE:
         if name in lens.free:
             parameters[:, lens.free.index(name)] = 0.0
-    (smooth,) = in_groups(lambda p: (_at_origin(lens).image(p),), lens, parameters)
+    if isinstance(result, MarginalFit):
+        smooth = arcs(_at_origin(lens), parameters, result.corrections)
+    else:
+        (smooth,) = in_groups(lambda p: (_at_origin(lens).image(p),), lens, parameters)
     smooth = smooth.float().cpu()
     return maps | {"counts": smooth + maps["residual"] * smooth.sqrt(), "fit": fit.float()}
 

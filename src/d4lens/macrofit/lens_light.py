@@ -20,6 +20,9 @@ from d4lens.macrofit.source_modes import SourceModes
 
 SHAPE = ("light_x", "light_y", "light_e1", "light_e2")
 """Centre (arcsec) and ellipticity of the light, as the source's."""
+N_WIDTHS = 16
+NAMES = (*SHAPE, *(f"light_{i}" for i in range(N_WIDTHS)))
+"""The light's parameters where there are as many Gaussians: shape, and heights in counts per native pixel."""
 
 _STEP = 1e-4  # of the finite differences by the shape
 _THETA_E = (0.8, 1.25, 9)  # lowest and highest trial over the estimate, number, equal ratios
@@ -28,6 +31,9 @@ _TRIAL_MODES = (220, 1.0, 0.075, 0.11)  # number, half-width, step and length of
 _CORE = 0.7  # arcsec from the galaxy's centre within which its light alone is looked for
 _LENS_ERROR, _GALAXY_ERROR = 0.3, 0.02  # shares of the arcs' and the galaxy's brightness that a trial may miss
 _BRIGHTER = (1.0, 4.0, 16.0)  # trial standard deviations of the source, times the arcs' brightness in the image
+_OFF = 0.25  # arcsec that a galaxy's middle may be off the image's
+_CORE_RADIUS, _AROUND, _SIDES, _STANDS_OUT = 0.12, (0.3, 0.5), 6, 6.0  # arcsec, arcsec, number, standard deviations
+_UNKNOWN = (0.5, 2.0, 15)  # arcsec, lowest and highest trial radius where none is told, number
 _REACH = 3.0  # arcsec from the galaxy beyond which pixels say nothing of its arcs
 
 
@@ -43,7 +49,11 @@ class LensLight:
     """
 
     def __init__(
-        self, model: SmoothLensModel, n_widths: int = 16, centre: tuple[float, float] = (0.0, 0.0), largest: float = 1e6
+        self,
+        model: SmoothLensModel,
+        n_widths: int = N_WIDTHS,
+        centre: tuple[float, float] = (0.0, 0.0),
+        largest: float = 1e6,
     ) -> None:
         self.model, pixel = model, model.observation.pixel_scale
         self.widths = torch.logspace(
@@ -87,6 +97,34 @@ class LensLight:
         return torch.cat([torch.tensordot(heights, columns, 1)[None], torch.stack(slopes), columns])
 
 
+def shines(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> bool:
+    """Tell whether a lens galaxy's light shows in counts (N, N) with inverse variances (N, N).
+
+    It is there where the middle outshines every side of it: an isothermal lens has no image of its source there.
+    """
+    x, y = (axis.double() for axis in model.pixel_centres())
+    known = weights > 0
+    near = (torch.hypot(x, y) < _OFF) & known
+    if not near.any():
+        return False
+    peak = int(torch.where(near, counts.double(), -math.inf).argmax())
+    dx, dy = x - x.flatten()[peak], y - y.flatten()[peak]
+    radius, side = torch.hypot(dx, dy), (torch.atan2(dy, dx) / (2 * math.pi) * _SIDES).floor() % _SIDES
+
+    def mean(where: Tensor) -> tuple[float, float]:
+        n = int(where.sum())
+        return float(counts[where].double().mean()), float(weights[where].double().reciprocal().sum()) / n**2
+
+    step = model.observation.pixel_scale * model.binning
+    core = mean((radius < max(_CORE_RADIUS, 1.1 * step)) & known)
+    ring = (radius > _AROUND[0]) & (radius < _AROUND[1]) & known
+    sides = [mean(ring & (side == i)) for i in range(_SIDES) if (ring & (side == i)).any()]
+    if not sides:
+        return False
+    brightest = max(sides)
+    return core[0] - brightest[0] > _STANDS_OUT * math.sqrt(core[1] + brightest[1])
+
+
 def core(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> Tensor:
     """Shape (4,) of the galaxy's light in its core, within the arcs: non-negative Gaussians at their best for each shape.
 
@@ -128,7 +166,7 @@ def search(
     """Return starts (F + 4 + G,), best first, for one image (N, N) with inverse variances (N, N), zero where masked.
 
     Every trial lens is isothermal without shear, centred on the light, its Einstein radius within a quarter of the
-    estimate (arcsec): at half of it a ring-shaped source explains any ring as well. The best of each radius compete.
+    estimate (arcsec; NaN: anywhere): at half of it a ring-shaped source explains any ring as well. The best of each radius compete.
     """
     factor = 2 if model.binning == 1 and model.n_pixels >= 64 else 1
     coarse = model.at(model.binning * factor, model.binning * factor)
@@ -154,8 +192,11 @@ def search(
     root, smooth, target = root * softer, smooth * softer[:, None], target * softer
     modes = SourceModes(*_TRIAL_MODES, dtype=coarse.dtype)
     trials = []
-    lowest, highest = (math.log10(ratio * einstein_radius) for ratio in _THETA_E[:2])
-    grid = torch.logspace(lowest, highest, int(_THETA_E[2]), dtype=torch.float64).tolist()
+    lowest, highest, n_radii = _THETA_E
+    if math.isnan(einstein_radius):
+        (lowest, highest, n_radii), einstein_radius = _UNKNOWN, 1.0
+    lowest, highest = (math.log10(ratio * einstein_radius) for ratio in (lowest, highest))
+    grid = torch.logspace(lowest, highest, n_radii, dtype=torch.float64).tolist()
     angles = [math.pi * i / 3 for i in range(6)]
     lenses = [(0.0, 0.0)] + [(e * math.cos(a), e * math.sin(a)) for e in _ELLIPTICITIES for a in angles]
     for theta_E in grid:

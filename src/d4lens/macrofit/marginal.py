@@ -21,10 +21,10 @@ from torch import Tensor
 
 from d4lens.errors import PhysicsError
 from d4lens.macrofit.fit import FitResult, fit
-from d4lens.macrofit.lens_light import LensLight, search
+from d4lens.macrofit.lens_light import NAMES, LensLight, search
 from d4lens.macrofit.lens_light import core as lens_light_core
 from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
+from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bands, bounds
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.macrofit.threads import in_threads
 from d4lens.observation import Observation
@@ -41,8 +41,11 @@ _SAME = 0.05  # of an Einstein radius, between two starts that led to one lens
 _NEAR = 1.4  # times the estimated Einstein radius, beyond which the fit has left the lens that was meant
 _MASS_OFF_LIGHT, _SHEAR = 0.1, 0.1
 _EVERY = 2  # places between two at which a template's lost information is computed
+_BANDS = 8  # blocks of rows of a blur's matrix
 _WALLS = 8  # times a step is solved again because something would leave its bounds
 _CONVERGED = 0.01  # chi-squared a pixel
+NUISANCE = ("n", "sky")
+"""May end at their bounds: what the profile cannot be, its corrections are; a galaxy's halo is as good as a sky."""
 
 
 def open_model(
@@ -82,16 +85,28 @@ class MarginalFit(FitResult):
     ----------
     chi2: Pearson's sum over the number of pixels that count less the effective degrees of freedom; 1 in the mean where
         the model is true.
+    arcs_chi2: (B,) float64, the same where the source shines; 1 in the mean as well.
     significance: (B, N, N) float32, as `macrofit.significance`, with every column profiled out.
     degrees: (B,) float64, effective degrees of freedom: what the data say of all parameters, tr[(F + precision)^-1 F].
     log_evidence: (B,) float64, log of the likelihood with the corrections integrated out, up to a constant of the data.
     corrections: (B, K) float64, the coefficients c.
     """
 
+    arcs_chi2: Tensor
     significance: Tensor
     degrees: Tensor
     log_evidence: Tensor
     corrections: Tensor
+
+
+def arcs(model: SmoothLensModel, parameters: Tensor, corrections: Tensor, modes: SourceModes | None = None) -> Tensor:
+    """Return counts (B, N, N) of the lensed source and the sky for `parameters` (B, F) and `corrections` (B, K).
+
+    What `parameters` holds beyond the model's own is the galaxy's light and left out.
+    """
+    modes = modes or SourceModes(dtype=model.dtype, device=model.device)
+    rows = zip(parameters[:, : len(model.free)], corrections, strict=True)
+    return torch.cat([model.image(z[None], _Corrections(modes, c, slopes=False)) for z, c in rows])
 
 
 def fit_marginal(
@@ -115,7 +130,7 @@ def fit_marginal(
     noise: (B, N, N) standard deviations in counts; None: photon counts. Infinite: no data.
     mask: (B, N, N) bool, True where there is no data. Counts that are not finite are no data either.
     einstein_radius: (B,) estimates in arcsec, right within a quarter, of lenses whose galaxy shines itself: its light is
-        fitted too. Its parameters (`lens_light.LensLight.names`) follow the model's in the result, and the fit sets out
+        fitted too. NaN where nothing is known of it. Its parameters (`lens_light.LensLight.names`) follow the model's in the result, and the fit sets out
         from `lens_light.search`. None: no such light.
     modes: the source's corrections; None: `SourceModes()`.
     iterations: of Levenberg and Marquardt after the smooth fit.
@@ -136,7 +151,7 @@ def fit_marginal(
     if initial is not None and initial.shape != (len(counts), len(model.free)):
         raise PhysicsError(f"initial must be {(len(counts), len(model.free))}, not {tuple(initial.shape)}")
     if einstein_radius is not None:
-        if einstein_radius.shape != (len(counts),) or not (einstein_radius > 0).all():
+        if einstein_radius.shape != (len(counts),) or not (einstein_radius.nan_to_num(1.0) > 0).all():
             raise PhysicsError(f"einstein_radius must be {len(counts)} numbers above 0, one an image")
         initial = None
     good = torch.isfinite(counts) & ~(torch.zeros_like(counts, dtype=torch.bool) if mask is None else mask.bool())
@@ -147,15 +162,18 @@ def fit_marginal(
     counts = counts.to(model.dtype).where(good, model.constants["sky"] * model.binning**2)
     modes = modes or SourceModes(dtype=model.dtype, device=model.device)
     if einstein_radius is None and initial is None:
-        initial = _smooth(counts, model, noise, threads)
+        initial = _smooth(counts.where(good, math.nan), model, noise, threads)
 
     def work(i: int) -> MarginalFit:
         variance = None if noise is None else noise[i].to(model.dtype).square().where(good[i], 1.0)
         image = _Image(counts[i], good[i], variance)
-        if initial is not None:
-            return _fit_one(image, initial[i], optics, iterations)
-        assert einstein_radius is not None
-        return _fit_with_light(image, model, modes, float(einstein_radius[i]))
+        try:
+            if initial is not None:
+                return _fit_one(image, initial[i], optics, iterations)
+            assert einstein_radius is not None
+            return _fit_with_light(image, model, modes, float(einstein_radius[i]))
+        except (RuntimeError, ValueError, ArithmeticError):  # linear algebra on what is no lens: the row stays
+            return _failed(counts[i], optics, with_light=initial is None)
 
     optics = _Optics(model, modes)
     threads = (threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
@@ -179,7 +197,7 @@ def _smooth(counts: Tensor, model: SmoothLensModel, noise: Tensor | None, thread
         model = SmoothLensModel(
             model.observation, constants, model.free, priors, binning=model.binning, dtype=model.dtype
         )
-    return fit(counts * scale, model, fine_iterations=6, max_starts=_STARTS, threads=threads).parameters / brightness
+    return fit(counts * scale, model, fine_iterations=3, max_starts=_STARTS, threads=threads).parameters / brightness
 
 
 class _Image:
@@ -263,17 +281,24 @@ class _Corrections:
         down, along = blur[:, self.rows], blur[:, self.across]
         rows, across = _span(_reached(down)), _span(_reached(along))
         height, width = self.light.shape
-        out = (down[rows] @ light.view(height, width * self.modes.n_modes)).view(
-            rows.stop - rows.start, width, self.modes.n_modes
-        )
-        n = len(blur)
+        n, k = len(blur), self.modes.n_modes
         place = torch.arange(n * n, device=blur.device).view(n, n)[rows, across]
-        return along[across] @ out, place
+        if not place.numel():
+            return light.new_empty((*place.shape, k)), place
+        light = light.view(height, width * k)
+        out = torch.cat([band @ light[take] for take, band in bands(_narrow(down[rows]), _BANDS)])
+        out = out.view(len(out), width, k)
+        return torch.cat([band @ out[:, take] for take, band in bands(_narrow(along[across]), _BANDS)], 1), place
 
 
 def _span(flags: Tensor) -> slice:
     where = torch.nonzero(flags)[:, 0]
     return slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, 0)
+
+
+def _narrow(blur: Tensor) -> Tensor:
+    """Return the matrix without what single precision would lose anyway: a band, a quarter of the multiplications."""
+    return blur.where(blur > 1e-7 * blur.max(), 0.0)
 
 
 def _reached(blur: Tensor) -> Tensor:
@@ -404,7 +429,7 @@ def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, e
     found = float(best.parameters[at])
     # False lenses fit well too: believed is what two starts lead to, near the estimate.
     agree = sum(abs(float(one.parameters[at]) / found - 1) < _SAME for one in fits) > 1
-    near = abs(math.log(found / einstein_radius)) < math.log(_NEAR)
+    near = math.isnan(einstein_radius) or abs(math.log(found / einstein_radius)) < math.log(_NEAR)
     return replace(best, converged=best.converged & (agree and near))
 
 
@@ -420,6 +445,9 @@ def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
             (2 * pixel, pixel / 2) if name in ("lens_x", "lens_y") else (_MASS_OFF_LIGHT * 3, _MASS_OFF_LIGHT)
         )
         priors[name] = Prior(at - reach, at + reach, at, sigma)
+    # The darkest place of an image that a galaxy fills is no sky.
+    if math.isfinite(priors["sky"].sigma):
+        priors["sky"] = replace(priors["sky"], sigma=priors["sky"].mean)
     for name in ("gamma1", "gamma2"):
         priors[name] = Prior(-_SHEAR * 3, _SHEAR * 3, 0.0, _SHEAR)
     return SmoothLensModel(
@@ -459,7 +487,7 @@ def _finish(
     residual = (image.counts - state.expected) * normal.weights.sqrt().view_as(image.counts)
     significance = torch.zeros(state.expected.shape)
     n_pixels = int(image.good.sum())
-    chi2 = degrees = promised = math.inf
+    chi2 = arcs_chi2 = degrees = promised = math.inf
     evidence = -math.inf
     factored = _factor(normal.fisher, optics.precision, 0.0, n)
     spread = torch.full((n, n), math.inf, dtype=torch.float64)
@@ -469,11 +497,14 @@ def _finish(
         spread = inverse[:n, :n]
         degrees = len(state.z) - float((inverse.diagonal() * optics.precision).sum())
         chi2 = float(residual.double().square().sum()) / max(n_pixels - degrees, 1.0)
+        on_arcs = residual.flatten()[normal.lit].double().square().sum()
+        arcs_chi2 = float(on_arcs) / max(len(normal.lit) - degrees, 1.0)
         inner = normal.fisher[n:, n:] + torch.eye(optics.modes.n_modes, dtype=torch.float64)
         evidence = -0.5 * (objective + float(torch.logdet(inner)))
         promised = float(step @ normal.descent)
         significance = _significance(state, normal, residual, step, factored, optics)
-    at_wall = ((parameters <= optics.lower[:n]) | (parameters >= optics.upper[:n]))[: optics.n_lens].any()
+    walls = ((parameters <= optics.lower[:n]) | (parameters >= optics.upper[:n]))[: optics.n_lens]
+    at_wall = any(wall and name not in NUISANCE for wall, name in zip(walls.tolist(), model.free, strict=True))
     columns = torch.tensor([model.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
     for i, name in enumerate(FIT_COLUMNS):
         if name in model.free:
@@ -483,16 +514,38 @@ def _finish(
         parameters=parameters,
         covariance=spread,
         chi2=number(chi2 if math.isfinite(chi2) else math.inf),
-        converged=torch.tensor(
-            math.isfinite(chi2) and min(gained, promised) < _CONVERGED * n_pixels and not bool(at_wall)
-        ),
+        converged=torch.tensor(math.isfinite(chi2) and min(gained, promised) < _CONVERGED * n_pixels and not at_wall),
         columns=columns,
         model_counts=state.expected.float(),
         residual=residual.float(),
+        arcs_chi2=number(arcs_chi2),
         significance=significance,
         degrees=number(degrees),
         log_evidence=number(evidence),
         corrections=state.z[n:],
+    )
+
+
+def _failed(counts: Tensor, optics: _Optics, *, with_light: bool) -> MarginalFit:
+    """Return the row of an image that cannot be fitted: not converged, chi2 infinite, no structure."""
+    model = optics.model
+    known = torch.tensor([model.constants.get(name, math.nan) for name in model.free], dtype=torch.float64)
+    parameters = torch.cat([known, torch.full((len(NAMES) if with_light else 0,), math.nan, dtype=torch.float64)])
+    columns = torch.tensor([model.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
+    infinite, nothing = torch.tensor(math.inf, dtype=torch.float64), torch.zeros(counts.shape)
+    return MarginalFit(
+        parameters=parameters,
+        covariance=infinite.expand(len(parameters), len(parameters)).clone(),
+        chi2=infinite,
+        converged=torch.tensor(False),
+        columns=columns,
+        model_counts=nothing + model.constants["sky"] * model.binning**2,
+        residual=nothing,
+        arcs_chi2=infinite,
+        significance=nothing,
+        degrees=infinite,
+        log_evidence=-infinite,
+        corrections=torch.zeros(optics.modes.n_modes, dtype=torch.float64),
     )
 
 

@@ -27,6 +27,8 @@ FIT_COLUMNS = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", "e1", "e2"
 """The parameters a network is given: lengths in arcsec; e1, e2 the source's (1-q)/(1+q) (cos 2phi, sin 2phi)."""
 MAPS = ("residual", "significance")
 """What the networks read of a fit beside its parameters, each (n, N, N)."""
+FACTS = "smooth_lens.json"
+"""File beside the maps that says whose they are where they are not the specialist's."""
 
 PARAMETERS = (*FIT_COLUMNS, "lens_e1", "lens_e2", "lens_x", "lens_y", "n", "R_e", "amplitude", "sky", "psf_sigma")
 """All that can be freed. `amplitude` (at R_e) and `sky` are counts per native pixel, whatever the binning."""
@@ -130,7 +132,7 @@ class SmoothLensModel:
         crop = samples * step / 2 - observation.half_width
         self._x, self._y = ((axis + crop).to(self.device, dtype) for axis in (x, y))
         sigma = torch.tensor([known["psf_sigma"]], dtype=torch.float64)
-        self._bands = None if "psf_sigma" in self.free else _bands(self._blur(sigma)[0])
+        self._bands = None if "psf_sigma" in self.free else bands(self._blur(sigma)[0])
         self._round = not any(name in self.free or known[name] for name in _LENS)
         if self._round:
             self._direction = sis(self._x, self._y, 1.0)
@@ -297,13 +299,13 @@ class SmoothLensModel:
         return *alpha, {name: pair for name, pair in slopes.items() if name in wanted}
 
 
-def _bands(matrix: Tensor, n_bands: int = 3) -> list[tuple[slice, Tensor]]:
+def bands(matrix: Tensor, n_bands: int = 3) -> list[tuple[slice, Tensor]]:
     """Split a banded matrix (N, M) into blocks of rows, each with the columns where it is not zero.
 
     That takes half the multiplications.
     """
     bands = []
-    for rows in matrix.tensor_split(n_bands):
+    for rows in matrix.tensor_split(min(n_bands, len(matrix))):
         used = torch.nonzero(rows.any(0))[:, 0]
         take = slice(int(used[0]), int(used[-1]) + 1)
         bands.append((take, rows[:, take].contiguous()))

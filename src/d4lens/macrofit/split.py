@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from d4lens import imports
 from d4lens.files import atomic_path, write_json
 from d4lens.macrofit.fit import fit
+from d4lens.macrofit.marginal import fit_marginal, open_model
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.significance import significance
 from d4lens.macrofit.smooth_lens import MAPS, SmoothLensModel
+from d4lens.macrofit.world import AUTO, MARGINAL, SPECIALIST, foreign
 from d4lens.parallel import Ranks, together
 from d4lens.progress import Meter
 
@@ -34,19 +37,20 @@ def fit_split(
     *,
     source: str,
     units: str = "counts",
+    smooth_lens: str = SPECIALIST,
     **options: Any,
 ) -> pd.DataFrame:
     """Fit every image of `counts` (n, N, N) and write the maps and the table of the fits to `folder`.
 
     The maps are MAPS (`{split}_residual.npy`, `{split}_significance.npy`; float16), the table is `{split}_fit.csv`.
 
-    `source` names the images (a hash of their manifest), `options` go to `fit`. Finished pieces wait in the sibling
+    `source` names the images (a hash of their manifest), `smooth_lens` is one of `world.MODELS`, `options` go to `fit`. Finished pieces wait in the sibling
     `{folder}.partial`; a later call with the same source, model, options and code goes on after them, with any other it
     starts afresh. Each file appears whole. Returns the table.
     """
     folder = Path(folder)
     partial = folder.with_name(f"{folder.name}.partial") / split
-    fingerprint = _fingerprint(model, source, units, len(counts), options)
+    fingerprint = _fingerprint(model, source, units, len(counts), {"smooth_lens": smooth_lens, **options})
     maps = _open(partial, fingerprint, counts.shape)
     tables = []
     with Meter(len(counts), f"fit {split}") as meter:
@@ -56,16 +60,12 @@ def fit_split(
             if not done.is_file():
                 pixels = torch.from_numpy(np.ascontiguousarray(counts[rows]).astype(np.float32))
                 pixels = pseudo_counts(pixels) if units == "normalised" else pixels
-                result = fit(pixels, model, **options)
-                found = {
-                    "residual": result.residual,
-                    "significance": significance(pixels, result.parameters, model),
-                }
+                found, fitted = _fitted(pixels, model, smooth_lens, options)
                 for name, file in maps.items():
                     file[rows] = found[name].clamp(-_LARGEST, _LARGEST).numpy()
                     file.flush()
                 with atomic_path(done) as temporary:
-                    result.table(paths[rows]).to_csv(temporary, index=False)
+                    fitted(paths[rows]).to_csv(temporary, index=False)
             tables.append(pd.read_csv(done, dtype={"path": str}, float_precision="round_trip"))
             meter.to(rows.stop)
     table = pd.concat(tables, ignore_index=True)
@@ -79,6 +79,38 @@ def fit_split(
     if not any(partial.parent.iterdir()):
         partial.parent.rmdir()
     return table
+
+
+def _fitted(
+    pixels: Tensor, model: SmoothLensModel, smooth_lens: str, options: dict[str, Any]
+) -> tuple[dict[str, Tensor], Callable[[Sequence[str]], pd.DataFrame]]:
+    """Fit one piece: its MAPS (B, N, N), and what makes its table of the paths."""
+    if smooth_lens == MARGINAL:
+        result = fit_marginal(pixels, _opened(model))
+        return {"residual": result.residual, "significance": result.significance}, result.table
+    first = fit(pixels, model, **options)
+    found = {"residual": first.residual, "significance": significance(pixels, first.parameters, model)}
+    others = torch.nonzero(foreign(pixels, first, model))[:, 0] if smooth_lens == AUTO else torch.empty(0)
+    if not len(others):
+        return found, first.table
+    second = fit_marginal(pixels[others], _opened(model))
+    for name in MAPS:
+        found[name][others] = getattr(second, name)
+    rows = others.tolist()
+
+    def table(paths: Sequence[str]) -> pd.DataFrame:
+        whole = first.table(paths)
+        again = second.table([paths[i] for i in rows])
+        again.index = whole.index[rows]
+        whole.loc[again.index] = again
+        return whole
+
+    return found, table
+
+
+def _opened(model: SmoothLensModel) -> SmoothLensModel:
+    begin = {name: model.constants[name] for name in ("amplitude", "sky")}
+    return open_model(model.observation, model.binning, begin)
 
 
 def _open(

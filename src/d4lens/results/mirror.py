@@ -82,14 +82,18 @@ def register(root: str | Path, file: Path, run_id: str, profile: str) -> None:
         return
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
     lenses = preset("deeplense")
     example = render(draw(lenses, 0, range(1)), lenses).numpy().astype("float64")
     numbers = [*(f"p_{name}" for name in CLASSES), "chi2"]
     answer: list[ColSpec | TensorSpec]
     answer = [ColSpec("string", "label"), *(ColSpec("double", name) for name in numbers), ColSpec("string", "flag")]
-    signature = ModelSignature(Schema([TensorSpec(example.dtype, (-1, -1, -1))]), Schema(answer))
+    inputs, switch = (
+        Schema([TensorSpec(example.dtype, (-1, -1, -1))]),
+        ParamSchema([ParamSpec("model", "string", "auto")]),
+    )
+    signature = ModelSignature(inputs, Schema(answer), switch)
     before, ended = mlflow.get_tracking_uri(), client.get_run(run_id).info.end_time
     mlflow.set_tracking_uri(uri(root))
     try:

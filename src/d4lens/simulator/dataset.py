@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from d4lens.data.archive import Limits, SafeZip
-from d4lens.data.truth import COLUMNS, SUBHALO_COLUMNS, Truth
+from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
 from d4lens.parallel import Ranks, together
@@ -311,7 +311,8 @@ class _Archive:
 
     def finish(self, preset: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the tables and descriptions after the images."""
-        for name, columns, rows in ((TRUTH, COLUMNS, self.truth), (SUBHALOS, SUBHALO_COLUMNS, self.subhalos)):
+        own = OWN_COLUMNS if "snr" in preset["priors"] else ()
+        for name, columns, rows in ((TRUTH, (*COLUMNS, *own), self.truth), (SUBHALOS, SUBHALO_COLUMNS, self.subhalos)):
             rows.seek(0)
             with self._file.open(_info(name), "w", force_zip64=True) as member:
                 member.write((",".join(columns) + "\n").encode())

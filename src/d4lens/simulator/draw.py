@@ -2,21 +2,22 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from d4lens.classes import CLASSES
-from d4lens.data.truth import COLUMNS, SUBHALO_COLUMNS, Truth
+from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.lensing.cosmology import theta_E_luminosity
-from d4lens.simulator.priors import PARAMETER_RANGES, SUBHALO_RANGES, Preset
+from d4lens.simulator.priors import COMPONENT_RANGES, PARAMETER_RANGES, SUBHALO_RANGES, Preset
 
 SPLITS = ("train", "val")
 # Streams of one image: disjoint stretches of one counter.
-_PARAMETER_STREAM, _SUBHALO_STREAM, _NOISE_STREAM = range(3)
+_PARAMETER_STREAM, _SUBHALO_STREAM, _NOISE_STREAM, _COMPONENT_STREAM = range(4)
 _SLOTS = 64  # uniform numbers set aside for the parameters: more can be appended without moving a draw
 
 
@@ -51,6 +52,26 @@ def stream(preset: str, seed: int, split: str, index: int, which: int) -> np.ran
 def noise_stream(preset: str, seed: int, split: str, index: int) -> np.random.Generator:
     """Return the stream of an image's noise; it is the same with and without its substructure."""
     return stream(preset, seed, split, index, _NOISE_STREAM)
+
+
+def components(preset: Preset, row: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
+    """Return what an image's source has beyond its first component: (flux of the first, R_e, x, y from it), arcsec.
+
+    They follow, as the noise does, from the preset's name, the seed, the split and the index of a row of `Truth.images`.
+    """
+    found = []
+    n_clumps, second = int(row["n_clumps"]), int(row["second_component"])
+    names = list(COMPONENT_RANGES)
+    u = stream(row["preset"], row["seed"], row["split"], row["index"], _COMPONENT_STREAM).random((1 + n_clumps, 4))
+    for i, numbers in enumerate(u.tolist()):
+        kinds = names[:4] if i == 0 else names[4:]
+        if i == 0 and not second:
+            continue
+        offset, azimuth, flux, R_e = (
+            preset.priors[name].quantile(one) for name, one in zip(kinds, numbers, strict=True)
+        )
+        found.append((flux, R_e, offset * math.cos(azimuth), offset * math.sin(azimuth)))
+    return found
 
 
 def check_seed(seed: int) -> None:
@@ -123,7 +144,8 @@ def draw(
         row, points = _draw_image(turn, int(seed), split, index, substructure)
         images.append(row)
         subhalos.extend(points)
-    return Truth(pd.DataFrame(images, columns=list(COLUMNS)), pd.DataFrame(subhalos, columns=list(SUBHALO_COLUMNS)))
+    columns = [*COLUMNS, *(OWN_COLUMNS if "snr" in presets[0].priors else ())]
+    return Truth(pd.DataFrame(images, columns=columns), pd.DataFrame(subhalos, columns=list(SUBHALO_COLUMNS)))
 
 
 def draw_pair(preset: Preset, seed: int, indices: Iterable[int], with_class: str = "own") -> tuple[Truth, Truth]:
@@ -179,6 +201,17 @@ def _draw_image(
         **{name: p[name] for name in ("sersic_amplitude", "sersic_R_e", "sersic_n")},
         **{name: p.get(name, math.nan) for name in ("exposure", "background_rms")},
     }
+    at_x, at_y = p.get("lens_x", 0.0), p.get("lens_y", 0.0)
+    if "snr" in p:
+        values |= {name: p[name] for name in OWN_COLUMNS if name in p}
+        values |= {"n_clumps": int(p["n_clumps"]), "second_component": int(p["second_component"] >= 0.5)}
+        values |= {
+            "source_x": p["source_x"] + at_x,
+            "source_y": p["source_y"] + at_y,
+            "light_peak": p["light_peak"] if p["light_peak"] >= 1 else 0.0,
+            "light_q": min(max(p["lens_q"] + p["light_q_offset"], 0.3), 1.0),
+            "light_phi": p["lens_phi"] + p["light_phi_offset"],
+        }
     points: list[tuple[object, ...]] = []
     if label == "vort":
         values |= {
@@ -187,8 +220,8 @@ def _draw_image(
             "rod_theta_E": theta_E * math.sqrt(p["rod_mass"]),
             "rod_half_length": p["rod_half_length"],
             "rod_phi": p["rod_phi"],
-            "rod_x": p["rod_offset"] * math.cos(p["rod_azimuth"]),
-            "rod_y": p["rod_offset"] * math.sin(p["rod_azimuth"]),
+            "rod_x": at_x + p["rod_offset"] * math.cos(p["rod_azimuth"]),
+            "rod_y": at_y + p["rod_offset"] * math.sin(p["rod_azimuth"]),
         }
     elif label == "sphere":
         u = stream(preset.name, seed, split, index, _SUBHALO_STREAM).random((preset.n_subhalos, 3))
@@ -196,7 +229,7 @@ def _draw_image(
         for um, ur, ua in u.tolist():
             m, r, a = mass.quantile(um), radius.quantile(ur), azimuth.quantile(ua)
             theta = theta_E * math.sqrt(m / p["halo_mass"])
-            points.append((path, *(_round(v) for v in (m, theta, r * math.cos(a), r * math.sin(a)))))
+            points.append((path, *(_round(v) for v in (m, theta, at_x + r * math.cos(a), at_y + r * math.sin(a)))))
     row: dict[str, object] = {name: _round(value) for name, value in values.items()}
     row |= {"path": path, "preset": preset.name, "seed": seed, "split": split, "index": index, "class": label}
     row["n_subhalos"] = len(points)

@@ -135,6 +135,20 @@ PARAMETER_RANGES: dict[str, Range] = {
     "rod_azimuth": _ANGLE,
     "exposure": _POSITIVE,
     "background_rms": _NON_NEGATIVE,
+    # Of images that are not all alike. Lengths in arcsec; `light_peak` in peaks of the arcs, both blurred.
+    "lens_x": _PLACE,
+    "lens_y": _PLACE,
+    "image_psf_sigma": _POSITIVE,
+    "psf_error": Range(-0.5, 0.5),  # relative, of the width that the fit is told
+    "image_sky": _POSITIVE,
+    "snr": _POSITIVE,
+    "n_clumps": Range(0.0, 100.0),  # rounded down
+    "second_component": Range(0.0, 1.0),  # one from 0.5 on
+    "light_peak": _NON_NEGATIVE,  # none below 1
+    "light_R_e": _POSITIVE,
+    "light_n": Range(0.5, 10.0),
+    "light_q_offset": Range(-0.9, 0.9),
+    "light_phi_offset": _ANGLE,
 }
 # Drawn once a point mass, in this order.
 SUBHALO_RANGES: dict[str, Range] = {
@@ -142,6 +156,18 @@ SUBHALO_RANGES: dict[str, Range] = {
     "subhalo_radius": _NON_NEGATIVE,
     "subhalo_azimuth": _ANGLE,
 }
+# Drawn once a component of the source beyond its first, in this order; the second component, then the clumps.
+COMPONENT_RANGES: dict[str, Range] = {
+    "component_offset": _NON_NEGATIVE,
+    "component_azimuth": _ANGLE,
+    "component_flux": _POSITIVE,
+    "component_R_e": _POSITIVE,
+    "clump_offset": _NON_NEGATIVE,
+    "clump_azimuth": _ANGLE,
+    "clump_flux": _POSITIVE,
+    "clump_R_e": _POSITIVE,
+}
+_OF_EACH_IMAGE = frozenset((*list(PARAMETER_RANGES)[list(PARAMETER_RANGES).index("lens_x") :], *COMPONENT_RANGES))
 # Two ways of saying one thing: a preset has one of them, an override of the first drops the second.
 _REPLACES = {
     "theta_E": ("z_lens", "z_source"),
@@ -275,12 +301,53 @@ MODEL_I = Preset(
     noise="deeplensesim",
 )
 
+_WIDE = "wide on purpose: the range of lenses that surveys find"
+_SLACS = "SLACS: mass and light share axes (Koopmans et al. 2006)"
+
+SURVEY = Preset(
+    name="survey",
+    observation=Observation(n_pixels=150, pixel_scale=0.05, psf_sigma=0.07, sky=20.0),
+    priors={
+        **DEEPLENSE.priors,
+        "lens_q": uniform(0.4, 1.0, "", _WIDE),
+        "lens_phi": uniform(0.0, math.pi, "rad", "isotropy"),
+        "gamma": uniform(0.0, 0.25, "", _WIDE),
+        "gamma_phi": uniform(0.0, math.pi, "rad", "isotropy"),
+        "source_phi": uniform(0.0, math.pi, "rad", "isotropy"),
+        "sersic_amplitude": fixed(100.0, "before the scale that the signal-to-noise sets"),
+        "sersic_R_e": log_uniform(0.15, 0.9, "arcsec", _WIDE),
+        "sersic_n": uniform(0.5, 5.0, "", _WIDE),
+        "lens_x": uniform(-0.1, 0.1, "arcsec", "cut out to two pixels"),
+        "lens_y": uniform(-0.1, 0.1, "arcsec", "cut out to two pixels"),
+        "image_psf_sigma": log_uniform(0.04, 0.12, "arcsec", "HST, JWST and Euclid"),
+        "psf_error": uniform(-0.05, 0.05, "", "a PSF is known to 5 %"),
+        "image_sky": log_uniform(2.0, 200.0, "counts per pixel", "snapshots to deep fields"),
+        "snr": log_uniform(10.0, 300.0, "", _WIDE + "; of the arcs, over all pixels"),
+        "n_clumps": uniform(0.0, 9.0, "", _WIDE),
+        "second_component": uniform(0.0, 1.0, "", "in half of the images"),
+        "light_peak": log_uniform(0.1, 100.0, "peaks of the arcs", "no light below 1, a third of the images"),
+        "light_R_e": log_uniform(0.4, 2.5, "arcsec", "SLACS: Bolton et al. 2008"),
+        "light_n": uniform(3.0, 5.0, "", "near a de Vaucouleurs profile"),
+        "light_q_offset": uniform(-0.1, 0.1, "", _SLACS),
+        "light_phi_offset": uniform(-0.17, 0.17, "rad", _SLACS),
+        "component_offset": uniform(0.0, 0.5, "arcsec", _WIDE),
+        "component_azimuth": uniform(0.0, 2 * math.pi, "rad", "isotropy"),
+        "component_flux": log_uniform(0.1, 1.0, "fluxes of the first", _WIDE),
+        "component_R_e": log_uniform(0.15, 0.6, "arcsec", _WIDE),
+        "clump_offset": uniform(0.0, 0.7, "arcsec", _WIDE),
+        "clump_azimuth": uniform(0.0, 2 * math.pi, "rad", "isotropy"),
+        "clump_flux": log_uniform(0.005, 0.1, "fluxes of the first", "star-forming clumps: Livermore et al. 2015"),
+        "clump_R_e": log_uniform(0.04, 0.15, "arcsec", "star-forming clumps: Livermore et al. 2015"),
+    },
+)
+
 # One entry a preset. The command line, params.yaml and the Python interface offer whatever stands here.
 PRESETS: dict[str, Preset] = {
     entry.name: entry
     for entry in (
         DEEPLENSE,
         MODEL_I,
+        SURVEY,
     )
 }
 
@@ -313,8 +380,9 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
         raise D4LensError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
     result = PRESETS[name]
     overrides = dict(overrides or {})
-    parameters = {**PARAMETER_RANGES, **SUBHALO_RANGES}
-    known = [*parameters, *_OBSERVATION, "n_subhalos", "corrected"]
+    parameters = {**PARAMETER_RANGES, **SUBHALO_RANGES, **COMPONENT_RANGES}
+    known = [key for key in parameters if key in result.priors or key not in _OF_EACH_IMAGE]
+    known += [*_OBSERVATION, "n_subhalos", "corrected"]
     unknown = [key for key in overrides if key not in known]
     if unknown:
         raise D4LensError(f"preset {name} has no {', '.join(unknown)}; it knows {', '.join(known)}")

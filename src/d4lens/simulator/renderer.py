@@ -15,10 +15,10 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from d4lens import lensing
-from d4lens.data.truth import Truth
+from d4lens.data.truth import OWN_COLUMNS, Truth
 from d4lens.errors import PhysicsError
 from d4lens.observation import Observation
-from d4lens.simulator.draw import noise_stream
+from d4lens.simulator.draw import components, noise_stream
 from d4lens.simulator.noise import PoissonQuantile
 from d4lens.simulator.priors import PARAMETER_RANGES, Preset
 
@@ -67,7 +67,11 @@ def render(truth: Truth, preset: Preset, noise: bool = True) -> Tensor:
     # BLAS rounds the ends of what each thread gets its own way, and on matrices this small threads only wait.
     with _blas().limit(limits=1):
         for image, row, points, key in zip(images, values, truth.subhalo_arrays(), keys):
-            renderer.signal(row, points, image)
+            if "snr" in row:
+                drawn = row | dict(zip(("preset", "seed", "split", "index"), key))
+                renderer.own_signal(row, points, components(preset, drawn), image)
+            else:
+                renderer.signal(row, points, image)
             exposer(image, row, noise_stream(*key) if noise else None)
     return torch.from_numpy(images)
 
@@ -79,16 +83,17 @@ def _blas() -> ThreadpoolController:
 
 def _values(truth: Truth) -> list[dict[str, float]]:
     """Return the numbers of each row, checked."""
-    table = truth.images[list(_COLUMNS)].to_numpy(np.float64)
+    columns = (*_COLUMNS, *(OWN_COLUMNS if "snr" in truth.images else ()))
+    table = truth.images[list(columns)].to_numpy(np.float64)
     if len(table):
         missing = np.isnan(table).any(axis=0)
-        for name, low, high, empty in zip(_COLUMNS, np.fmin.reduce(table), np.fmax.reduce(table), missing):
+        for name, low, high, empty in zip(columns, np.fmin.reduce(table), np.fmax.reduce(table), missing):
             if name in _ALWAYS and (empty or not math.isfinite(high - low)):
                 raise PhysicsError(f"{name} must be finite in every row, not {table[:, _COLUMNS.index(name)].tolist()}")
             if name in PARAMETER_RANGES and not math.isnan(low):
                 PARAMETER_RANGES[name].check(name, float(low))
                 PARAMETER_RANGES[name].check(name, float(high))
-    return [dict(zip(_COLUMNS, row)) for row in table.tolist()]
+    return [dict(zip(columns, row)) for row in table.tolist()]
 
 
 class _Exposer:
@@ -102,7 +107,7 @@ class _Exposer:
 
     def __call__(self, image: NDArray[np.float64], row: dict[str, float], stream: np.random.Generator | None) -> None:
         preset = self.preset
-        image += preset.observation.sky
+        image += row.get("image_sky", preset.observation.sky)
         if preset.noise == "deeplensesim":
             image *= row["exposure"]
         if stream is None:
@@ -121,10 +126,13 @@ class _Exposer:
 
 
 @lru_cache(maxsize=8)
-def _unit_lens(n_pixels: int, pixel_scale: float, q: float, phi: float) -> NDArray[np.float64]:
+def _unit_lens(
+    n_pixels: int, pixel_scale: float, q: float, phi: float, lens_x: float = 0.0, lens_y: float = 0.0
+) -> NDArray[np.float64]:
     """Return (5, N²): x, y, the deflection of a lens of theta_E = 1 (it is linear in theta_E), and ones."""
     x, y = lensing.grid(n_pixels, pixel_scale, torch.float64)
-    ax, ay = lensing.sis(x, y, 1.0) if q == 1.0 else lensing.sie(x, y, 1.0, q, phi)
+    dx, dy = x - lens_x, y - lens_y
+    ax, ay = lensing.sis(dx, dy, 1.0) if q == 1.0 else lensing.sie(dx, dy, 1.0, q, phi)
     basis = torch.stack([t.flatten() for t in (x, y, ax, ay, torch.ones_like(x))]).numpy()
     basis.flags.writeable = False
     return basis
@@ -155,6 +163,33 @@ def _psf_blocks(n: int, sigma: float) -> list[tuple[slice, slice, NDArray[np.flo
     return blocks
 
 
+def _sersic(
+    x: NDArray[np.float64], y: NDArray[np.float64], q: float, phi: float, n: float, R_e: float, core: float = 1e-6
+) -> NDArray[np.float64]:
+    """Return the Sérsic profile of brightness 1 at R_e, at places (x, y) in arcsec from its centre."""
+    cos, sin = math.cos(phi), math.sin(phi)
+    radius = np.sqrt(q * (cos * x + sin * y) ** 2 + (cos * y - sin * x) ** 2 / q + core**2) / R_e
+    profile: NDArray[np.float64] = np.exp(lensing.light.b_n(n) * (1 - radius ** (1 / n)))
+    return profile
+
+
+def _flux(n: float, R_e: float) -> float:
+    """Return the flux of a Sérsic profile of brightness 1 at R_e, arcsec² (Ciotti 1991)."""
+    b = float(lensing.light.b_n(n))
+    return 2 * math.pi * n * R_e**2 * math.exp(b) * math.pow(b, -2 * n) * math.gamma(2 * n)
+
+
+def _scale(signal: NDArray[np.float64], sky: float, snr: float) -> float:
+    """Return the factor that gives a signal (N, N) over a sky the signal-to-noise `snr`: sum of s²/(s + sky) is its square."""
+    squared = signal * signal
+    low, high = 1e-6, 1e12
+    for _ in range(100):
+        factor = math.sqrt(low * high)
+        found = float((factor**2 * squared / (factor * signal + sky)).sum())
+        low, high = (factor, high) if found < snr**2 else (low, factor)
+    return factor
+
+
 class _Renderer:
     """Scratch arrays for one image at a time; every array has the same shape for every image."""
 
@@ -168,9 +203,9 @@ class _Renderer:
         self.u, self.v, self.t, *self.scratch = (np.empty(n * n) for _ in range(6))
         self.inverse = np.empty(25 * _BLOCK)
 
-    def signal(self, row: dict[str, float], points: NDArray[np.float64], out: NDArray[np.float64]) -> None:
-        """Write the lensed and blurred source to `out` (N, N), in the unit of the Sérsic amplitude; no sky."""
-        # The source's own axes, in units of its elliptical radius, are linear in (x, y, alpha).
+    def _rays(self, row: dict[str, float], points: NDArray[np.float64]) -> None:
+        """Write to (u, v) where in the source each pixel's ray ends, along its axes in units of its elliptical radius."""
+        # The source's own axes are linear in (x, y, alpha).
         cos, sin = math.cos(row["source_phi"]), math.sin(row["source_phi"])
         root_q = math.sqrt(row["source_q"])
         along, across = root_q / row["sersic_R_e"], 1.0 / (root_q * row["sersic_R_e"])
@@ -179,16 +214,21 @@ class _Renderer:
         macro = np.array(
             [[1 - g1, -g2, -theta_E, 0.0, -row["source_x"]], [-g2, 1 + g1, 0.0, -theta_E, -row["source_y"]]]
         )
-        basis = _unit_lens(self.n, self.observation.pixel_scale, row["lens_q"], row["lens_phi"])
+        place = row.get("lens_x", 0.0), row.get("lens_y", 0.0)
+        basis = _unit_lens(self.n, self.observation.pixel_scale, row["lens_q"], row["lens_phi"], *place)
         coefficients = axes @ macro
-        u, v, t = self.u, self.v, self.t
-        np.matmul(coefficients[0], basis, out=u)
-        np.matmul(coefficients[1], basis, out=v)
+        np.matmul(coefficients[0], basis, out=self.u)
+        np.matmul(coefficients[1], basis, out=self.v)
         if points.size:
             with np.errstate(divide="ignore", invalid="ignore"):
                 self._point_masses(points, axes)
         if not math.isnan(row["rod_theta_E"]):
             self._rod(row, axes)
+
+    def signal(self, row: dict[str, float], points: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+        """Write the lensed and blurred source to `out` (N, N), in the unit of the Sérsic amplitude; no sky."""
+        self._rays(row, points)
+        u, v, t = self.u, self.v, self.t
         n = row["sersic_n"]
         b = lensing.light.b_n(n)
         np.multiply(u, u, out=t)
@@ -201,11 +241,48 @@ class _Renderer:
         t *= -b
         t += b + math.log(row["sersic_amplitude"])
         np.exp(t, out=t)
-        image, half = t.reshape(self.n, self.n), u.reshape(self.n, self.n)
-        for rows, into, band in self.blocks:
+        self._blurred(t.reshape(self.n, self.n), self.blocks, out)
+
+    def _blurred(
+        self,
+        image: NDArray[np.float64],
+        blocks: list[tuple[slice, slice, NDArray[np.float64]]],
+        out: NDArray[np.float64],
+    ) -> None:
+        """Write the image (N, N) as the PSF of `blocks` blurs it to `out`; (u) is scratch."""
+        half = self.u.reshape(self.n, self.n)
+        for rows, into, band in blocks:
             np.matmul(band, image[into], out=half[rows])
-        for columns, into, band in self.blocks:
+        for columns, into, band in blocks:
             np.matmul(half[:, into], band.T, out=out[:, columns])
+
+    def own_signal(
+        self,
+        row: dict[str, float],
+        points: NDArray[np.float64],
+        more: list[tuple[float, float, float, float]],
+        out: NDArray[np.float64],
+    ) -> None:
+        """Write a source of several components and the lens galaxy's light, blurred, to `out` (N, N) in counts; no sky.
+
+        The counts are such that the arcs' signal-to-noise over all pixels is the row's, their own noise and the sky's.
+        """
+        self._rays(row | {"source_q": 1.0, "sersic_R_e": 1.0, "source_phi": 0.0}, points)
+        u, v, pixel = self.u, self.v, self.observation.pixel_scale
+        n, R_e = row["sersic_n"], row["sersic_R_e"]
+        light = _sersic(u, v, row["source_q"], row["source_phi"], n, R_e)
+        for flux, size, x, y in more:
+            light += flux * _flux(n, R_e) / _flux(1.0, size) * _sersic(u - x, v - y, 1.0, 0.0, 1.0, size)
+        blocks = _psf_blocks(self.n, row["image_psf_sigma"] / pixel)
+        self._blurred(light.reshape(self.n, self.n), blocks, out)
+        out *= _scale(out, row["image_sky"], row["snr"])
+        if row["light_peak"]:
+            dx, dy = np.broadcast_arrays(self.x - row["lens_x"], self.y - row["lens_y"])
+            q, phi, n, R_e = (row[f"light_{name}"] for name in ("q", "phi", "n", "R_e"))
+            galaxy = _sersic(dx, dy, q, phi, n, R_e, core=pixel / 4)
+            blurred = np.empty_like(out)
+            self._blurred(galaxy, blocks, blurred)
+            out += blurred * (row["light_peak"] * out.max() / blurred.max())
 
     def _point_masses(self, points: NDArray[np.float64], axes: NDArray[np.float64], guarded: bool = False) -> None:
         """Take the deflection of point masses (3, K), axes @ sum_k m_k (x - x_k, y - y_k)/r_k², from (u, v).

@@ -1,5 +1,6 @@
 """From folders to a trained model: the loop is Lightning's, the checkpoints are ours (Lightning's are pickles)."""
 
+import json
 import logging
 import sys
 import time
@@ -22,6 +23,7 @@ from d4lens import models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, sole_writer, write_json
+from d4lens.macrofit.smooth_lens import FACTS
 from d4lens.models import weights
 from d4lens.parallel import Ranks, ranks, together
 from d4lens.params import TrainParams
@@ -187,7 +189,7 @@ def train(
             keeper.mirror(progress.history)
         best = progress.history[progress.best_epoch - 1]
         if leads:
-            _publish(out_folder, module, model_name, options, checkpoint.combined(digests))
+            _publish(out_folder, module, model_name, options, _facts(macrofit_folder, checkpoint.combined(digests)))
             checkpoint.finish(work_folder, progress, digests)
     return best
 
@@ -299,7 +301,14 @@ class _Keeper(L.Callback):
                 self.tracker.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
 
 
-def _publish(folder: Path, module: TrainingModule, name: str, options: dict[str, Any], fingerprint: str) -> None:
+def _facts(macrofit_folder: str | Path | None, fingerprint: str) -> dict[str, Any]:
+    """Collect what the weights say of their origin: fingerprint, and whose maps they read if not the specialist's."""
+    beside = Path(macrofit_folder) / FACTS if macrofit_folder is not None else None
+    whose = json.loads(beside.read_text(encoding="utf-8")) if beside is not None and beside.is_file() else {}
+    return {"fingerprint": fingerprint, **whose}
+
+
+def _publish(folder: Path, module: TrainingModule, name: str, options: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write the three outs; only timing.json holds what differs between two equal trainings."""
     progress = module.progress
     description = {
@@ -308,7 +317,7 @@ def _publish(folder: Path, module: TrainingModule, name: str, options: dict[str,
         "epoch": progress.best_epoch,
         "n_train": progress.n_images,
         f"select_{SELECTION}": progress.best_score,
-        "fingerprint": fingerprint,
+        **facts,
         "versions": checkpoint.versions(),
     }
     weights.write(folder / "model.safetensors", progress.part("best"), description)

@@ -164,7 +164,8 @@ def test_several_images_ask_for_one_by_name(tmp_path):
 def test_arrays_are_taken_and_recentred():
     psf = instrument(psf=gaussian(1.7, 30)).psf
     assert psf == Psf(pytest.approx(1.7, rel=1e-3), True)
-    assert psf.how == ("PSF taken to be on the image's pixels",)
+    even = "PSF image of 30 x 30 pixels, of even size, recentred on its light"
+    assert psf.how == (even, "PSF taken to be on the image's pixels")
     aside = instrument(psf=gaussian(1.7, 31, off=2.0)[None].astype(">f4")).psf
     assert aside.sigma == pytest.approx(1.7, rel=1e-3)
     assert aside.how[0] == "PSF recentred from (2.00, 2.00) pixels off its image's middle"

@@ -15,8 +15,8 @@ from d4lens.data.images.formats import READERS, Raw, parse_npy
 from d4lens.data.images.headers import Header, header_of
 from d4lens.data.images.instrument import Instrument, instrument
 from d4lens.data.images.psf import Psf
-from d4lens.data.images.regrid import Prepared, prepare
-from d4lens.data.images.sources import ImageSource, find, masked, read
+from d4lens.data.images.regrid import SAME_SCALE, Prepared, prepare
+from d4lens.data.images.sources import ImageSource, find, masked, noisy, read
 
 __all__ = [
     "COUNTS",
@@ -24,6 +24,7 @@ __all__ = [
     "MIN_SIDE",
     "NORMALISED",
     "READERS",
+    "SAME_SCALE",
     "Counts",
     "Header",
     "ImageSource",
@@ -37,6 +38,7 @@ __all__ = [
     "header_of",
     "instrument",
     "masked",
+    "noisy",
     "observe",
     "parse_npy",
     "prepare",

@@ -30,12 +30,14 @@ MAX_PIXELS = MAX_IMAGE_BYTES // 8
 class Raw:
     """One band as it stands in a file.
 
-    `pixels` (H, W) are real or integer, in native byte order; `band` is its name if the file has several.
+    `pixels` (H, W) are real or integer, in native byte order; `band` is its name if the file has several; `noise` (H, W)
+    is their standard deviation in their own units, where it is known.
     """
 
     pixels: Array
     header: Header = field(default_factory=Header)
     band: str = ""
+    noise: Array | None = None
 
 
 Reader = Callable[[bytes, str, str | None], Raw]

@@ -1,4 +1,4 @@
-"""What a user knows of an instrument and the file does not say: pixel scale, PSF, gain, exposure, sky, band."""
+"""What a user knows of images and the file does not say: pixel scale, PSF, gain, exposure, sky, band, noise and others."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from d4lens.data.images.formats import Array
 from d4lens.data.images.masks import Mask
 from d4lens.data.images.psf import Psf, read_psf
-from d4lens.data.images.sources import read_masks
+from d4lens.data.images.sources import read_masks, read_noise
 from d4lens.errors import D4LensError
 
 
@@ -25,6 +25,8 @@ class Instrument:
     sky: mean sky photons per pixel of the image, whether or not the values still hold it.
     band: name or number of the band in files that hold several.
     mask: where the images' pixels hold no data, (H, W) each: one for all images of a call, or one for each.
+    noise: standard deviation of each pixel in the images' units, (H, W) each, infinite without data; as `mask`.
+    einstein_radius: arcsec, about right, of lenses whose galaxy shines itself.
 
     Raises D4LensError naming the one that is not above 0.
     """
@@ -36,6 +38,8 @@ class Instrument:
     sky: float | None = None
     band: str | None = None
     mask: tuple[Mask, ...] | None = None
+    noise: tuple[Array, ...] | None = None
+    einstein_radius: float | None = None
 
     def __post_init__(self) -> None:
         psf = self.psf.sigma if self.psf is not None else None
@@ -45,6 +49,7 @@ class Instrument:
             ("gain", self.gain),
             ("exposure", self.exposure),
             ("sky", self.sky),
+            ("Einstein radius", self.einstein_radius),
         ):
             if value is not None and not 0 < value < math.inf:
                 raise D4LensError(f"the {name} must be above 0 and finite, not {value:g}")
@@ -58,6 +63,8 @@ def instrument(
     sky: float | None = None,
     band: str | int | None = None,
     mask: Any = None,
+    noise: Any = None,
+    einstein_radius: float | None = None,
 ) -> Instrument:
     """Return an Instrument from what a user gives.
 
@@ -77,6 +84,10 @@ def instrument(
         Name or number of the image in its file.
     mask : optional
         As `read_masks` takes it.
+    noise : optional
+        As `read_noise` takes it.
+    einstein_radius : float, optional
+        Arcsec, about right, of lenses whose galaxy shines itself.
 
     Returns
     -------
@@ -88,4 +99,6 @@ def instrument(
         For a value out of range, or an image that is no PSF.
     """
     width, masks = None if psf is None else read_psf(psf), None if mask is None else read_masks(mask)
-    return Instrument(pixel_scale, width, gain, exposure, sky, None if band is None else str(band), masks)
+    maps = None if noise is None else read_noise(noise)
+    named = None if band is None else str(band)
+    return Instrument(pixel_scale, width, gain, exposure, sky, named, masks, maps, einstein_radius)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from d4lens.data.images.formats import Array, Raw
-from d4lens.data.images.sources import read_raw
+from d4lens.data.images.sources import file_and_band, read_raw
 from d4lens.errors import D4LensError
 
 _MISFIT = 0.1  # light of a PSF, as a share of all, in other places than the fitted Gaussian's: above, it is said
@@ -137,12 +137,10 @@ def read_psf(told: Any) -> Psf:
 
 def _from_file(path: str) -> tuple[Raw, str, tuple[str, ...]]:
     """Return the image in FILE or FILE:EXT, its name, and what was chosen."""
-    file, band = path, None
-    while not os.path.isfile(file):
-        file, colon, _ = file.rpartition(":")
-        if not colon:
-            raise D4LensError(f"the PSF {path} is neither a number of arcsec nor a file; check the path")
-        band = path[len(file) + 1 :]
+    try:
+        file, band = file_and_band(path, "PSF")
+    except D4LensError:
+        raise D4LensError(f"the PSF {path} is neither a number of arcsec nor a file; check the path") from None
     try:
         raw = read_raw(file, band)
     except D4LensError as error:
@@ -180,6 +178,8 @@ def _measured(raw: Raw, where: str, how: tuple[str, ...]) -> Psf:
     offset = tuple(at - (side - 1) / 2 for at, side in zip(centre, image.shape[::-1], strict=True))
     if math.hypot(*offset) > 0.2:
         how += (f"PSF recentred from ({offset[0]:.2f}, {offset[1]:.2f}) pixels off its image's middle",)
+    elif any(side % 2 == 0 for side in image.shape):
+        how += (f"PSF image of {image.shape[1]} x {image.shape[0]} pixels, of even size, recentred on its light",)
     finer = header.oversampling
     if finer > 1:
         # What is calculated on finer pixels has not yet been through the detector's.

@@ -1,6 +1,7 @@
 """An image of any size, pixel scale and unit -> photon counts on the pixels that a network knows.
 
-What the fit's likelihood assumes of the result is Poisson: each pixel's variance is its mean, sky included. Whole
+What the fit's likelihood assumes of the result is Poisson: each pixel's variance is its mean, sky included. Where a noise
+map is given, it goes the same way as the image, and the values need be no photons. Whole
 multiples of the pixel keep that exactly (pixels are summed); any other pixel scale is resampled by the areas' overlap,
 which conserves flux and the noise of any patch larger than a pixel but correlates neighbours, so that chi2 per pixel
 falls below 1 by the factor that `Prepared.noise` gives.
@@ -24,7 +25,7 @@ from d4lens.flags import Flag, Raised
 from d4lens.observation import Observation, bin_pixels
 
 _COVERED = 0.999  # share of a pixel of the grid below which it holds no data; the rest is rounding
-_SAME = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
+SAME_SCALE = 2e-3  # relative difference of pixel scales taken for none: 0.03 pixels at the ring
 _GAIN_ONE = 0.25  # variance over mean less 1 that is taken for a gain of 1: five times its scatter
 _POISSON = (
     0.6,
@@ -36,6 +37,7 @@ _POISSON = (
 _PSF_RESIDUAL = 0.4
 _BEHIND = 2.0  # pixels, sigma of the mean of those with data that stands for one without
 _FULL_SCALE = 1000.0  # photons at the brightest where none can be had, as the fit then takes it
+_SKY = 100.0  # counts a pixel that stand for the background where a noise map gives the weights
 _AGREE = 0.25  # relative difference of two ways to the photon scale; of 150 x 150 pixels it scatters by a twentieth
 
 
@@ -58,6 +60,9 @@ class Prepared:
     lift: (N, N) by how much each pixel grows if the faintest native pixel holds one count more; None where that is known.
     notes: what was done, in words.
     flags: what to beware of that shows before the fit.
+    variance: (N, N) of the pixels, infinite where there are no data; None where it is the photons' own.
+    exact: its pixels are the grid's, or summed to them.
+    grid: the pixels.
     """
 
     pixels: Array
@@ -72,6 +77,9 @@ class Prepared:
     rough: bool
     lift: Array | None
     notes: tuple[str, ...]
+    grid: Observation
+    exact: bool = True
+    variance: Array | None = None
     flags: tuple[Raised, ...] = ()
 
 
@@ -79,7 +87,8 @@ class Prepared:
 class _Photons:
     """Photons per native pixel with their sky, or the values as they are where `units` is "normalised".
 
-    `raised` where the count of the faintest pixel is only estimated, `rough` where the photon scale is.
+    `raised` where the count of the faintest pixel is only estimated, `rough` where the photon scale is. `variance` (H, W) is
+    known from a noise map.
     """
 
     values: Array
@@ -89,6 +98,7 @@ class _Photons:
     notes: tuple[str, ...]
     raised: bool = False
     rough: bool = False
+    variance: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -145,16 +155,20 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
         raise D4LensError(f"it is {_size(image)} pixels; at least {MIN_SIDE} a side are needed")
     scale, notes = _scale(raw, grid, told)
     factor = grid.pixel_scale / scale
-    exact = round(factor) >= 1 and abs(factor / round(factor) - 1) < _SAME
+    exact = round(factor) >= 1 and abs(factor / round(factor) - 1) < SAME_SCALE
     ratio = float(round(factor)) if exact else factor
     axes = [_whole(side, n, round(factor), scale) if exact else _overlap(side, n, factor) for side in image.shape]
     rows, columns = axes
     image, good = _with_data(image, rows, columns)
-    photons = _photons(image, raw.header, told, grid.sky / ratio**2)
+    used = np.s_[rows.start : rows.stop, columns.start : columns.stop]
+    if raw.noise is not None:
+        photons = _by_noise(image, np.where(good, raw.noise[used], np.inf))
+    else:
+        photons = _photons(image, raw.header, told, grid.sky / ratio**2)
     notes += photons.notes
     cut = photons.values
     if cut.shape == raw.pixels.shape:
-        cut = cut[rows.start : rows.stop, columns.start : columns.stop]
+        cut = cut[used]
     if hidden := good.size - int(good.sum()):
         notes += (f"{hidden} pixels masked",)
     if exact:
@@ -163,16 +177,20 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
             _how(raw.pixels.shape, axes, round(factor), n),
         )
         seen = _sum(good, n, round(factor), 0) == round(factor) ** 2
+        variance = None if photons.variance is None else _sum(photons.variance, n, round(factor), 1.0)
         noise, broadened = 1.0, (grid.pixel_scale**2 - scale**2) / 12
     else:
         down, across = (axis.matrix[:, axis.start : axis.stop] for axis in axes)
         pixels = down @ np.where(good, cut, 0.0) @ across.T
         seen = down @ good.astype(np.float64) @ across.T > _COVERED * ratio**2
         noise = _shared(rows) * _shared(columns)
+        variance = None
+        if photons.variance is not None:
+            variance, noise = down**2 @ np.where(good, photons.variance, 0.0) @ (across**2).T, 1.0
         broadened = (grid.pixel_scale**2 + scale**2) / 12
         how = (
             f"resampled from {_size(raw.pixels)} pixels of {scale:g} arcsec to {n} of {grid.pixel_scale:g} by overlap",
-            f"neighbours share noise: chi2 of a true model is {noise:.2f}",
+            "neighbours share noise" + (f": chi2 of a true model is {noise:.2f}" if variance is None else ""),
             *_edges(raw.pixels.shape, (n * factor, n * factor)),
         )
     if not seen.any():
@@ -185,7 +203,9 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     if told.psf is not None and told.psf.disputed:
         flags += (Raised(Flag.PSF_HEADER_DISAGREES, told.psf.disputed),)
     pixels = np.where(seen, pixels, np.nan)
-    if told.psf is not None and _psf_residual(pixels, photons, ratio, told.psf, scale, grid) > _PSF_RESIDUAL:
+    if variance is not None:
+        variance = np.where(seen, variance, np.inf)
+    if told.psf is not None and _psf_residual(pixels, variance, photons, ratio, told.psf, scale, grid) > _PSF_RESIDUAL:
         flags += (Raised(Flag.NOT_GAUSSIAN),)
     if photons.units == NORMALISED:
         pixels = normalised(pixels)
@@ -205,11 +225,31 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
         rough=photons.rough,
         lift=np.where(seen, ratio**2, 0.0).astype(np.float32) if photons.raised else None,
         notes=(*notes, *how),
-        flags=(*flags, *_disputes(raw.header, told), *_assumed(image, raw.header, told)),
+        grid=grid,
+        exact=exact,
+        variance=None if variance is None else variance.astype(np.float32),
+        flags=(*flags, *_disputes(raw, told), *(() if raw.noise is not None else _assumed(image, raw.header, told))),
     )
 
 
-def _psf_residual(pixels: Array, photons: _Photons, ratio: float, psf: Psf, scale: float, grid: Observation) -> float:
+def _by_noise(image: Array, noise: Array) -> _Photons:
+    """Scale values (H, W) so that a noise map, infinite where there are no data, is that of _SKY photons in its median pixel."""
+    mean = dark_sky(image)[0]
+    factor = _SKY**0.5 / float(np.median(noise[np.isfinite(noise)]))
+    note = f"noise by its map: counts = (values - {mean:.4g}) x {factor:.4g} + {_SKY:g}"
+    values = (image.astype(np.float64) - mean) * factor + _SKY
+    return _Photons(values, COUNTS, False, _SKY, (note,), variance=(noise * factor) ** 2)
+
+
+def _psf_residual(
+    pixels: Array,
+    variance: Array | None,
+    photons: _Photons,
+    ratio: float,
+    psf: Psf,
+    scale: float,
+    grid: Observation,
+) -> float:
     """Return the residual, in sigma of a pixel, that the PSF's Gaussian would leave of what stands out of the noise."""
     sky = photons.sky * ratio**2
     if photons.units == NORMALISED:
@@ -218,7 +258,7 @@ def _psf_residual(pixels: Array, photons: _Photons, ratio: float, psf: Psf, scal
         sky = 0.0
     # Pixels without data show no residual. Light goes on behind them: a hole's edge would leave one of its own.
     seen = np.isfinite(pixels)
-    variance = np.where(seen, np.maximum(pixels, 1.0), np.inf)
+    variance = np.where(seen, np.maximum(pixels, 1.0) if variance is None else variance, np.inf)
     light = np.where(seen & (pixels - sky > 3 * np.sqrt(variance)), pixels - sky, 0.0)
     if not seen.all():
         near = gaussian_filter(seen.astype(float), _BEHIND)
@@ -406,13 +446,14 @@ def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, t
     return factor, (f"photons = values x {factor:.6g} (gain {gain:g}{of_gain}{of})",)
 
 
-def _disputes(header: Header, told: Instrument) -> tuple[Raised, ...]:
+def _disputes(raw: Raw, told: Instrument) -> tuple[Raised, ...]:
     """Return flags for what the header says twice and differently, as far as it is used."""
+    header, photons = raw.header, raw.noise is None
     unit = counting_unit(header.unit)
     used = {
         "pixel scale": told.pixel_scale is None,
-        "gain": told.gain is None and not (unit is not None and unit.base == "electron"),
-        "exposure": told.exposure is None and unit is not None and unit.rate,
+        "gain": photons and told.gain is None and not (unit is not None and unit.base == "electron"),
+        "exposure": photons and told.exposure is None and unit is not None and unit.rate,
     }
     said = (header.disputed(quantity) for quantity, asked in used.items() if asked)
     return tuple(Raised(Flag.HEADER_DISAGREES, what) for what in said if what)

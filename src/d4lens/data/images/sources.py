@@ -17,6 +17,7 @@ from d4lens.errors import D4LensError
 from d4lens.files import readable
 
 _MAGIC = frozenset("*?[")
+_NO_WEIGHT = 1e5  # of the median noise: such pixels are masked, in files that have no infinity
 
 
 @dataclass(frozen=True)
@@ -179,29 +180,113 @@ def _read_mask(path: Path) -> Mask:
     return np.not_equal(values, 0)
 
 
+def read_noise(given: Any) -> tuple[Array, ...]:
+    """Return the noise maps in what a user gives: standard deviations in the image's units, infinite where there are no data.
+
+    That is a file, an array (H, W), or several of them (a list, or a stack (B, H, W)). A file is an image of any readable
+    format, as FILE:EXT if it holds several; of an .npz the key `noise` is taken. NaN counts as infinite, and so does what
+    is so large that its pixel weighs nothing.
+
+    Raises D4LensError for anything else, and for noise that is not above 0.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return (_read_noise(os.fspath(given)),)
+    if isinstance(given, (list, tuple)) and given and all(isinstance(item, (str, os.PathLike)) for item in given):
+        return tuple(_read_noise(os.fspath(item)) for item in given)
+    try:
+        parts = [np.asarray(given)] if np.ndim(given) == 2 else [np.asarray(item) for item in given]
+    except (TypeError, ValueError):
+        parts = []
+    if not parts or any(part.ndim != 2 or part.dtype.kind not in "iuf" for part in parts):
+        raise D4LensError(
+            "a noise map is a file, an array (H, W) of standard deviations, or a list of them, one an image; "
+            f"{type(given).__name__} was given"
+        )
+    return tuple(_positive(part, "the noise map") for part in parts)
+
+
+def _read_noise(path: str) -> Array:
+    file, band = file_and_band(path, "noise map")
+    if band is None and file.lower().endswith(".npz"):
+        band = "noise"
+    try:
+        return _positive(read_raw(file, band).pixels, path)
+    except D4LensError as error:
+        said = str(error).replace("choose one by --band NAME or number from 0", f"name one: --noise {file}:NAME")
+        raise D4LensError(said) from None
+
+
+def _positive(noise: Array, where: str) -> Array:
+    noise = noise.astype(np.float64)
+    bad = np.argwhere(noise <= 0)
+    if len(bad):
+        row, column = bad[0]
+        raise D4LensError(
+            f"{where} holds {len(bad)} pixels of noise that is not above 0, the first in row {row}, column {column}; "
+            "give infinity where there are no data"
+        )
+    seen = noise[np.isfinite(noise)]
+    if not seen.size:
+        raise D4LensError(
+            f"{where} is nowhere finite, so that no pixel holds data; give the noise's standard deviation"
+        )
+    return np.where(noise < _NO_WEIGHT * np.median(seen), noise, np.inf)
+
+
+def file_and_band(path: str, what: str) -> tuple[str, str | None]:
+    """Split FILE or FILE:EXT, whatever colons FILE has itself. Raises D4LensError where there is no such file."""
+    file, band = path, None
+    while not os.path.isfile(file):
+        file, colon, _ = file.rpartition(":")
+        if not colon:
+            raise D4LensError(f"the {what} {path} is no file; check the path")
+        band = path[len(file) + 1 :]
+    return file, band
+
+
 def masked(sources: Sequence[ImageSource], masks: Sequence[Mask] | None) -> list[ImageSource]:
     """Return the sources, with NaN where their masks say so: one for all of them, or one each.
 
     Raises D4LensError for another number of masks; `read` raises it for a mask of another shape than its image.
     """
-    if not masks:
+    return _each(sources, masks, "mask", lambda raw, mask: replace(raw, pixels=without(raw.pixels, mask)))
+
+
+def noisy(sources: Sequence[ImageSource], noise: Sequence[Array] | None) -> list[ImageSource]:
+    """Return the sources with their noise maps (H, W): one for all of them, or one each; NaN where the noise is infinite.
+
+    Raises D4LensError for another number of maps; `read` raises it for a map of another shape than its image.
+    """
+    return _each(
+        sources,
+        noise,
+        "noise map",
+        lambda raw, sigma: replace(raw, noise=sigma, pixels=without(raw.pixels, ~np.isfinite(sigma))),
+    )
+
+
+def _each(
+    sources: Sequence[ImageSource], given: Sequence[Array] | None, what: str, joined: Callable[[Raw, Array], Raw]
+) -> list[ImageSource]:
+    """Return the sources, each read together with what is given for it."""
+    if not given:
         return list(sources)
-    if len(masks) not in (1, len(sources)):
-        raise D4LensError(f"{len(masks)} masks were given for {len(sources)} images; give one for all, or one each")
-    each = list(masks) * len(sources) if len(masks) == 1 else masks
-    return [_behind(source, mask) for source, mask in zip(sources, each, strict=True)]
+    if len(given) not in (1, len(sources)):
+        raise D4LensError(f"{len(given)} {what}s were given for {len(sources)} images; give one for all, or one each")
 
+    def beside(source: ImageSource, other: Array) -> ImageSource:
+        def read(band: str | None) -> Raw:
+            raw = source.read(band)
+            if raw.pixels.shape != other.shape:
+                raise D4LensError(
+                    f"{source.name} has {_size(raw.pixels)} pixels and its {what} {_size(other)}; give a {what} of its pixels"
+                )
+            return joined(raw, other)
 
-def _behind(source: ImageSource, mask: Mask) -> ImageSource:
-    def read(band: str | None) -> Raw:
-        raw = source.read(band)
-        if raw.pixels.shape != mask.shape:
-            raise D4LensError(
-                f"{source.name} has {_size(raw.pixels)} pixels and its mask {_size(mask)}; give a mask of its pixels"
-            )
-        return replace(raw, pixels=without(raw.pixels, mask))
+        return replace(source, read=read)
 
-    return replace(source, read=read)
+    each = list(given) * len(sources) if len(given) == 1 else given
+    return [beside(source, other) for source, other in zip(sources, each, strict=True)]
 
 
 def _size(image: Array) -> str:

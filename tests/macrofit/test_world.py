@@ -1,0 +1,33 @@
+import torch
+
+from d4lens.macrofit import fit, preset_model
+from d4lens.macrofit.world import foreign
+from d4lens.observation import bin_pixels
+from d4lens.simulator import draw, preset, render
+
+LENS = preset_model("deeplense", binning=2)
+
+
+def fitted(n, **overrides):
+    kind = preset("deeplense", overrides)
+    truth = draw(kind, 41, range(n))
+    counts = bin_pixels(render(truth, kind), 2).float()
+    return counts, fit(counts, LENS, max_starts=2), torch.tensor([name == "no" for name in truth.images["class"]])
+
+
+def test_images_of_the_preset_are_no_foreigners_and_smooth_ones_of_other_worlds_are():
+    counts, result, _ = fitted(24)
+    assert foreign(counts, result, LENS).sum() <= 1
+    assert foreign(counts, result, LENS, largest_chi2=0.0).all()
+    for other in ({"lens_q": 0.75, "lens_phi": 0.5}, {"sersic_n": 1.0}, {"sersic_R_e": 0.35}):
+        counts, result, smooth = fitted(6, **other)
+        assert foreign(counts, result, LENS)[smooth].all(), other
+
+
+def test_what_is_free_already_is_not_held_against_an_image():
+    free = (*LENS.free, "lens_e1", "lens_e2", "n", "R_e", "amplitude")
+    lens = preset_model("deeplense", binning=2, free=free)
+    counts, _, smooth = fitted(3, sersic_n=1.0)
+    result = fit(counts[smooth], lens)
+    assert result.converged.all()
+    assert not foreign(counts[smooth], result, lens).any()
