@@ -7,7 +7,7 @@ from d4lens.data import images
 from d4lens.errors import D4LensError
 from d4lens.inference.truth import true_substructure
 from d4lens.observation import Observation
-from d4lens.simulator import PRESETS, draw, substructure_convergence, write_archive
+from d4lens.simulator import PRESETS, DataSet, draw, substructure_convergence, write_archive
 
 NATIVE = PRESETS["deeplense"].observation
 
@@ -16,7 +16,7 @@ NATIVE = PRESETS["deeplense"].observation
 def archive(tmp_path_factory):
     """Two images a class."""
     path = tmp_path_factory.mktemp("archive") / "six.zip"
-    write_archive(path, PRESETS["deeplense"], 3, 6, 0)
+    write_archive(path, DataSet(PRESETS["deeplense"], 3, 6, 0))
     return path
 
 
