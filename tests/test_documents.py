@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 RUN_HERE = ("README.md", "DATA.md", "docs/results.md")
 """Documents whose d4lens commands and Python are run by this file; those of the others are only read."""
-SHELL = ("git", "cd", "pip", "python3", "apt-get", "source", "export", "docker", "echo")
+SHELL = ("git", "cd", "cp", "mkdir", "pip", "python3", "apt-get", "source", "export", "docker", "echo")
 
 
 def fenced(path: Path, *languages: str) -> list[str]:
