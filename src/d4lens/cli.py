@@ -203,6 +203,9 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     explain.add_argument("-o", "--out", type=Path,
                          help="picture to write (.png, .pdf, .svg), or a folder for several (default: explained.png, "
                          "explained/)")  # fmt: skip
+    explain.add_argument(
+        "--masses", action="store_true", help="with the masses beside the main lens, as detect finds them"
+    )
     explain.add_argument("--layout", choices=("full", "talk"), default="full",
                          help="all panels, or four for a slide (default: full)")  # fmt: skip
     explain.set_defaults(run=_explain)
@@ -395,7 +398,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     failed = 0
     for source, place in zip(sources, places, strict=True):
         try:
-            explanation = explain_source(source, classifier, **known)
+            explanation = explain_source(source, classifier, masses=arguments.masses, **known)
         except D4LensError as error:
             _say(f"d4lens explain: {error}")
             failed += 1

@@ -73,6 +73,14 @@ def test_its_attribution_is_of_the_verdict_over_a_class_that_was_in_question(ind
         assert shown.attribution.max() > 5 * shown.attribution.median()  # a place, no haze
 
 
+def test_masses_are_looked_for_where_that_is_asked(vortex, explanation):
+    assert explanation.candidates is None is explanation.detectable
+    found = explain(vortex, masses=True)
+    assert len(found.candidates) > 0
+    assert found.detectable.shape == found.counts.shape
+    assert 1e-5 < found.detectable[torch.isfinite(found.detectable)].min() < found.candidates[0].mass
+
+
 def test_several_images_and_networks_without_a_convergence_are_refused(vortex, tmp_path):
     for name in ("1.npy", "2.npy"):
         (tmp_path / name).write_bytes(vortex.read_bytes())

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from d4lens.detection import Candidate
 from d4lens.errors import D4LensError
 from d4lens.inference.explain import Explanation
 from d4lens.inference.picture import draw_explanation, figure, places_for
@@ -80,6 +81,11 @@ def test_panels_are_those_there_is_something_for(noise):
     assert {"true κ: vort", "attribution: no over sphere"} <= titles
     assert len(titles) == 8
     assert len(panels(figure(replace(noise, source=None)))) == 5
+    mass = Candidate(0.5, -0.5, 0.1, 0.008, 0.01, 0.01, 0.01, 0.001, 60.0, 7.0, 1e-9)
+    found = panels(figure(replace(noise, candidates=(mass,), detectable=torch.full((75, 75), 0.01))))
+    assert [text.get_text() for text in found["1 mass found, √counts"].texts] == ["0.80%"]
+    assert found["lg of the mass seen at 5σ, lens = 0"].images[0].get_array().mean() == pytest.approx(-2)
+    assert len(panels(figure(replace(noise, candidates=(mass,)), "talk"))) == 4
 
 
 def test_a_slide_has_four_panels_the_truth_where_it_is_known(noise):

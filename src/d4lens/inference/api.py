@@ -308,7 +308,13 @@ class Model:
         return Predictions(answer.table)
 
     def explain(
-        self, image: Images, *, free: str | Sequence[str] = (), model: str = AUTO, **known: Unpack[Known]
+        self,
+        image: Images,
+        *,
+        free: str | Sequence[str] = (),
+        model: str = AUTO,
+        masses: bool = False,
+        **known: Unpack[Known],
     ) -> Explanation:
         """Explain what the answer for one image rests on.
 
@@ -316,6 +322,8 @@ class Model:
         ----------
         image, free, model, **known
             As `predict` takes them.
+        masses : bool
+            Look for masses beside the main lens too.
 
         Returns
         -------
@@ -330,8 +338,8 @@ class Model:
         found = arguments.sources(image)
         if len(found) != 1:
             raise D4LensError(f"{len(found)} images were given to be explained; give one")
-        names = arguments.names_of(free)
-        return explain_source(found[0], self.classifier, told=_told(known), free=names, model=model)
+        names, looked = arguments.names_of(free), arguments.switch("masses", masses)
+        return explain_source(found[0], self.classifier, told=_told(known), free=names, model=model, masses=looked)
 
 
 def load_model(path: str | Path | None = None) -> Model:

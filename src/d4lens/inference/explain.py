@@ -12,6 +12,7 @@ from d4lens import lensing
 from d4lens.classes import CLASSES
 from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument
+from d4lens.detection import Candidate, search, sensitivity_map
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised, abstains, joined
 from d4lens.inference.pipeline import (
@@ -78,6 +79,10 @@ class Explanation:
         The second likeliest class, if it was in question: of a probability of at least IN_QUESTION. Else empty.
     truth : tuple, optional
         The class and the convergence (N, N) of the substructure that a simulation put there; None where it is unknown.
+    candidates : tuple of Candidate, optional
+        Masses beside the main lens, as `d4lens detect` finds them; None where they were not looked for.
+    detectable : (N, N), optional
+        The mass that would show at five standard deviations at each place, in units of the main lens's.
     """
 
     name: str
@@ -99,6 +104,8 @@ class Explanation:
     attribution: Tensor | None = None
     rival: str = ""
     truth: tuple[str, Tensor] | None = None
+    candidates: tuple[Candidate, ...] | None = None
+    detectable: Tensor | None = None
 
     @property
     def likeliest(self) -> str:
@@ -119,6 +126,7 @@ def explain(
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
+    masses: bool = False,
 ) -> Explanation:
     """Fit and classify one image and keep what was computed on the way.
 
@@ -134,6 +142,8 @@ def explain(
         Parameters of the smooth lens to fit beyond the preset's.
     model : str
         The smooth lens, one of `d4lens.macrofit.world.MODELS`.
+    masses : bool
+        Look for masses beside the main lens too, which takes up to two seconds more.
 
     Returns
     -------
@@ -147,7 +157,8 @@ def explain(
     found = list(images.find([path]))
     if len(found) != 1:
         raise D4LensError(f"{path} holds {len(found)} images; name one")
-    return explain_source(found[0], load_classifier(weights), told=told, free=free, model=model)
+    classifier = load_classifier(weights)
+    return explain_source(found[0], classifier, told=told, free=free, model=model, masses=masses)
 
 
 def explain_source(
@@ -157,6 +168,7 @@ def explain_source(
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
+    masses: bool = False,
 ) -> Explanation:
     """Explain an image found already, as `explain` does."""
     network, grid = classifier.network, classifier.grid
@@ -188,6 +200,10 @@ def explain_source(
         whence = attribute(network, batch, result.model_counts, one, over=other)[0]
     raised = flags_of(fitted, 0, classifier)
     raised += [Raised(Flag.UNSURE_CENTRE)] if doubtful(fitted, logits, classifier, tta=True)[0] else []
+    candidates, detectable = None, None
+    if masses and not abstains(raised):
+        candidates = search(counts, result, fitted.lens).candidates
+        detectable = sensitivity_map(counts[0], result.parameters[0], fitted.lens)
     return Explanation(
         name=source.name,
         observation=grid,
@@ -208,6 +224,8 @@ def explain_source(
         attribution=whence,
         rival=rival,
         truth=true_substructure(source, grid),
+        candidates=candidates,
+        detectable=detectable,
     )
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from d4lens.classes import CLASSES
+from d4lens.detection import Candidate
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.inference.explain import Explanation
@@ -24,6 +25,7 @@ _LETTERS = 26  # of the title, above one panel
 _NAME = 60  # letters of the image's name that are shown, its last
 _HALF = 2.6  # arcsec shown to either side: the arcs, not the empty sky
 _RESIDUAL, _SIGNIFICANCE, _CONTOUR = 5.0, 10.0, 5.0  # standard deviations
+_MASSES = (-4.0, -1.0)  # lg of the mass over the main lens's
 _KAPPA = 0.1  # of the critical density
 
 
@@ -37,6 +39,7 @@ class _Panel:
     half_width: float = 0.0  # of the map, arcsec; 0 takes the image's
     centre: tuple[float, float] = (0.0, 0.0)
     contour: tuple[Tensor, float, str] | None = None
+    marked: tuple[Candidate, ...] = ()
 
 
 def figure(explanation: Explanation, layout: str = "full") -> Figure:
@@ -176,6 +179,11 @@ def _panels(e: Explanation, talk: bool) -> list[_Panel]:
     panels = [image, _Panel("smooth lens, √counts", e.smooth.sqrt(), "magma"), residual, significance, drawn, *true]
     if e.source is not None:
         panels.append(_Panel("source, re-constructed", e.source, "magma", half_width=e.source_half_width))
+    if e.candidates is not None:
+        found = f"{len(e.candidates)} masses found" if len(e.candidates) != 1 else "1 mass found"
+        panels.append(_Panel(f"{found}, √counts", e.counts.clamp_min(0).sqrt(), "gray", marked=e.candidates))
+    if e.detectable is not None:
+        panels.append(_Panel("lg of the mass seen at 5σ, lens = 0", e.detectable.log10(), "viridis_r", *_MASSES))
     if e.attribution is not None:
         panels.append(_Panel(f"attribution: {e.likeliest} over {e.rival}", e.attribution, "viridis"))
     return panels
@@ -196,6 +204,9 @@ def _draw(axis: Axes, panel: _Panel, half: float) -> None:
         if bool((values > level).any()) and bool((values < level).any()):
             extent = (-half, half, -half, half)
             axis.contour(values.numpy(), levels=[level], extent=extent, colors=colour, linewidths=0.9)
+    for mass in panel.marked:
+        axis.plot(mass.x, mass.y, "o", ms=9, mfc="none", mec="tab:red")
+        axis.annotate(f"{mass.mass:.2%}", (mass.x, mass.y), (5, 4), textcoords="offset points", color="tab:red", size=8)
     shown = min(side, _HALF)
     axis.set_title(panel.title)
     axis.set(xlim=(-shown, shown), ylim=(-shown, shown), xlabel="x [arcsec]", ylabel="y [arcsec]")
