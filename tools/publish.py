@@ -1,4 +1,4 @@
-"""Write what follows from the metrics: the model card, the numbers in the documents, the README's pictures.
+"""Write what follows from the metrics and the package's network: model card, documents, their pictures, the lessons.
 
     python tools/publish.py           # for the network that the package holds
     python tools/publish.py --ship    # first put the network of the largest training into the package
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import figures
+import lessons
 import pages
 import pandas as pd
 
@@ -37,6 +38,7 @@ def main() -> None:
         publish(shipped)
         figures.main()
         answer()
+        lessons.refresh()
     except D4LensError as error:
         sys.exit(f"publish: {error}")
 

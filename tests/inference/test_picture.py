@@ -84,7 +84,7 @@ def test_panels_are_those_there_is_something_for(noise):
     mass = Candidate(0.5, -0.5, 0.1, 0.008, 0.01, 0.01, 0.01, 0.001, 60.0, 7.0, 1e-9)
     found = panels(figure(replace(noise, candidates=(mass,), detectable=torch.full((75, 75), 0.01))))
     assert [text.get_text() for text in found["1 mass found, √counts"].texts] == ["0.80%"]
-    assert found["lg of the mass seen at 5σ, lens = 0"].images[0].get_array().mean() == pytest.approx(-2)
+    assert found["log₁₀ of mass seen at 5σ over lens"].images[0].get_array().mean() == pytest.approx(-2)
     assert len(panels(figure(replace(noise, candidates=(mass,)), "talk"))) == 4
 
 

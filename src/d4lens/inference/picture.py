@@ -183,7 +183,7 @@ def _panels(e: Explanation, talk: bool) -> list[_Panel]:
         found = f"{len(e.candidates)} masses found" if len(e.candidates) != 1 else "1 mass found"
         panels.append(_Panel(f"{found}, √counts", e.counts.clamp_min(0).sqrt(), "gray", marked=e.candidates))
     if e.detectable is not None:
-        panels.append(_Panel("lg of the mass seen at 5σ, lens = 0", e.detectable.log10(), "viridis_r", *_MASSES))
+        panels.append(_Panel("log₁₀ of mass seen at 5σ over lens", e.detectable.log10(), "viridis_r", *_MASSES))
     if e.attribution is not None:
         panels.append(_Panel(f"attribution: {e.likeliest} over {e.rival}", e.attribution, "viridis"))
     return panels
