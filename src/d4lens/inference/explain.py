@@ -12,7 +12,6 @@ from d4lens import lensing
 from d4lens.classes import CLASSES
 from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument
-from d4lens.detection import Candidate, search, sensitivity_map
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised, abstains, joined
 from d4lens.inference.pipeline import (
@@ -36,6 +35,8 @@ from d4lens.observation import Observation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from d4lens.detection import Candidate
 
 IN_QUESTION = 0.01
 """Probability from which on a class other than the likeliest was in question."""
@@ -104,7 +105,7 @@ class Explanation:
     attribution: Tensor | None = None
     rival: str = ""
     truth: tuple[str, Tensor] | None = None
-    candidates: tuple[Candidate, ...] | None = None
+    candidates: "tuple[Candidate, ...] | None" = None
     detectable: Tensor | None = None
 
     @property
@@ -202,6 +203,8 @@ def explain_source(
     raised += [Raised(Flag.UNSURE_CENTRE)] if doubtful(fitted, logits, classifier, tta=True)[0] else []
     candidates, detectable = None, None
     if masses and not abstains(raised):
+        from d4lens.detection import search, sensitivity_map  # scipy.stats, a third of a second
+
         candidates = search(counts, result, fitted.lens).candidates
         detectable = sensitivity_map(counts[0], result.parameters[0], fitted.lens)
     return Explanation(

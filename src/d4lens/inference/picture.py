@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,10 +13,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from d4lens.classes import CLASSES
-from d4lens.detection import Candidate
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.inference.explain import Explanation
+
+if TYPE_CHECKING:
+    from d4lens.detection import Candidate
 
 LAYOUTS = ("full", "talk")
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -39,7 +42,7 @@ class _Panel:
     half_width: float = 0.0  # of the map, arcsec; 0 takes the image's
     centre: tuple[float, float] = (0.0, 0.0)
     contour: tuple[Tensor, float, str] | None = None
-    marked: tuple[Candidate, ...] = ()
+    marked: "tuple[Candidate, ...]" = ()
 
 
 def figure(explanation: Explanation, layout: str = "full") -> Figure:
