@@ -21,7 +21,7 @@ from d4lens.inference.pipeline import load_classifier
 from d4lens.macrofit import fit, preset_model
 from d4lens.macrofit.significance import significance
 from d4lens.results.plots import drawing
-from d4lens.simulator import PRESETS, draw, render, substructure_convergence, write_archive
+from d4lens.simulator import PRESETS, DataSet, draw, render, substructure_convergence, write_archive
 from d4lens.studies.sensitivity import SEARCHES
 
 LENS_SEED = 8
@@ -90,7 +90,7 @@ def limit() -> None:
 def lens() -> None:
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "lenses.zip"
-        write_archive(archive, PRESETS["deeplense"], LENS_SEED, len(CLASSES), 0)
+        write_archive(archive, DataSet(PRESETS["deeplense"], seed=LENS_SEED, n_train=len(CLASSES), n_val=0))
         vortex = next(source for source in images.find([archive]) if "/vort/" in source.name)
         explanation = replace(explain_source(vortex, load_classifier()), name="a simulated lens")
     draw_explanation(explanation, "docs/lens.png", "talk")
