@@ -9,7 +9,7 @@ from d4lens.data import images
 from d4lens.data.images import Instrument
 from d4lens.errors import D4LensError
 from d4lens.inference.explain import IN_QUESTION, _determinant, explain
-from d4lens.inference.pipeline import fit_images, load_classifier, prepare_source
+from d4lens.inference.pipeline import fit_images, load_classifier, prepare_source, way_of
 from d4lens.models import weights
 from d4lens.observation import Observation
 from d4lens.simulator import PRESETS, draw, render
@@ -44,7 +44,8 @@ def test_the_critical_curve_is_that_of_the_fitted_lens(vortex):
     """det A against differentiating the deflection itself, with every parameter of the lens free."""
     grid, (source,) = load_classifier().grid, images.find([vortex])
     free = ("lens_e1", "lens_e2", "lens_x", "lens_y")
-    (fitted,) = fit_images(["one"], [prepare_source(source, grid, Instrument())], grid, free)
+    way = way_of("specialist", Instrument(), free, load_classifier())
+    (fitted,) = fit_images(["one"], [prepare_source(source, grid, Instrument())], grid, way)
     p = dict(zip(fitted.lens.free, fitted.result.parameters[0].tolist(), strict=True))
     q, phi = lensing.axis_ratio_and_angle(*(torch.tensor(p[name]).double() for name in free[:2]))
 
