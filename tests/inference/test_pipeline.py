@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
     monkeypatch.setattr(pipeline, "prepare_source", Image)
     monkeypatch.setattr(pipeline, "fit_images", lambda names, ready, grid, free: [])
     sources = [ImageSource(str(i), lambda band: None) for i in range(40)]
-    alive = [Image.alive for _ in pipeline._fitted(sources, OBSERVATION, instrument(), pipeline.Way(), False)]
+    alive = [Image.alive for _ in pipeline.fitted_batches(sources, OBSERVATION, instrument(), pipeline.Way(), False)]
     assert len(alive) == 10
     assert all(4 <= number <= 8 for number in alive)
 
@@ -324,7 +324,7 @@ def test_without_a_smooth_lens_there_is_no_label_unless_forced(network, lenses, 
         return counts, replace(result, converged=torch.zeros_like(result.converged)), raised
 
     monkeypatch.setattr(pipeline, "fit_faintest", unfinished)
-    row = predict_table([lenses / "1.npy"], network, tta=False).table.loc[0]
+    row = predict_table([lenses / "1.npy"], network, tta=False, model="specialist").table.loc[0]
     assert (row["label"], row["flag"]) == ("", "not converged")
     assert row[columns].notna().all()
 
