@@ -348,12 +348,15 @@ class Way:
         arcsec, of lenses whose galaxy shines.
     largest_chi2 : float, optional
         Per pixel, beyond which AUTO takes an image for another world's.
+    any_pixels : bool
+        Whether AUTO fits the specialist to images on any pixels, not on the published ones alone.
     """
 
     model: str = SPECIALIST
     free: tuple[str, ...] = ()
     einstein_radius: float | None = None
     largest_chi2: float | None = None
+    any_pixels: bool = False
 
 
 def way_of(model: str, told: Instrument, free: Sequence[str], classifier: Classifier | None = None) -> Way:
@@ -382,7 +385,10 @@ def way_of(model: str, told: Instrument, free: Sequence[str], classifier: Classi
             )
     if told.einstein_radius is not None or (classifier and classifier.model == MARGINAL and model == AUTO):
         model = MARGINAL
-    return Way(model, tuple(free), told.einstein_radius, classifier.largest_chi2 if classifier else None)
+    if classifier is None:
+        return Way(model, tuple(free), told.einstein_radius)
+    # The network reads no maps but the specialist's, which are as good on pixels that the image is resampled to.
+    return Way(model, tuple(free), told.einstein_radius, classifier.largest_chi2, any_pixels=True)
 
 
 def fit_images(
@@ -393,12 +399,14 @@ def fit_images(
 ) -> list[Fitted]:
     """Fit images (B) on the pixels of `grid`, those that share a smooth lens together.
 
-    AUTO takes the specialist where the image has the published pixels and the noise of photons, and is fitted as images of
-    the preset are: no worse than the training's, and with no more to gain from what the preset knows.
+    AUTO takes the specialist where the image has the published pixels (or `way.any_pixels`) and the noise of photons, and is
+    fitted as images of the preset are: no worse than the training's, and with no more to gain from what the preset knows.
     """
     if way.model == SPECIALIST and any(image.variance is not None for image in prepared):
         raise D4LensError(_PHOTONS_ALONE.format("a noise map"))
-    unlike = [image.variance is not None or not image.exact or image.grid != grid for image in prepared]
+    unlike = [
+        image.variance is not None or image.grid != grid or not (image.exact or way.any_pixels) for image in prepared
+    ]
     other = [way.model == MARGINAL or (way.model == AUTO and is_unlike) for is_unlike in unlike]
     own = [i for i, is_other in enumerate(other) if not is_other]
     parts = _specialist([names[i] for i in own], [prepared[i] for i in own], grid, way.free)
