@@ -1,6 +1,7 @@
 """What the documents tell a reader to type works, and what they point to is there."""
 
 import contextlib
+import io
 import re
 import shlex
 import subprocess
@@ -79,9 +80,11 @@ def check_command(words: list[str]) -> None:
         if rest and rest != ["--help"]:
             _parser().parse_args(rest)
     elif tool == "dvc":
-        with contextlib.suppress(DvcParserError):
-            parse_args(rest)
-            return
+        for given in (rest, [*rest, "--help"]):  # the name of a command alone is one too
+            with contextlib.suppress(DvcParserError), contextlib.redirect_stdout(io.StringIO()):
+                with contextlib.suppress(SystemExit):
+                    parse_args(given)
+                return
         pytest.fail(f"{words}: not understood by DVC")
     elif tool == "srun":
         check_command(words[words.index("python") :])
