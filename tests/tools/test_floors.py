@@ -41,7 +41,7 @@ def test_every_import_goes_down_and_one_that_goes_up_is_named(copy):
     room.write_text(room.read_text(encoding="utf-8") + "\nfrom d4lens.train import train\n", encoding="utf-8")
     done = lint(copy)
     assert done.returncode == 1
-    assert re.search(r"d4lens\.lensing\.grid -> d4lens\.train", done.stdout)
+    assert re.search(r"d4lens\.lensing\.pixels -> d4lens\.train", done.stdout)
 
 
 def test_a_new_room_must_be_given_a_floor(copy):
