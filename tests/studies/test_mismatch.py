@@ -78,10 +78,12 @@ def test_predict_marks_what_no_smooth_lens_of_its_preset_fits(tmp_path):
         counts, _ = mismatch.simulated(CASES[name], 31, 3, NATIVE)
         for i, image in enumerate(counts.numpy()):
             np.save(tmp_path / f"{name}_{i}.npy", image)
-    flags = predict_table([tmp_path], tta=False).table.set_index("path")["flag"]
+    flags = predict_table([tmp_path], tta=False, model="specialist").table.set_index("path")["flag"]
     marked = {name: [("unlike training" in flags[path]) for path in flags.index if name in path] for name in CASES}
     assert marked["source_R_e_0.7"] == [True] * 3
     assert marked["deeplense"] == [False] * 3
+    labels = predict_table([tmp_path], tta=False).table.set_index("path")["label"]
+    assert [bool(labels[path]) for path in labels.index] == ["deeplense" in path for path in labels.index]
 
 
 def test_other_constants_leave_the_rest_of_the_lens_alone():
