@@ -35,7 +35,7 @@ from d4lens.macrofit import (
     preset_model,
     significance,
 )
-from d4lens.macrofit.centre import CENTRE, deviance, freed, places, promise, seen_from_lens
+from d4lens.macrofit.centre import CENTRE, GRACE, deviance, freed, places, promise, seen_from_lens, unexplained
 from d4lens.macrofit.lens_light import NAMES, shines
 from d4lens.macrofit.marginal import NUISANCE
 from d4lens.macrofit.presets import pseudo_counts
@@ -62,7 +62,7 @@ _SIGMAS = 6.0  # below what photon noise gives chi2: images that were smoothed, 
 _RING = 0.9  # share of the lens's light that must be seen
 # A lens is moved off its image's centre where that gains more deviance than noise would, and either leaves nothing but noise
 # (in standard deviations), or gains most of what was left over, or moves it farther than substructure could make it seem.
-_GAIN, _NOISE, _MOST, _FARTHER = 25.0, 3.0, 0.65, 0.08
+_GAIN, _MOST, _FARTHER = 25.0, 0.65, 0.08
 # A gain of a smaller share casts doubt on a label that hangs on it; the published images are centred, and need more of it.
 _DOUBT, _PUBLISHED_DOUBT = 0.25, 0.5
 _CENTRE_ITERATIONS = 20
@@ -491,9 +491,9 @@ def _psf_checked(part: Fitted) -> Fitted:
     """Flag the images that show another PSF than the one they were fitted with."""
     if _PSF[0] in part.lens.free:
         return part
-    unexplained = _unexplained(part)
+    left = _unexplained(part)
     gain, begin = promise(part.counts, part.result, part.lens, _PSF)
-    tried = torch.nonzero((gain > _GAIN / 2) & (gain > _PSF_DOUBT / 2 * unexplained))[:, 0]
+    tried = torch.nonzero((gain > _GAIN / 2) & (gain > _PSF_DOUBT / 2 * left))[:, 0]
     if not len(tried):
         return part
     lens = freed(part.lens, _PSF)
@@ -503,7 +503,7 @@ def _psf_checked(part: Fitted) -> Fitted:
     before = deviance(fixed.counts, torch.cat([fixed.result.parameters, known], 1), lens)
     gain = before - deviance(fixed.counts, free.parameters, lens)
     images = list(part.images)
-    for row in torch.nonzero((gain > _GAIN) & (gain > _PSF_DOUBT * unexplained[tried]))[:, 0].tolist():
+    for row in torch.nonzero((gain > _GAIN) & (gain > _PSF_DOUBT * left[tried]))[:, 0].tolist():
         i = int(tried[row])
         detail = f"the image's is {float(free.parameters[row, -1] / known[row]):.2f} times as wide"
         images[i] = replace(images[i], flags=(*images[i].flags, Raised(Flag.PSF_DISAGREES, detail)))
@@ -511,10 +511,9 @@ def _psf_checked(part: Fitted) -> Fitted:
 
 
 def _unexplained(part: Fitted) -> Tensor:
-    """Return the deviance (B,) of each image beyond that of noise, with _NOISE standard deviations of grace."""
-    pixels = torch.isfinite(part.counts).sum((1, 2)).double()
+    """Return the deviance (B,) of each image beyond that of its noise."""
     noise = torch.tensor([image.noise for image in part.images], dtype=torch.float64)
-    return (part.result.chi2 - noise + _NOISE * (2 / pixels).sqrt()) * pixels
+    return unexplained(part.counts, part.result.chi2, noise)
 
 
 def _centred(part: Fitted) -> list[Fitted]:
@@ -537,7 +536,7 @@ def _centred(part: Fitted) -> list[Fitted]:
     known = torch.cat([fixed.result.parameters, places(fixed.result, part.lens)], 1)
     gain = deviance(fixed.counts, known, lens) - deviance(fixed.counts, moved.parameters, lens)
     off = (places(moved, lens) - places(fixed.result, part.lens)).norm(dim=1)
-    explained = moved.chi2 < (noise + _NOISE * (2 / pixels).sqrt())[tried]
+    explained = moved.chi2 < (noise + GRACE * (2 / pixels).sqrt())[tried]
     real = gain > _GAIN
     taken = real & (explained | (gain > _MOST * left[tried]) | (off > _FARTHER))
     doubted = real & ~explained & (taken | (gain > (doubt * left)[tried]))

@@ -13,6 +13,8 @@ from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
 from d4lens.macrofit.threads import in_threads
 
 CENTRE = ("lens_x", "lens_y")
+GRACE = 3.0
+"""Standard deviations of chi2 by which noise may exceed its mean."""
 
 
 @lru_cache(maxsize=64)
@@ -76,6 +78,12 @@ def deviance(counts: Tensor, parameters: Tensor, lens: SmoothLensModel) -> Tenso
     """(B,) what the fit of `lens` minimises, at `parameters` (B, F)."""
     evaluate = objective(counts.to(lens.device, lens.dtype), lens)
     return evaluate(torch.arange(len(counts)), parameters)[0]
+
+
+def unexplained(counts: Tensor, chi2: Tensor, noise: Tensor | float = 1.0) -> Tensor:
+    """(B,) the deviance left beyond that of noise, of which chi2 a pixel is `noise`, with GRACE; counts (B, N, N), NaN: no data."""
+    pixels = torch.isfinite(counts).sum((1, 2)).double()
+    return (chi2 - noise + GRACE * (2 / pixels).sqrt()) * pixels
 
 
 def places(result: FitResult, lens: SmoothLensModel) -> Tensor:

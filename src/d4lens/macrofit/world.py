@@ -1,9 +1,8 @@
 """Whose lens an image is fitted with: the preset's, or one that takes little for granted."""
 
-import torch
 from torch import Tensor
 
-from d4lens.macrofit.centre import promise
+from d4lens.macrofit.centre import promise, unexplained
 from d4lens.macrofit.fit import FitResult
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 
@@ -14,7 +13,6 @@ _CONSTANTS = ("lens_e1", "lens_e2", "n", "R_e", "amplitude")
 # A share of what is left that long rods reach in one in fifty of the preset's own images, smooth lenses of other
 # worlds nearly always.
 _GAIN, _SHARE = 25.0, 0.52
-_NOISE = 3.0  # standard deviations of grace
 
 
 def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_chi2: float | None = None) -> Tensor:
@@ -37,8 +35,7 @@ def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_ch
         unlike = unlike | (result.chi2 > largest_chi2)
     names = tuple(name for name in _CONSTANTS if name not in lens.free)
     if names:
-        pixels = torch.isfinite(counts).sum((1, 2)).double()
-        left = (result.chi2 - 1 + _NOISE * (2 / pixels).sqrt()) * pixels
+        left = unexplained(counts, result.chi2)
         gain, _ = promise(counts, result, lens, names)
         unlike = unlike | ((gain > _GAIN) & (gain > _SHARE * left))
     return unlike

@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,23 +156,35 @@ def read_masks(given: Any) -> tuple[Mask, ...]:
 
     A file is an image of any readable format. Raises D4LensError for anything else.
     """
+    return _given(
+        given, "a mask", "that is True or nonzero where there are no data", "biuf", _read_mask, lambda part: part != 0
+    )
+
+
+def _given(
+    given: Any, what: str, array: str, kinds: str, read: Callable[[str], Array], of_array: Callable[[Array], Array]
+) -> tuple[Array, ...]:
+    """Return what stands beside the images: files read by `read`, arrays (H, W) of these kinds of dtype made by `of_array`.
+
+    `what` and `array` are for the message.
+    """
     if isinstance(given, (str, os.PathLike)):
-        return (_read_mask(Path(given)),)
+        return (read(os.fspath(given)),)
     if isinstance(given, (list, tuple)) and given and all(isinstance(item, (str, os.PathLike)) for item in given):
-        return tuple(read_masks(item)[0] for item in given)
+        return tuple(read(os.fspath(item)) for item in given)
     try:
         parts = [np.asarray(given)] if np.ndim(given) == 2 else [np.asarray(item) for item in given]
     except (TypeError, ValueError):
         parts = []
-    if not parts or any(part.ndim != 2 or part.dtype.kind not in "biuf" for part in parts):
+    if not parts or any(part.ndim != 2 or part.dtype.kind not in kinds for part in parts):
         raise D4LensError(
-            "a mask is a file, an array (H, W) that is True or nonzero where there are no data, or a list of them, one an "
-            f"image; {type(given).__name__} was given"
+            f"{what} is a file, an array (H, W) {array}, or a list of them, one an image; {type(given).__name__} was given"
         )
-    return tuple(part != 0 for part in parts)
+    return tuple(of_array(part) for part in parts)
 
 
-def _read_mask(path: Path) -> Mask:
+def _read_mask(name: str) -> Mask:
+    path = Path(name)
     if path.suffix.lower() != ".npy":
         return np.not_equal(read_raw(path).pixels, 0)
     values = parse_npy(_bytes(path), str(path), kinds="biuf")
@@ -189,20 +202,8 @@ def read_noise(given: Any) -> tuple[Array, ...]:
 
     Raises D4LensError for anything else, and for noise that is not above 0.
     """
-    if isinstance(given, (str, os.PathLike)):
-        return (_read_noise(os.fspath(given)),)
-    if isinstance(given, (list, tuple)) and given and all(isinstance(item, (str, os.PathLike)) for item in given):
-        return tuple(_read_noise(os.fspath(item)) for item in given)
-    try:
-        parts = [np.asarray(given)] if np.ndim(given) == 2 else [np.asarray(item) for item in given]
-    except (TypeError, ValueError):
-        parts = []
-    if not parts or any(part.ndim != 2 or part.dtype.kind not in "iuf" for part in parts):
-        raise D4LensError(
-            "a noise map is a file, an array (H, W) of standard deviations, or a list of them, one an image; "
-            f"{type(given).__name__} was given"
-        )
-    return tuple(_positive(part, "the noise map") for part in parts)
+    positive = partial(_positive, where="the noise map")
+    return _given(given, "a noise map", "of standard deviations", "iuf", _read_noise, positive)
 
 
 def _read_noise(path: str) -> Array:
