@@ -33,8 +33,8 @@ def main() -> None:
         from_path(params.path, archive, limits)
     else:
         name, priors = params.simulate.preset, params.simulate.priors
-        simulated, train = preset(name, priors), preset(name, {**priors, **params.simulate.train_priors})
-        data = DataSet(simulated, params.simulate.seed, params.n_train, params.n_val, train)
+        train = tuple(preset(one, priors) for one in params.simulate.train_presets)
+        data = DataSet(preset(name, priors), params.simulate.seed, params.n_train, params.n_val, train)
         workers = params.workers or max(1, (os.cpu_count() or 1) // processes.local_world)
         write_shared(processes, archive, data, workers)
     if processes.is_main:

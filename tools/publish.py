@@ -56,8 +56,8 @@ def publish(shipped: bool) -> None:
 def ship() -> None:
     """Write the weights. Raises D4LensError for a training that is missing, or is another than the evaluated one."""
     scores = card.largest_training("metrics")
-    profile, seed = scores["profile"], scores["seed"]
-    source = Path("runs") / profile / f"{card.MODEL}-{seed}" / "model.safetensors"
+    profile, arm, seed = scores["profile"], scores["arm"], scores["seed"]
+    source = Path("runs") / profile / f"{arm}-{seed}" / "model.safetensors"
     fitted = Path("data") / profile / "macrofit" / "train_fit.csv"
     for file in (source, fitted):
         if not file.is_file():
@@ -70,7 +70,7 @@ def ship() -> None:
     # Plain layers, so that predicting needs no escnn, which no empty environment can install by its own metadata.
     tensors = exported(network).state_dict()
     description["options"] = {**description["options"], "unet_kind": "exported"}
-    description |= {"licence": "MIT", "profile": profile, "seed": seed}
+    description |= {"licence": "MIT", "profile": profile, "arm": arm, "seed": seed}
     # Beyond it `predict` flags an image: a smooth lens fits it worse than all but a thousandth of the training set.
     description["largest_chi2"] = largest_chi2(pd.read_csv(fitted)["chi2"])
     size = sum(value.nbytes for value in tensors.values())

@@ -56,12 +56,12 @@ class GDriveParams(ParameterGroup):
 
 
 class SimulateParams(ParameterGroup):
-    """Preset, seed and overridden priors of the simulation; `train_priors` override them for half the train part."""
+    """Preset, seed and overridden priors of the simulation; images of the train part take `train_presets` in turn."""
 
     preset: str
     seed: Seed
     priors: dict[str, bool | Number | list[Number]]
-    train_priors: dict[str, bool | Number | list[Number]] = {}
+    train_presets: list[str] = []
 
 
 class LimitParams(ParameterGroup):
@@ -133,6 +133,7 @@ class TrainParams(ParameterGroup):
     precision: Literal["auto", "32-true", "bf16-mixed"]
     losses: LossWeights
     epochs: Count
+    presets: list[str] | None
     limit: Count | None
 
 

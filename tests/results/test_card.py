@@ -31,7 +31,10 @@ def test_the_largest_training_ships_and_of_equals_the_lowest_seed(tmp_path):
     evaluation(tmp_path, "large", "d4lenspinn", 27_000, 0)
     evaluation(tmp_path, "quick", "d4lenspinn", 5_400, 0)
     largest = card.largest_training(tmp_path)
-    assert (largest["profile"], largest["seed"]) == ("large", 0)
+    assert (largest["profile"], largest["arm"], largest["seed"]) == ("large", "d4lenspinn", 0)
+    evaluation(tmp_path, "large", "d4lenspinn_every_angle", 40_500, 1)
+    assert card.largest_training(tmp_path)["arm"] == "d4lenspinn_every_angle"
+    (tmp_path / "large" / "evaluation" / "d4lenspinn_every_angle-1.json").unlink()
     with pytest.raises(D4LensError, match="holds no evaluation of d4lenspinn; run make reproduce"):
         card.largest_training(tmp_path / "quick")
 
@@ -53,7 +56,7 @@ def test_the_card_says_that_another_training_is_due(tmp_path, description):
     evaluation(tmp_path, "larger", "d4lenspinn", 10 * description["n_train"], 3)
     text = card.of_package(tmp_path)
     assert due in " ".join(text.split())
-    assert f"profile `larger`, seed 3, with {10 * description['n_train']:,} images" in text
+    assert f"profile `larger`, arm `d4lenspinn`, seed 3, with {10 * description['n_train']:,} images" in text
     shutil.rmtree(tmp_path / "larger")
     assert "Until it is" not in card.of_package(tmp_path)
 

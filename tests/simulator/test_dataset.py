@@ -211,29 +211,31 @@ def test_refuses_numbers_that_make_no_sense(tiny, tmp_path, arguments, words):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_half_of_the_train_part_may_have_priors_of_its_own(tiny, archive, tmp_path):
-    """Shear at every angle in half of train; all else is the archive's without, bit for bit; shards join to the same."""
-    turned = preset("deeplense", {**dict(n_pixels=16, pixel_scale=0.4, psf_sigma=0.4), "gamma_phi": [0.0, np.pi]})
-    path = tmp_path / "a.zip"
-    write_archive(path, DataSet(tiny, 5, *SIZE, train_preset=turned))
+def test_the_train_part_may_take_presets_in_turn(tiny, archive, tmp_path):
+    """Every third of train at every angle; all else is the archive's without, bit for bit; shards join to the same."""
+    turned = preset("deeplense_turned", dict(n_pixels=16, pixel_scale=0.4, psf_sigma=0.4))
+    path, data = tmp_path / "a.zip", DataSet(tiny, 5, *SIZE, (tiny, tiny, turned))
+    write_archive(path, data)
     train, before = (read_truth(p).images.query("split == 'train'") for p in (path, archive))
     assert (before["gamma2"] <= 0).all()
-    second = train["index"] // 3 % 2 == 1
-    assert train[~second].equals(before[~second])
-    assert (train[second]["gamma2"] > 0).sum() > second.sum() / 4
-    assert train["theta_E"].tolist() == before["theta_E"].tolist()
+    third = train["index"] // 3 % 3 == 2
+    assert train[~third].equals(before[~third])
+    assert (train["preset"] == np.where(third, "deeplense_turned", "deeplense")).all()
+    assert (train[third]["gamma2"] > 0).sum() > third.sum() / 4
     with zipfile.ZipFile(path) as file, zipfile.ZipFile(archive) as without:
         for name in file.namelist():
-            if name.endswith(".npy") and name.removeprefix("dataset/") not in set(train["path"][second]):
+            if name.endswith(".npy") and name.removeprefix("dataset/") not in set(train["path"][third]):
                 assert file.read(name) == without.read(name)
         told, plain = (json.loads(f.read("dataset/preset.json")) for f in (file, without))
-    assert list(told.pop("train_priors")) == ["gamma_phi"]
+    assert told.pop("train_presets") == ["deeplense", "deeplense", "deeplense_turned"]
+    others = told.pop("train_priors")
+    assert others["deeplense"] == {} and list(others["deeplense_turned"]) == ["gamma_phi", "source_phi"]
     assert told == plain
     parts = [tmp_path / f"{i}.zip" for i in range(2)]
     for i, part in enumerate(parts):
-        write_archive(part, DataSet(tiny, 5, *SIZE, turned), i, 2)
+        write_archive(part, data, i, 2)
     join_shards(parts, tmp_path / "joined.zip")
     assert (tmp_path / "joined.zip").read_bytes() == path.read_bytes()
     with pytest.raises(D4LensError, match="no other telescope or noise"):
-        write_archive(tmp_path / "b.zip", DataSet(tiny, 5, *SIZE, train_preset=preset("deeplense")))
+        write_archive(tmp_path / "b.zip", DataSet(tiny, 5, *SIZE, (preset("deeplense"),)))
     assert not (tmp_path / "b.zip").exists()

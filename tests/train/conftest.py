@@ -63,6 +63,7 @@ def parameters(**changes: object) -> TrainParams:
         "precision": "32-true",
         "losses": dict.fromkeys(LossWeights.model_fields, 0.01),
         "epochs": 4,
+        "presets": None,
         "limit": None,
     }
     return TrainParams(**{**values, **changes})

@@ -76,6 +76,30 @@ def test_the_truth_is_the_simulators_own_convergence(dataset):
     assert kappa[~empty].amax((1, 2)).min() > 0.001
 
 
+def test_a_training_may_keep_to_some_presets(dataset):
+    """The rows keep their numbers; a smaller set is drawn among them; without a truth all images count."""
+    folder, fits = dataset
+    observation = arrays.load_observation(folder)
+    table = pd.read_csv(folder / "truth.csv")
+    table.loc[1::3, "preset"] = "deeplense_turned"
+    table.to_csv(folder / "truth.csv", index=False)
+    truth = arrays.load_truth(folder, "train").images
+    wanted = np.flatnonzero(truth["preset"] == "deeplense")
+    assert 0 < len(wanted) < len(truth)
+    options = dict(presets=["deeplense"], convergence=substructure_convergence)
+    whole = load(folder, fits, "train", EVERYTHING, observation, convergence=substructure_convergence)
+    kept = load(folder, fits, "train", EVERYTHING, observation, **options)
+    assert kept[range(len(kept))].index.tolist() == wanted.tolist()
+    for name, values in kept[range(len(kept))].entries().items():
+        assert torch.equal(values, whole[wanted].entries()[name]), name
+    fewer = kept.first(2, 0)
+    assert set(fewer[[0, 1]].index.tolist()) < set(wanted.tolist())
+    with pytest.raises(D4LensError, match="no image of the split train was drawn from survey; mend train.presets"):
+        load(folder, fits, "train", EVERYTHING, observation, presets=["survey"])
+    (folder / "truth.csv").unlink()
+    assert len(load(folder, fits, "train", EVERYTHING, observation, presets=["deeplense"])) == len(whole)
+
+
 def test_without_truth_there_is_no_kappa(dataset):
     folder, fits = dataset
     (folder / "truth.csv").unlink()

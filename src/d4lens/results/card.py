@@ -15,6 +15,8 @@ from d4lens.studies import outcome
 FILE = "model-card.md"
 """Its name in docs/ and among a run's artefacts."""
 MODEL = "d4lenspinn"
+SHIPPED = (MODEL, "d4lenspinn_every_angle")
+"""Arms whose network the package may ship."""
 """The arm that ships with the package."""
 
 
@@ -29,18 +31,19 @@ def largest_training(metrics: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Of all evaluations of `MODEL` the one with most training images; among equals that of the lowest seed, then of the
-        first profile by name.
+        Of all evaluations of the arms `SHIPPED` the one with most training images; among equals that of the lowest seed,
+        then of the first profile and arm by name.
 
     Raises
     ------
     D4LensError
         Without such an evaluation, or where one cannot be read.
     """
-    files = sorted(Path(metrics).glob(f"*/evaluation/{MODEL}-*.json"))
+    files = [file for arm in SHIPPED for file in Path(metrics).glob(f"*/evaluation/{arm}-*.json")]
     if not files:
         raise D4LensError(f"{metrics} holds no evaluation of {MODEL}; run make reproduce")
-    return min(map(read_json, files), key=lambda one: (-one["n_train"], one["seed"], one["profile"]))
+    found = [{**read_json(file), "arm": file.stem.rpartition("-")[0]} for file in files]
+    return min(found, key=lambda one: (-one["n_train"], one["seed"], one["profile"], one["arm"]))
 
 
 def of_package(metrics: str | Path) -> str:
@@ -67,9 +70,10 @@ def of_package(metrics: str | Path) -> str:
         "No genuine image enters the choice of the network in the package: it is the one with the most training images, and "
         "among equals the one with the lowest seed."
     )
-    if (description["profile"], description["seed"]) != (largest["profile"], largest["seed"]):
+    arm = description.get("arm", description["name"])
+    if (description["profile"], arm, description["seed"]) != tuple(largest[key] for key in ("profile", "arm", "seed")):
         shipped += (
-            f"\nThat is profile `{largest['profile']}`, seed {largest['seed']}, with {largest['n_train']:,} images. Until it is "
+            f"\nThat is profile `{largest['profile']}`, arm `{largest['arm']}`, seed {largest['seed']}, with {largest['n_train']:,} images. Until it is "
             "trained again the package keeps this network."
         )
     return of(description, description["profile"], metrics, shipped)
@@ -81,7 +85,7 @@ def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shippe
     Parameters
     ----------
     description : Mapping
-        What its file of weights says of itself.
+        What its file of weights says of itself; `arm` where that is not the network's name.
     profile : str
         Where it was trained.
     metrics : str or Path
@@ -100,7 +104,8 @@ def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shippe
         Where its evaluation or the study of genuine images cannot be read, or the evaluation is of other weights.
     """
     folder = Path(metrics) / profile
-    scores = read_json(folder / "evaluation" / f"{description['name']}-{description['seed']}.json")
+    arm = description.get("arm", description["name"])
+    scores = read_json(folder / "evaluation" / f"{arm}-{description['seed']}.json")
     check(description, scores, f"the network of profile {profile}")
     return text(description, profile, scores, genuine(description, folder / "genuine.json"), shipped)
 

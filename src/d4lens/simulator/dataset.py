@@ -80,16 +80,16 @@ class DataSet:
         At least 0.
     n_train, n_val : int
         Images of each split.
-    train_preset : Preset, optional
-        What every second image of each class in the train part is drawn from, with the preset's name, telescope and noise;
-        None: all are drawn from `preset`.
+    train_presets : tuple of Preset
+        What the images of the train part are drawn from, each class by itself in turn, with the preset's telescope and
+        noise. An empty one: all are drawn from `preset`.
     """
 
     preset: Preset
     seed: int
     n_train: int
     n_val: int
-    train_preset: Preset | None = None
+    train_presets: tuple[Preset, ...] = ()
 
 
 def write_archive(
@@ -119,7 +119,7 @@ def write_archive(
     D4LensError
         If the file cannot be written, or the train part's preset has another telescope or noise.
     """
-    preset, train_preset, seed = data.preset, data.train_preset, data.seed
+    preset, seed = data.preset, data.seed
     n_train, n_val = data.n_train, data.n_val
     check_seed(seed)
     for name, value, low in (
@@ -134,11 +134,8 @@ def write_archive(
     if total == 0:
         raise PhysicsError("n_train + n_val must be at least 1, not 0")
     start, stop = total * shard // n_shards, total * (shard + 1) // n_shards
-    described = _description(preset, train_preset)
-    of_split: dict[str, tuple[Preset, ...]] = {
-        "train": (preset, train_preset) if train_preset else (preset,),
-        "val": (preset,),
-    }
+    described = _description(preset, data.train_presets)
+    of_split = {"train": data.train_presets or (preset,), "val": (preset,)}
     tasks = [(of_split[split], seed, split, rows) for split, rows in _tasks(start, stop, n_train)]
     about = {"seed": int(seed), "n_train": int(n_train), "n_val": int(n_val), "start": start, "stop": stop}
     with _archive(path) as archive, Meter(stop - start, Path(path).name) if progress else nullcontext() as meter:
@@ -227,18 +224,19 @@ def read_truth(path: str | Path) -> Truth:
         return Truth.from_csv(images, subhalos)
 
 
-def _description(preset: Preset, train_preset: Preset | None) -> dict[str, Any]:
-    """Return what `preset.json` says: the preset, and as `train_priors` how those of half the train part differ."""
+def _description(preset: Preset, train_presets: Iterable[Preset]) -> dict[str, Any]:
+    """Return what `preset.json` says: the preset and, as `train_presets`, how those of the train part differ from it."""
     described = preset.to_dict()
-    if train_preset is None:
-        return described
-    train = train_preset.to_dict()
-    if {**train, "priors": None} != {**described, "priors": None}:
-        raise D4LensError(
-            "the train part of an archive may have other priors than val, but no other telescope or noise"
-        )
-    others = {name: prior for name, prior in train["priors"].items() if prior != described["priors"].get(name)}
-    return {**described, "train_priors": others} if others else described
+    names, others = [], {}
+    for one in train_presets:
+        train = one.to_dict()
+        if {**train, "name": "", "priors": None} != {**described, "name": "", "priors": None}:
+            raise D4LensError(
+                "the train part of an archive may have other priors than val, but no other telescope or noise"
+            )
+        names.append(one.name)
+        others[one.name] = {key: p for key, p in train["priors"].items() if p != described["priors"].get(key)}
+    return {**described, "train_presets": names, "train_priors": others} if names else described
 
 
 def _tasks(start: int, stop: int, n_train: int) -> Iterator[tuple[str, range]]:

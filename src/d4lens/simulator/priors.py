@@ -267,6 +267,17 @@ _MODEL_I = "DeepLenseSim, Model I"
 # DeepLenseSim's vortex is 100 equal points on linspace(-L, L): each stands for a cell of 2L/99, 100 cells in all.
 _CELLS = 100 / 99
 
+# A lens that a user brings is turned as it likes: networks that are to read it train on some of these.
+DEEPLENSE_TURNED = replace(
+    DEEPLENSE,
+    name="deeplense_turned",
+    priors={
+        **DEEPLENSE.priors,
+        "gamma_phi": uniform(0.0, math.pi, "rad", "isotropy"),
+        "source_phi": uniform(0.0, math.pi, "rad", "isotropy"),
+    },
+)
+
 MODEL_I = Preset(
     name="model-i",
     observation=Observation(n_pixels=150, pixel_scale=0.05, psf_sigma=0.087 / math.sqrt(8 * math.log(2)), sky=0.0),
@@ -346,6 +357,7 @@ PRESETS: dict[str, Preset] = {
     entry.name: entry
     for entry in (
         DEEPLENSE,
+        DEEPLENSE_TURNED,
         MODEL_I,
         SURVEY,
     )

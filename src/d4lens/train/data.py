@@ -61,9 +61,13 @@ class Lenses(Dataset):  # type: ignore[type-arg]
         """
         if count > len(self):
             raise D4LensError(f"train.limit is {count} but the split train holds {len(self)} images; lower it")
-        rows = np.sort(np.random.default_rng([seed, _SUBSET]).permutation(len(self))[:count])
+        return self.only(np.sort(np.random.default_rng([seed, _SUBSET]).permutation(len(self))[:count]))
+
+    def only(self, rows: NDArray[np.int64]) -> "Lenses":
+        """Copy some rows into memory; they keep the numbers of their rows in the split's arrays."""
         parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
-        return replace(self, rows=rows, **{name: part[rows] for name, part in parts.items() if part is not None})
+        kept = rows if self.rows is None else self.rows[rows]
+        return replace(self, rows=kept, **{name: part[rows] for name, part in parts.items() if part is not None})
 
     def __getitem__(self, rows: Sequence[int]) -> LensBatch:
         index = np.asarray(rows)
@@ -84,6 +88,7 @@ def load(
     needs: Sequence[str],
     observation: Observation,
     *,
+    presets: Sequence[str] | None = None,
     convergence: Callable[[Truth, Observation], Tensor] | None = None,
 ) -> Lenses:
     """Load a split with what a model needs.
@@ -100,6 +105,8 @@ def load(
         Entries of `LensBatch`.
     observation : Observation
         Pixels of the images.
+    presets : sequence of str, optional
+        Only images drawn from these presets. Without a truth all images count: they were not simulated.
     convergence : callable, optional
         What computes the true convergence to add, of `simulator.substructure`, where the truth is known.
 
@@ -110,7 +117,7 @@ def load(
     Raises
     ------
     D4LensError
-        Where the fit is needed and missing, or is not of these images.
+        Where the fit is needed and missing, or is not of these images, or where no image was drawn from `presets`.
     """
     images = arrays.load_split(arrays_folder, split)
     lenses = Lenses(images.counts, images.labels)
@@ -119,9 +126,15 @@ def load(
             raise D4LensError("this model reads the residual of the smooth-lens fit; run the macrofit stage first")
         maps, lenses.fit = _fit(Path(macrofit_folder), split, images)
         lenses.residual, lenses.significance = (maps[name] if name in needs else None for name in MAPS)
-    truth = arrays.load_truth(arrays_folder, split) if convergence else None
+    truth = arrays.load_truth(arrays_folder, split) if convergence or presets is not None else None
     if truth is not None and convergence is not None:
         lenses.kappa = _in_pieces(convergence, truth, observation)
+    if truth is not None and presets is not None:
+        rows = np.flatnonzero(truth.images["preset"].isin(presets))
+        if not len(rows):
+            raise D4LensError(f"no image of the split {split} was drawn from {', '.join(presets)}; mend train.presets")
+        if len(rows) < len(lenses):
+            lenses = lenses.only(rows)
     return lenses
 
 

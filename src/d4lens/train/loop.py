@@ -178,7 +178,15 @@ def train(
         keeper = _Keeper(work_folder, digests, tracker)
         if not done:
             images, select = (
-                load(arrays_folder, macrofit_folder, split, module.needs, observation, convergence=taught)
+                load(
+                    arrays_folder,
+                    macrofit_folder,
+                    split,
+                    module.needs,
+                    observation,
+                    presets=params.presets,
+                    convergence=taught,
+                )
                 for split, taught in (("train", module.taught), ("select", None))
             )
             if params.limit is not None:
