@@ -64,7 +64,13 @@ class Observation:
         return Observation(self.n_pixels // factor, self.pixel_scale * factor, self.psf_sigma, self.sky * factor**2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as JSON takes them."""
+        """Return the fields by name, as JSON takes them.
+
+        Returns
+        -------
+        dict
+            The arguments of `from_dict`.
+        """
         return asdict(self)
 
     @classmethod

@@ -8,7 +8,18 @@ from d4lens.lensing.deflection import _axes, _relative, core_squared
 
 
 def b_n(n: Number) -> Number:
-    """Return Sérsic's b_n = 1.9992 n - 0.3271, good for 0.5 <= n <= 10 (Capaccioli 1989; lenstronomy's choice)."""
+    """Return Sérsic's b_n = 1.9992 n - 0.3271, good for 0.5 <= n <= 10 (Capaccioli 1989; lenstronomy's choice).
+
+    Parameters
+    ----------
+    n : float or Tensor
+        The Sérsic index.
+
+    Returns
+    -------
+    float or Tensor
+        b_n.
+    """
     return 1.9992 * n - 0.3271
 
 

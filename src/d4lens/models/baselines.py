@@ -51,7 +51,18 @@ class ResNet(nn.Module):
         )
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
-        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`."""
+        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            B images with the entries of `needs`.
+
+        Returns
+        -------
+        dict of str to Tensor
+            `logits` (B, 3), in the order of CLASSES.
+        """
         return {"logits": self.net(stack(self.channels, batch, self.sky)).to(batch.counts.dtype)}
 
 
@@ -92,7 +103,18 @@ class D4CNN(nn.Module):
         self.classify = nn.Linear(2 * fields[-1], len(CLASSES))
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
-        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`."""
+        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            B images with the entries of `needs`.
+
+        Returns
+        -------
+        dict of str to Tensor
+            `logits` (B, 3), in the order of CLASSES.
+        """
         x = F.relu(self.norms[0](self.lift(stack(self.channels, batch, self.sky))))
         for conv, norm in zip(self.convs, self.norms[1:]):
             x = F.relu(norm(conv(downsample(x))))
@@ -100,7 +122,13 @@ class D4CNN(nn.Module):
         return {"logits": self.classify(pooled).to(batch.counts.dtype)}
 
     def export(self) -> nn.Module:
-        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode.
+
+        Returns
+        -------
+        nn.Module
+            The copy.
+        """
         return without_escnn(self)
 
 

@@ -15,7 +15,18 @@ _SMOOTHING = 1.0  # pixels: the highest point of single pixels is noise
 
 
 def maps_read(network: nn.Module) -> tuple[str, ...]:
-    """Name the maps of a batch that a network's class is read off: counts where it sees no others."""
+    """Name the maps of a batch that a network's class is read off: counts where it sees no others.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A network with `needs`.
+
+    Returns
+    -------
+    tuple of str
+        Names of entries of LensBatch, each (B, N, N).
+    """
     return tuple(name for name in network.needs if name not in ("counts", "fit")) or ("counts",)  # type: ignore[union-attr]
 
 

@@ -216,7 +216,13 @@ class D4LensPINNPublished(nn.Module):
         return seen
 
     def export(self) -> nn.Module:
-        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode.
+
+        Returns
+        -------
+        nn.Module
+            The copy.
+        """
         return without_escnn(self)
 
 
@@ -357,7 +363,13 @@ class D4LensPINN(nn.Module):
         return out
 
     def export(self) -> nn.Module:
-        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode.
+
+        Returns
+        -------
+        nn.Module
+            The copy.
+        """
         return without_escnn(self)
 
 
@@ -365,13 +377,29 @@ def quieten(head: EfficientNet) -> None:
     """Scale the classifier's first weights by a tenth.
 
     timm draws them for logits of a spread of 4 to 6, where the cross-entropy begins at 3 to 4 instead of chance's 1.1.
+
+    Parameters
+    ----------
+    head : EfficientNet
+        The freshly drawn head, changed in place.
     """
     with torch.no_grad():
         head.classifier.weight.mul_(0.1)
 
 
 def noise(counts: Tensor) -> Tensor:
-    """Estimate the Poisson standard deviation of counts of any shape from the counts themselves; at least one."""
+    """Estimate the Poisson standard deviation of counts of any shape from the counts themselves; at least one.
+
+    Parameters
+    ----------
+    counts : Tensor
+        Photons per pixel.
+
+    Returns
+    -------
+    Tensor
+        Photons per pixel, of the same shape.
+    """
     return counts.clamp_min(1.0).sqrt()
 
 

@@ -222,7 +222,18 @@ def join_shards(paths: Iterable[str | Path], out: str | Path) -> None:
 
 
 def read_truth(path: str | Path) -> Truth:
-    """Read the truth tables of an archive, exact to the last bit."""
+    """Read the truth tables of an archive, exact to the last bit.
+
+    Parameters
+    ----------
+    path : str or Path
+        A zip of `write_archive`.
+
+    Returns
+    -------
+    Truth
+        Its images and masses.
+    """
     with zipfile.ZipFile(path) as file, file.open(TRUTH) as images, file.open(SUBHALOS) as subhalos:
         return Truth.from_csv(images, subhalos)
 
