@@ -23,7 +23,7 @@ UNetKind = Literal["equivariant", "exported", "plain_width", "plain_parameters"]
 OF_FIT = ("residual", "significance")
 
 
-def unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]) -> UNet:
+def make_unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]) -> UNet:
     """Build the U-Net of one kind.
 
     Parameters
@@ -72,7 +72,7 @@ class D4LensPINNPublished(nn.Module):
     observation : Observation
         Pixels, PSF and sky of the images.
     unet_kind : str
-        As in `unet`.
+        As in `make_unet`.
     fields : sequence of int
         Number of fields of each level of the U-Net, finest first.
     head : str
@@ -130,7 +130,7 @@ class D4LensPINNPublished(nn.Module):
         self.unet, self.engine, self.invariants, self.read_theta_E = None, None, None, None
         self.losses: tuple[str, ...] = ()
         if set(head_channels) - {*self.OF_IMAGE}:
-            self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 1, fields)
+            self.unet = make_unet(unet_kind, observation.n_pixels, len(self.inputs), 1, fields)
             self.losses = ("total_variation", "sparsity", "centre", "poisson", "lens_convergence")
         if set(head_channels) & {*self.OF_ENGINE}:
             half_width, pixels = observation.half_width, observation.n_pixels
@@ -251,7 +251,7 @@ class D4LensPINN(nn.Module):
     engine : bool
         False leaves out the lens equation, with its channels and its losses.
     unet_kind : str
-        As in `unet`.
+        As in `make_unet`.
     fields : sequence of int
         Number of fields of each level of the U-Net, finest first.
     invariant_fields : sequence of int
@@ -304,7 +304,7 @@ class D4LensPINN(nn.Module):
         self.sky, self.scale = observation.sky, observation.pixel_scale
         self.inputs, self.head_channels = tuple(inputs), tuple(head_channels)
         self.needs = (*needs_of((*self.inputs, *self.head_channels)), *(("fit",) if engine else ()))
-        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 2 if engine else 1, fields)
+        self.unet = make_unet(unet_kind, observation.n_pixels, len(self.inputs), 2 if engine else 1, fields)
         half_width = min(source_half_width, observation.half_width)
         pixels = max(8, round(2 * half_width / observation.pixel_scale))
         self.engine = LensEngine(observation, half_width, pixels) if engine else None

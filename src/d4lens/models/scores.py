@@ -69,7 +69,7 @@ def softmax(logits: ArrayLike) -> Array:
     return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
 
 
-def scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
+def score(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
     """Compute every metric of METRICS, without intervals.
 
     Parameters

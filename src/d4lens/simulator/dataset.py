@@ -32,7 +32,7 @@ from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
 from d4lens.parallel import Ranks, together
 from d4lens.progress import Meter
-from d4lens.simulator.draw import SPLITS, check_seed, draw
+from d4lens.simulator.draws import SPLITS, check_seed, draw
 from d4lens.simulator.priors import Preset
 from d4lens.simulator.renderer import render
 

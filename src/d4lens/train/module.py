@@ -250,7 +250,7 @@ class TrainingModule(L.LightningModule):
             raise D4LensError(
                 f"the network's output is not finite after epoch {self.epoch + 1}; lower train.learning_rate"
             )
-        found = scores.scores(labels.numpy(), scores.softmax(logits.numpy()))
+        found = scores.score(labels.numpy(), scores.softmax(logits.numpy()))
         self.row |= {
             "select_loss": F.cross_entropy(logits.double(), labels).item(),
             f"select_{SELECTION}": found[SELECTION],
