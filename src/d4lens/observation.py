@@ -44,7 +44,7 @@ class Observation:
             raise PhysicsError(f"sky must be at least 0 counts per pixel, not {self.sky}")
 
     @property
-    def half_width(self) -> float:
+    def half_width(self) -> float:  # numpydoc ignore=RT01
         """Half the image's side, in arcsec."""
         return self.n_pixels * self.pixel_scale / 2
 

@@ -51,12 +51,12 @@ class Ranks:
     local_world: int = 1
 
     @property
-    def is_main(self) -> bool:
+    def is_main(self) -> bool:  # numpydoc ignore=RT01
         """Whether this is the process that writes what all have made."""
         return self.rank == 0
 
     @property
-    def machines(self) -> int:
+    def machines(self) -> int:  # numpydoc ignore=RT01
         """How many machines the processes run on."""
         return self.world // self.local_world
 
@@ -251,7 +251,7 @@ def together() -> Iterator[None]:
         yield
         watch.leave()
     except BaseException as error:
-        # What a process does to itself it says itself; a failed collective is another's doing, which may come to be known.
+        # A process reports its own error. A failed collective is the fault of another, which may yet report.
         own = isinstance(error, D4LensError | KeyboardInterrupt | SystemExit)
         watch.heard.wait(0.0 if own else _SECONDS_TO_HEAR)
         watch.left.set()

@@ -23,7 +23,7 @@ _ARCSEC = np.degrees(1.0) * 3600
 
 @cache
 def flat_lcdm() -> "FlatLambdaCDM":
-    """Return the universe of every distance, as astropy has it.
+    """Return the cosmology of every distance in this project.
 
     Returns
     -------

@@ -100,10 +100,12 @@ def sersic_ellipticity(
 
     Parameters
     ----------
-    x, y, amplitude, R_e, n, x0, y0
+    x, y, amplitude, R_e, n
         As for `sersic`.
     e1, e2 : float or Tensor
         (1 - q)/(1 + q) (cos 2phi, sin 2phi), e1^2 + e2^2 below 1.
+    x0, y0
+        As for `sersic`.
 
     Returns
     -------

@@ -133,7 +133,7 @@ def predict_shared(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Predict images in each of VIEWS with all processes together.
 
-    The batches are those of one process, so the logits are its too, to the bit on one kind of machine.
+    The batches are those of one process, so on one kind of machine the logits equal its logits to the bit.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The rivals: ResNet18 (He et al. 2016) and a small D4-equivariant CNN, on the image or on the residual as well."""
+"""The baselines: ResNet18 (He et al. 2016) and a small D4-equivariant CNN, on the image or on the residual as well."""
 
 import itertools
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 
 
 class D4CNN(nn.Module):
-    """A D4-equivariant CNN: lift, one block a level with the size halved between, invariant mean and maximum, a line.
+    """A D4-equivariant CNN: lift, one block a level with the size halved between, invariant mean and maximum, a linear layer.
 
     The logits are invariant: the eight views of an image give the same ones.
 

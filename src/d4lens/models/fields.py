@@ -1,7 +1,7 @@
 """Regular fields without escnn: their norm, pooling and invariants, and the plain layers a trained network becomes.
 
-A field is eight channels, one for each element of D4; `equivariant` says how they turn. What is here needs torch alone, so
-that a network exported for prediction does.
+A field is eight channels, one for each element of D4; `equivariant` says how they turn. This module needs torch alone, and so
+does a network exported for prediction.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Where in the image a decision comes from: integrated gradients (Sundararajan et al. 1703.01365).
 
-The logit of a class against that of another, along the straight way from what a smooth lens would show, no residual and no
-significance, to the image; or the plain gradient times the same difference. The channels' absolute values are added up
+The logit of a class against that of another, along the straight line from what a smooth lens would show (no residual, no
+significance) to the image; or the plain gradient times the same difference. The channels' absolute values are added up
 pixel by pixel.
 """
 

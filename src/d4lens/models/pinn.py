@@ -65,7 +65,7 @@ class D4LensPINNPublished(nn.Module):
     spreads differ by a factor of 700.
 
     Its Poisson residual is a smoothness penalty, as psi comes from the solver itself, and one image cannot fix the
-    mass sheet. Both are limits of the published idea, kept here; `D4LensPINN` mends them.
+    mass sheet. Both are limits of the published idea and stay here; `D4LensPINN` has neither.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ class D4LensPINN(nn.Module):
         if invariant_fields:
             self.invariants = InvariantBranch(self.unet.layers, (fields[-1], *invariant_fields))
             self.classify_invariants = nn.Linear(self.invariants.width, len(CLASSES))
-            # The head adds to the logits of the invariants and begins with little to add: untrained, it would drown them.
+            # The head's logits are added to those of the invariants. They begin small, or noise would hide the invariants.
             quieten(self.head)
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:

@@ -381,7 +381,7 @@ class UNet(nn.Module):
         # The way back from an even size to an odd one: again an even kernel, one pixel short of its padding.
         kernel_size = 4 if self.lift.odd else 3
         self.project = layers.project(fields[0], scalars_out, kernel_size, padding=1)
-        # Nothing is claimed before anything is learnt: the first maps are close to zero.
+        # The first maps are close to zero: an untrained network draws no mass.
         with torch.no_grad():
             for parameter in self.project.parameters():
                 parameter.mul_(0.1)

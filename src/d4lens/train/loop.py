@@ -99,7 +99,7 @@ def _digests(
 
 
 def _processes(devices: int) -> int:
-    """How many train together: torchrun's where it has started any, else `devices`."""
+    """Return how many processes train together: torchrun's where it has started any, else `devices`."""
     world = ranks().world
     return world if world > 1 else devices
 

@@ -183,7 +183,7 @@ PHYSICS: dict[str, Callable[[Outputs, LensBatch, Observation], Tensor]] = {
     "lens_convergence": lens_convergence,
 }
 TRUTHS = {"convergence": substructure_convergence, "lens_convergence": lens_truth}
-"""What the batch's kappa must be for the losses that teach it."""
+"""Which convergence the batch's kappa holds, for the losses that compare with it."""
 ANNEALED = ("lens_convergence",)
 _INPUTS = {
     "poisson": ("psi", "kappa"),

@@ -1,4 +1,4 @@
-"""The Lightning module: what one step, one epoch and one selection are."""
+"""The Lightning module: one step, one epoch, one selection."""
 
 import math
 import time
@@ -72,7 +72,7 @@ class TrainingModule(L.LightningModule):
             net.train()
 
     @property
-    def epoch(self) -> int:
+    def epoch(self) -> int:  # numpydoc ignore=RT01
         """Epochs done, those of earlier sessions included."""
         return self.first + self.current_epoch
 
@@ -199,7 +199,7 @@ class TrainingModule(L.LightningModule):
         return total
 
     def _refuse(self, terms: dict[str, Tensor], batch: LensBatch, out: dict[str, Tensor], batch_idx: int) -> None:
-        """Stop, with the batch, what the network made of it and the terms of the loss in a file to look at."""
+        """Stop, and leave the batch, the network's output and the terms of the loss in a file."""
         step = self.epoch * int(self.trainer.num_training_batches) + batch_idx
         bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["their sum"]
         rows = sorted(batch.need("index").tolist())

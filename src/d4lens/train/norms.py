@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes: a step of several is then the step of one on all their images."""
+"""Batch normalisation over the batches of all processes: their step equals that of one process on all images."""
 
 from typing import Any
 
