@@ -19,7 +19,7 @@ from d4lens.inference.explain import explain_source
 from d4lens.inference.picture import draw_explanation
 from d4lens.inference.pipeline import load_classifier
 from d4lens.macrofit import fit, preset_model
-from d4lens.macrofit.significance import significance
+from d4lens.macrofit.significance import significance_maps
 from d4lens.results.plots import drawing
 from d4lens.simulator import PRESETS, DataSet, draw, render, substructure_convergence, write_archive
 from d4lens.studies.sensitivity import SEARCHES
@@ -102,7 +102,7 @@ def lenses() -> None:
     counts = torch.as_tensor(render(truth, preset)).float()
     model = preset_model("deeplense")
     result = fit(counts, model)
-    found = significance(counts, result.parameters, model)
+    found = significance_maps(counts, result.parameters, model)
     true = substructure_convergence(truth, preset.observation)
     columns = {  # maps, colours, and the ends of the scale that the three rows share
         "photon counts\n(square root)": (counts.sqrt(), "magma", 0, counts.sqrt().max()),

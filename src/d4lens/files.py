@@ -71,6 +71,11 @@ def writing(path: Path, always: bool = False) -> Iterator[None]:
     always : bool
         Turn all OSErrors; by default those alone that only writing meets, such as a full disk.
 
+    Yields
+    ------
+    None
+        Once, for a `with`.
+
     Raises
     ------
     WriteError
@@ -105,7 +110,13 @@ def readable(text: str) -> str:
 
 
 def sweep(path: str | Path) -> None:
-    """Remove the temporary siblings of `path`, a file or a folder, that no living process holds."""
+    """Remove the temporary siblings of `path`, a file or a folder, that no living process holds.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file or folder; it need not exist.
+    """
     path = Path(path)
     stem, name, suffix = map(glob.escape, (path.stem, path.name, path.suffix))
     # Files are called as above, folders as in `data.arrays.atomic_folder`.
@@ -126,6 +137,11 @@ def held(path: Path) -> Iterator[None]:
     ----------
     path : Path
         The file or folder, which exists.
+
+    Yields
+    ------
+    None
+        Once, for a `with`.
 
     Raises
     ------
@@ -148,6 +164,11 @@ def sole_writer(path: str | Path) -> Iterator[None]:
     ----------
     path : str or Path
         What is written; its lock is a hidden file beside it.
+
+    Yields
+    ------
+    None
+        Once, for a `with`.
 
     Raises
     ------
@@ -192,7 +213,15 @@ def require_space(folder: str | Path, n_bytes: int) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    text : str
+        Its whole content.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -216,7 +245,18 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    str
+        64 digits.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

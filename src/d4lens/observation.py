@@ -44,7 +44,7 @@ class Observation:
             raise PhysicsError(f"sky must be at least 0 counts per pixel, not {self.sky}")
 
     @property
-    def half_width(self) -> float:
+    def half_width(self) -> float:  # numpydoc ignore=RT01
         """Half the image's side, in arcsec."""
         return self.n_pixels * self.pixel_scale / 2
 
@@ -64,7 +64,13 @@ class Observation:
         return Observation(self.n_pixels // factor, self.pixel_scale * factor, self.psf_sigma, self.sky * factor**2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as JSON takes them."""
+        """Return the fields by name, as JSON takes them.
+
+        Returns
+        -------
+        dict
+            The arguments of `from_dict`.
+        """
         return asdict(self)
 
     @classmethod

@@ -51,17 +51,23 @@ class Ranks:
     local_world: int = 1
 
     @property
-    def is_main(self) -> bool:
+    def is_main(self) -> bool:  # numpydoc ignore=RT01
         """Whether this is the process that writes what all have made."""
         return self.rank == 0
 
     @property
-    def machines(self) -> int:
+    def machines(self) -> int:  # numpydoc ignore=RT01
         """How many machines the processes run on."""
         return self.world // self.local_world
 
     def device(self) -> torch.device:
-        """Return the accelerator of this process, or the CPU where there is none."""
+        """Return the accelerator of this process, or the CPU where there is none.
+
+        Returns
+        -------
+        torch.device
+            The device.
+        """
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank) if self.world > 1 else torch.device("cuda")
@@ -86,15 +92,50 @@ class Ranks:
         return [slice(first, last) for first, last in itertools.pairwise(ends)]
 
     def share(self, n: int, align: int = 1) -> slice:
-        """Return the rows of this process, of `shares`."""
+        """Return the rows of this process, of `shares`.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        align : int
+            As for `shares`.
+
+        Returns
+        -------
+        slice
+            The rows.
+        """
         return self.shares(n, align)[self.rank]
 
     def part(self, path: Path) -> Path:
-        """Return the sibling of `path` that this process writes, of `parts`."""
+        """Return the sibling of `path` that this process writes, of `parts`.
+
+        Parameters
+        ----------
+        path : Path
+            The file that all share.
+
+        Returns
+        -------
+        Path
+            The sibling.
+        """
         return self.parts(path)[self.rank]
 
     def parts(self, path: Path) -> list[Path]:
-        """Name one sibling of `path` for each process to write its share to, in the order of their ranks."""
+        """Name one sibling of `path` for each process to write its share to, in the order of their ranks.
+
+        Parameters
+        ----------
+        path : Path
+            The file that all share.
+
+        Returns
+        -------
+        list of Path
+            One for each process.
+        """
         return [path.with_name(f"{path.stem}.{rank + 1}-of-{self.world}{path.suffix}") for rank in range(self.world)]
 
     def wait(self) -> None:
@@ -137,7 +178,18 @@ class Ranks:
         return whole
 
     def total(self, values: Iterable[float]) -> list[float]:
-        """Sum each of the values over the processes."""
+        """Sum each of the values over the processes.
+
+        Parameters
+        ----------
+        values : iterable of float
+            This process's.
+
+        Returns
+        -------
+        list of float
+            Their sums, in the same order.
+        """
         sums = torch.tensor(list(values), dtype=torch.float64)
         if self.world > 1:
             dist.all_reduce(sums)
@@ -180,6 +232,11 @@ def together() -> Iterator[None]:
     Collectives belong inside: torchrun sees a dead process, other launchers do not, and NCCL waits for it. At the end the
     processes wait for each other. Alone, nothing happens.
 
+    Yields
+    ------
+    None
+        Once, for a `with`.
+
     Raises
     ------
     D4LensError
@@ -194,7 +251,7 @@ def together() -> Iterator[None]:
         yield
         watch.leave()
     except BaseException as error:
-        # What a process does to itself it says itself; a failed collective is another's doing, which may come to be known.
+        # A process reports its own error. A failed collective is the fault of another, which may yet report.
         own = isinstance(error, D4LensError | KeyboardInterrupt | SystemExit)
         watch.heard.wait(0.0 if own else _SECONDS_TO_HEAR)
         watch.left.set()

@@ -3,12 +3,12 @@ import torch
 
 from d4lens.detection import Profiled, profiled, whitened
 from d4lens.errors import D4LensError
-from d4lens.macrofit import significance
+from d4lens.macrofit import significance_maps
 
 
 def test_the_map_is_the_one_that_networks_read(images, lens):
     _, counts, result = images
-    networks = significance(counts, result.parameters, lens)
+    networks = significance_maps(counts, result.parameters, lens)
     for i in range(len(counts)):
         image = profiled(counts[i], result.parameters[i], lens)
         found = image.significance(whitened(counts[i], result.parameters[i], lens)[None])[0]

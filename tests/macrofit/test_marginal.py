@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from d4lens.errors import PhysicsError
-from d4lens.macrofit import FIT_COLUMNS, fit, marginal, significance
+from d4lens.macrofit import FIT_COLUMNS, fit, marginal, significance_maps
 from d4lens.macrofit.marginal import fit_marginal, open_model
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset
-from d4lens.simulator.draw import noise_stream
+from d4lens.simulator.draws import noise_stream
 from d4lens.simulator.noise import poisson_quantile
 from d4lens.studies.physical_limit import mean_counts
 
@@ -69,7 +69,7 @@ def test_without_room_for_corrections_it_is_the_smooth_fit(model, counts):
     assert (none.residual - smooth.residual).abs().max() < 0.05
     assert none.degrees == pytest.approx(torch.full((3,), 7.0).double(), abs=1e-3)
     assert torch.allclose(none.chi2, smooth.chi2 * 1681 / 1674, rtol=1e-3)
-    plain = significance(counts, none.parameters, model)
+    plain = significance_maps(counts, none.parameters, model)
     apart = none.significance - plain
     # Its own fit's noise at the places it computes; between them the interpolation's.
     assert apart[:, ::2, ::2].abs().max() < 0.01
@@ -180,7 +180,7 @@ def test_a_clumpy_source_is_no_substructure():
     counts, structured, _ = clumpy(12, clumps=2)
     model = open_model(preset("deeplense").observation, 2)
     smooth = fit(counts, model, fine_iterations=6)
-    before = significance(counts, smooth.parameters, model).flatten(1).amax(1).numpy()
+    before = significance_maps(counts, smooth.parameters, model).flatten(1).amax(1).numpy()
     result = fit_marginal(counts, model, initial=smooth.parameters)
     after = result.significance.flatten(1).amax(1).numpy()
     assert auc(after, structured) >= 0.96 > auc(before, structured)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d4lens.lensing import d4, point_mass
-from d4lens.macrofit import FIT_COLUMNS, fit, preset_model, significance
+from d4lens.macrofit import FIT_COLUMNS, fit, preset_model, significance_maps
 
 TRUTH = {"theta_E": 1.3, "gamma1": 0.12, "gamma2": -0.01, "source_x": 0.1, "source_y": -0.15, "e1": 0.1, "e2": 0.03}
 
@@ -35,7 +35,7 @@ def lensed(model, masses, seed, n=1):
 
 
 def found(model, counts):
-    return significance(counts, fit(counts, model).parameters, model)
+    return significance_maps(counts, fit(counts, model).parameters, model)
 
 
 def test_noise_alone_has_the_standard_deviation_it_claims(model):
@@ -50,7 +50,7 @@ def test_noise_alone_has_the_standard_deviation_it_claims(model):
 def test_a_mass_peaks_where_it_stands_and_squares_to_the_chi_squared_it_costs(model, place):
     counts = lensed(model, [(0.006, *place)], seed=2)
     result = fit(counts, model)
-    found_map = significance(counts, result.parameters, model)[0]
+    found_map = significance_maps(counts, result.parameters, model)[0]
     row, column = divmod(int(found_map.argmax()), 75)
     x, y = model.pixel_centres()
     assert abs(x[row, column] - place[0]) <= 0.15
@@ -66,15 +66,15 @@ def test_pixels_without_data_carry_no_weight(model):
     hidden = torch.zeros(75, 75, dtype=torch.bool)
     hidden[36:44, 45:54] = True
     gone, parameters = counts.masked_fill(hidden, torch.nan), fit(counts, model).parameters
-    seen = significance(gone, parameters, model)
+    seen = significance_maps(gone, parameters, model)
     assert torch.isfinite(seen).all()
     # The mass is behind the mask: less of what shows it is left.
-    assert significance(counts, parameters, model).max() > 1.3 * seen.max()
+    assert significance_maps(counts, parameters, model).max() > 1.3 * seen.max()
     # On a lens without noise but for the hidden pixels nothing is found anywhere.
     smooth = model.image(parameters)
     smooth[0][hidden] += 500
-    assert significance(smooth, parameters, model).max() > 5
-    assert significance(smooth.masked_fill(hidden, torch.nan), parameters, model).abs().max() < 1e-2
+    assert significance_maps(smooth, parameters, model).max() > 5
+    assert significance_maps(smooth.masked_fill(hidden, torch.nan), parameters, model).abs().max() < 1e-2
 
 
 def test_it_is_a_scalar_under_the_symmetries_of_the_square(model):
@@ -89,9 +89,9 @@ def test_it_is_a_scalar_under_the_symmetries_of_the_square(model):
 def test_an_image_s_bytes_do_not_depend_on_the_others(model):
     counts = lensed(model, [(0.006, 1.2, 0.3)], seed=4, n=3)
     parameters = fit(counts, model).parameters
-    together = significance(counts, parameters, model)
-    assert torch.equal(together[1:2], significance(counts[1:2], parameters[1:2], model))
+    together = significance_maps(counts, parameters, model)
+    assert torch.equal(together[1:2], significance_maps(counts[1:2], parameters[1:2], model))
 
 
 def test_no_image_gives_no_map(model):
-    assert significance(torch.empty(0, 75, 75), torch.empty(0, 7), model).shape == (0, 75, 75)
+    assert significance_maps(torch.empty(0, 75, 75), torch.empty(0, 7), model).shape == (0, 75, 75)

@@ -68,7 +68,7 @@ def test_weighted_auc_equals_sklearn_on_the_resampled_images_ties_included(n, si
 
 def test_point_values_equal_sklearn():
     labels, probabilities = predictions(200, 1.0, 3, decimals=1)
-    found = scores.scores(labels, probabilities)
+    found = scores.score(labels, probabilities)
     assert found["auc_macro"] == pytest.approx(roc_auc_score(labels, probabilities, multi_class="ovr"), abs=1e-12)
     recall = recall_score(labels, probabilities.argmax(1), average=None)
     assert [found[f"recall_{name}"] for name in CLASSES] == pytest.approx(list(recall), abs=1e-12)
@@ -111,12 +111,12 @@ def test_a_recall_has_the_interval_of_a_share():
 
 def test_proper_scores_equal_sklearns():
     labels, probabilities = predictions(100, 1.0, 3)
-    found = scores.scores(labels, probabilities)
+    found = scores.score(labels, probabilities)
     assert found["nll"] == pytest.approx(log_loss(labels, probabilities), rel=1e-9)
     by_class = [brier_score_loss(labels == c, probabilities[:, c]) for c in range(3)]
     assert found["brier"] == pytest.approx(sum(by_class), rel=1e-9)
     certain = np.where(np.arange(3) == 1, 1.0, 0.0) * np.ones((3, 1))
-    assert np.isfinite(scores.scores(np.arange(3), certain)["nll"])
+    assert np.isfinite(scores.score(np.arange(3), certain)["nll"])
 
 
 def test_calibration_error_by_hand():
@@ -125,10 +125,10 @@ def test_calibration_error_by_hand():
     top = np.array([0, 1, 2, 1, 0, 0])
     probabilities = np.array([np.full(3, 0.05)] * 4 + [[0.5, 0.25, 0.25]] * 2)
     probabilities[np.arange(4), top[:4]] = 0.9
-    assert scores.scores(labels, probabilities)["ece"] == pytest.approx(4 / 6 * 0.15, abs=1e-12)
+    assert scores.score(labels, probabilities)["ece"] == pytest.approx(4 / 6 * 0.15, abs=1e-12)
     # a confidence on an edge belongs to the bin below it: 0.6 = 9/15 shares the bin of 0.55, so their gaps cancel
     probabilities = np.array([[0.6, 0.2, 0.2], [0.55, 0.25, 0.2], [0.2, 0.2, 0.6]])
-    assert scores.scores(np.arange(3), probabilities)["ece"] == pytest.approx((0.4 - 0.55 + 0.4) / 3)
+    assert scores.score(np.arange(3), probabilities)["ece"] == pytest.approx((0.4 - 0.55 + 0.4) / 3)
 
 
 def test_interval_covers_the_population_value_about_as_often_as_it_says():
@@ -196,8 +196,8 @@ def test_paired_comparison_averages_over_trainings():
     labels, p_one = predictions(80, 1.0, 1)
     p_two, p_b = predictions(80, 0.6, 2)[1], predictions(80, 0.8, 3)[1]
     found = compared(labels, [p_one, p_two], p_b, "auc_macro", 200)
-    mean = np.mean([scores.scores(labels, p)["auc_macro"] for p in (p_one, p_two)])
-    assert found.difference == pytest.approx(mean - scores.scores(labels, p_b)["auc_macro"], abs=1e-6)
+    mean = np.mean([scores.score(labels, p)["auc_macro"] for p in (p_one, p_two)])
+    assert found.difference == pytest.approx(mean - scores.score(labels, p_b)["auc_macro"], abs=1e-6)
 
 
 def test_every_pair_is_compared_as_it_would_be_alone():
@@ -290,7 +290,7 @@ def test_equal_seeds_give_equal_numbers():
 )
 def test_what_cannot_be_scored_is_refused_in_a_sentence(labels, probabilities, message):
     with pytest.raises(D4LensError, match=message):
-        scores.scores(labels, probabilities)
+        scores.score(labels, probabilities)
 
 
 def test_unknown_metric_and_empty_bootstrap_are_refused():

@@ -180,7 +180,7 @@ def test_the_fingerprint_tells_parameters_data_and_code_apart(tmp_path, monkeypa
         ("models/equivariant.py", True),  # imported within a function
         ("results/page/__init__.py", False),
         ("inference/pipeline.py", False),
-        ("macrofit/fit.py", False),  # what it made is among the data
+        ("macrofit/fitting.py", False),  # what it made is among the data
     ],
 )
 def test_an_edit_of_the_code_that_trains_is_seen_and_of_other_code_not(part, seen, tmp_path, monkeypatch):

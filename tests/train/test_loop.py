@@ -69,7 +69,7 @@ def test_the_outs_hold_the_best_epoch_and_all_about_it(dataset, tmp_path, params
     select = load(*dataset, "select", net.needs, arrays.load_observation(dataset[0]))
     with torch.no_grad():
         logits = net(select[range(len(select))])["logits"]
-    assert scores.scores(select.labels, scores.softmax(logits))["auc_macro"] == pytest.approx(best["select_auc_macro"])
+    assert scores.score(select.labels, scores.softmax(logits))["auc_macro"] == pytest.approx(best["select_auc_macro"])
     (kept,) = (tmp_path / "work").glob("*.safetensors")
     assert kept.stat().st_size < 2 * (tmp_path / "out" / "model.safetensors").stat().st_size
 

@@ -118,7 +118,23 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
 
 
 def load_observation(folder: str | Path) -> Observation:
-    """Return the observation of the arrays' images: grid, pixel scale, PSF and sky after binning."""
+    """Return the observation of the arrays' images: grid, pixel scale, PSF and sky after binning.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The arrays' folder.
+
+    Returns
+    -------
+    Observation
+        In arcsec and counts per pixel.
+
+    Raises
+    ------
+    D4LensError
+        If the arrays' facts are incomplete.
+    """
     facts = load_facts(folder)
     try:
         return Observation.from_dict({field.name: facts[field.name] for field in fields(Observation)})
@@ -160,7 +176,19 @@ def load_truth(folder: str | Path, split: str) -> Truth | None:
 
 
 class RowWriter:
-    """Writes an .npy of known shape (n, N, N) image by image, so that memory stays that of one image."""
+    """Writes an .npy of known shape (n, N, N) image by image, so that memory stays that of one image.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    n : int
+        Number of images.
+    side : int
+        Pixels a side N.
+    dtype : data-type
+        Of the array.
+    """
 
     def __init__(self, path: Path, n: int, side: int, dtype: Any) -> None:
         self.path, self.n, self.side, self.dtype, self.written = path, n, side, np.dtype(dtype), 0
@@ -178,7 +206,18 @@ class RowWriter:
             raise RuntimeError(f"{self.path} was given {self.written} of its {self.n} images")
 
     def add(self, image: NDArray[Any]) -> None:
-        """Append one image (N, N) of the array's type."""
+        """Append one image.
+
+        Parameters
+        ----------
+        image : numpy.ndarray
+            (N, N) of the array's type.
+
+        Raises
+        ------
+        ValueError
+            If its shape or type is another.
+        """
         if image.shape != (self.side, self.side) or image.dtype != self.dtype:
             raise ValueError(f"{image.shape} of {image.dtype} in an array of {self.side} pixels of {self.dtype}")
         self._file.write(np.ascontiguousarray(image).data)

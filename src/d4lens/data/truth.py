@@ -48,12 +48,29 @@ class Truth:
         return len(self.images)
 
     def rows(self, rows: Sequence[int] | NDArray[np.intp]) -> "Truth":
-        """Return the truth of the images in these rows, in this order."""
+        """Return the truth of the images in these rows, in this order.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Row numbers of `images`.
+
+        Returns
+        -------
+        Truth
+            These images with their masses.
+        """
         images = self.images.iloc[rows].reset_index(drop=True)
         return Truth(images, self.subhalos[self.subhalos["path"].isin(images["path"])].reset_index(drop=True))
 
     def subhalo_arrays(self) -> list[NDArray[np.float64]]:
-        """Return for each image an array (3, n) of theta_E, x, y in arcsec, in the order of the table."""
+        """Return for each image an array (3, n) of theta_E, x, y in arcsec, in the order of the table.
+
+        Returns
+        -------
+        list of numpy.ndarray
+            One (3, n) float64 an image; n may be 0.
+        """
         values = np.stack([self.subhalos[name].to_numpy(np.float64) for name in ("theta_E", "x", "y")])
         where = pd.Index(self.images["path"]).get_indexer(self.subhalos["path"])
         if (np.diff(where) < 0).any():  # a table somebody has sorted

@@ -11,7 +11,7 @@ from d4lens.detection.false_alarms import TRIALS, simulate
 from d4lens.detection.masses import LensWithMasses, column, with_another
 from d4lens.detection.profiled import Profile, power, profiled, whitened
 from d4lens.macrofit.centre import deviance
-from d4lens.macrofit.fit import FitResult, fit
+from d4lens.macrofit.fitting import FitResult, fit
 from d4lens.macrofit.likelihood import covariance, objective
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 

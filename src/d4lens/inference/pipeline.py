@@ -33,7 +33,7 @@ from d4lens.macrofit import (
     fit_marginal,
     open_model,
     preset_model,
-    significance,
+    significance_maps,
 )
 from d4lens.macrofit.centre import CENTRE, GRACE, deviance, freed, places, promise, seen_from_lens, unexplained
 from d4lens.macrofit.lens_light import NAMES, shines
@@ -651,7 +651,7 @@ def maps_of(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> Tensor:
     """Return the significance maps (B, N, N) of a fit."""
     if isinstance(result, MarginalFit):
         return result.significance
-    return significance(counts, result.parameters, lens)
+    return significance_maps(counts, result.parameters, lens)
 
 
 def default_weights() -> Path:

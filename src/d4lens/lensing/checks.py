@@ -22,7 +22,13 @@ _checking: ContextVar[bool] = ContextVar("d4lens_checking", default=True)
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Trust the parameters within this block: for inner loops whose bounds already hold (no device sync)."""
+    """Trust the parameters within this block: for inner loops whose bounds already hold (no device sync).
+
+    Yields
+    ------
+    None
+        Once, for a `with`.
+    """
     token = _checking.set(False)
     try:
         yield
@@ -63,7 +69,9 @@ def parameter(
     value : float or Tensor
         The value. Other numbers and array-likes are converted.
     low, high : float
-        Bounds, each inclusive unless `low_open` or `high_open` is set.
+        Bounds.
+    low_open, high_open : bool
+        Whether the bound itself is out of range.
 
     Returns
     -------
@@ -98,17 +106,73 @@ def parameter(
 
 
 def positive(name: str, value: Any) -> Number:
-    """Return a finite value above zero; PhysicsError otherwise."""
+    """Return a finite value above zero.
+
+    Parameters
+    ----------
+    name : str
+        The parameter, for the message.
+    value : float or Tensor
+        Its value.
+
+    Returns
+    -------
+    float or Tensor
+        As `parameter` returns it.
+
+    Raises
+    ------
+    PhysicsError
+        For any other value.
+    """
     return parameter(name, value, 0.0, low_open=True)
 
 
 def axis_ratio(name: str, value: Any) -> Number:
-    """Return a value in (0, 1]; PhysicsError otherwise."""
+    """Return a value in (0, 1].
+
+    Parameters
+    ----------
+    name : str
+        The parameter, for the message.
+    value : float or Tensor
+        Its value.
+
+    Returns
+    -------
+    float or Tensor
+        As `parameter` returns it.
+
+    Raises
+    ------
+    PhysicsError
+        For any other value.
+    """
     return parameter(name, value, 0.0, 1.0, low_open=True)
 
 
 def size(name: str, value: Any, at_least: int = MIN_PIXELS) -> int:
-    """Return a whole number of pixels of at least `at_least`; PhysicsError otherwise."""
+    """Return a whole number of pixels.
+
+    Parameters
+    ----------
+    name : str
+        The parameter, for the message.
+    value : int
+        Its value.
+    at_least : int
+        The least that is allowed.
+
+    Returns
+    -------
+    int
+        The value.
+
+    Raises
+    ------
+    PhysicsError
+        For any other value.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < at_least:
         raise PhysicsError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
     return int(value)
@@ -154,7 +218,20 @@ def field(name: str, value: Any, n_axes: int = 0) -> Tensor:
 
 
 def like(value: Number, field: Tensor) -> Tensor:
-    """Return a parameter as a tensor, so that sqrt and cos apply; a float takes the dtype and device of `field`."""
+    """Return a parameter as a tensor, so that sqrt and cos apply; a float takes the dtype and device of `field`.
+
+    Parameters
+    ----------
+    value : float or Tensor
+        The parameter.
+    field : Tensor
+        What it is used with.
+
+    Returns
+    -------
+    Tensor
+        The value.
+    """
     if isinstance(value, Tensor):
         return value
     return torch.tensor(value, dtype=field.dtype, device=field.device)

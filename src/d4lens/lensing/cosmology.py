@@ -23,7 +23,13 @@ _ARCSEC = np.degrees(1.0) * 3600
 
 @cache
 def flat_lcdm() -> "FlatLambdaCDM":
-    """Return the universe of every distance, as astropy has it."""
+    """Return the cosmology of every distance in this project.
+
+    Returns
+    -------
+    astropy.cosmology.FlatLambdaCDM
+        H0 = 70 km/s/Mpc, Omega_m = 0.3, no radiation.
+    """
     from astropy.cosmology import FlatLambdaCDM  # half a second, which prediction does without
 
     return FlatLambdaCDM(H0=70.0, Om0=0.3, Tcmb0=0.0)

@@ -22,14 +22,36 @@ def _split(g: int) -> tuple[int, int]:
 
 
 def compose(g: int, h: int) -> int:
-    """Return the element that acts as h first, then g."""
+    """Return the element that acts as h first, then g.
+
+    Parameters
+    ----------
+    g, h : int
+        Elements, 0 to 7.
+
+    Returns
+    -------
+    int
+        The element g h.
+    """
     (f, r), (e, s) = _split(g), _split(h)
     # A flip turns the sense of the quarter turns that it passes: f rot(s) = rot(-s) f.
     return 4 * ((f + e) % 2) + (r + (-s if f else s)) % 4
 
 
 def inverse(g: int) -> int:
-    """Return the element that undoes g."""
+    """Return the element that undoes g.
+
+    Parameters
+    ----------
+    g : int
+        An element, 0 to 7.
+
+    Returns
+    -------
+    int
+        Its inverse.
+    """
     flip, turns = _split(g)
     return g if flip else (-turns) % 4
 

@@ -29,7 +29,18 @@ def _axes(dx: Tensor, dy: Tensor, phi: Number) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def core_squared(dtype: torch.dtype) -> float:
-    """Return the squared radius in arcsec^2 below which a point counts as the centre."""
+    """Return the squared radius in arcsec^2 below which a point counts as the centre.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        A floating-point type.
+
+    Returns
+    -------
+    float
+        At least 1e-24 arcsec^2, and no subnormal number of the type.
+    """
     return max(1e-24, torch.finfo(dtype).tiny)
 
 

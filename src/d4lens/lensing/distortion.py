@@ -92,7 +92,18 @@ def jacobian_from_field(alpha_x: Tensor, alpha_y: Tensor, pixel_scale: Number) -
 
 
 def determinant(matrix: Tensor) -> Tensor:
-    """Return the determinant (...) of matrices (..., 2, 2)."""
+    """Return the determinant (...) of matrices (..., 2, 2).
+
+    Parameters
+    ----------
+    matrix : Tensor
+        (..., 2, 2).
+
+    Returns
+    -------
+    Tensor
+        (...).
+    """
     return matrix[..., 0, 0] * matrix[..., 1, 1] - matrix[..., 0, 1] * matrix[..., 1, 0]
 
 

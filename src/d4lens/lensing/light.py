@@ -8,7 +8,18 @@ from d4lens.lensing.deflection import _axes, _relative, core_squared
 
 
 def b_n(n: Number) -> Number:
-    """Return Sérsic's b_n = 1.9992 n - 0.3271, good for 0.5 <= n <= 10 (Capaccioli 1989; lenstronomy's choice)."""
+    """Return Sérsic's b_n = 1.9992 n - 0.3271, good for 0.5 <= n <= 10 (Capaccioli 1989; lenstronomy's choice).
+
+    Parameters
+    ----------
+    n : float or Tensor
+        The Sérsic index.
+
+    Returns
+    -------
+    float or Tensor
+        b_n.
+    """
     return 1.9992 * n - 0.3271
 
 
@@ -89,10 +100,12 @@ def sersic_ellipticity(
 
     Parameters
     ----------
-    x, y, amplitude, R_e, n, x0, y0
+    x, y, amplitude, R_e, n
         As for `sersic`.
     e1, e2 : float or Tensor
         (1 - q)/(1 + q) (cos 2phi, sin 2phi), e1^2 + e2^2 below 1.
+    x0, y0
+        As for `sersic`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Where the pixels are, and what a pixel's area averages."""
+"""The coordinates of an image's pixels, and means over blocks of them."""
 
 import torch
 from torch import Tensor

@@ -137,9 +137,26 @@ class PoissonSolver(nn.Module):
         return self._field(spectrum, 1), self._field(spectrum, 2)
 
     def forward(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `deflection`."""
+        """Compute the deflection, as `deflection` does.
+
+        Parameters
+        ----------
+        kappa : Tensor
+            Convergence (..., N, N).
+
+        Returns
+        -------
+        alpha_x, alpha_y : Tensor
+            Deflection in arcsec, each (..., N, N).
+        """
         return self.deflection(kappa)
 
     def extra_repr(self) -> str:
-        """Return what `print` shows of the solver beside its name."""
+        """Return what `print` shows of the solver beside its name.
+
+        Returns
+        -------
+        str
+            Grid and pixel scale.
+        """
         return f"n_pixels={self.n_pixels}, pixel_scale={self.pixel_scale}"

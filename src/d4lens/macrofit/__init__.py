@@ -1,10 +1,10 @@
 """The smooth lens fitted to each image: where it sits, and what it cannot explain."""
 
 from d4lens.macrofit.faintest import fit_faintest
-from d4lens.macrofit.fit import TABLE_COLUMNS, FitResult, fit
+from d4lens.macrofit.fitting import TABLE_COLUMNS, FitResult, fit
 from d4lens.macrofit.marginal import MarginalFit, fit_marginal, open_model
 from d4lens.macrofit.presets import preset_model, pseudo_counts
-from d4lens.macrofit.significance import significance
+from d4lens.macrofit.significance import significance_maps
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
 from d4lens.macrofit.split import fit_split
 
@@ -24,5 +24,5 @@ __all__ = [
     "open_model",
     "preset_model",
     "pseudo_counts",
-    "significance",
+    "significance_maps",
 ]

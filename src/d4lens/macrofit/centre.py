@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from d4lens.macrofit.fit import FitResult
+from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.levenberg import undamped
 from d4lens.macrofit.likelihood import in_groups, objective
 from d4lens.macrofit.marginal import MarginalFit, arcs

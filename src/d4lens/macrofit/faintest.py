@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d4lens.macrofit.fit import FitResult, fit
+from d4lens.macrofit.fitting import FitResult, fit
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 
 _DOUBT = 0.25  # counts a native pixel; of a true model the light that is left over is a tenth of that

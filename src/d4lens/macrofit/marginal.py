@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from d4lens.errors import PhysicsError
-from d4lens.macrofit.fit import FitResult, fit
+from d4lens.macrofit.fitting import FitResult, fit
 from d4lens.macrofit.lens_light import NAMES, LensLight, search
 from d4lens.macrofit.lens_light import core as lens_light_core
 from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels

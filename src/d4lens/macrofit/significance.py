@@ -23,7 +23,7 @@ PRIOR_WIDTH = 0.05
 source's light says nothing."""
 
 
-def significance(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> Tensor:
+def significance_maps(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> Tensor:
     """Signed significance S (B, N, N), float32, of one more point mass at each pixel's centre, in standard deviations.
 
     counts: (B, N, N) photons per pixel of `model`. parameters: (B, F) the best fit, in the order of `model.free`, which

@@ -55,7 +55,18 @@ class Prior:
 
 
 def bounds(observation: Observation) -> dict[str, Prior]:
-    """Return the widest priors that still make sense on `observation`: no Gaussian, nothing outside the image."""
+    """Return the widest priors that still make sense on `observation`: no Gaussian, nothing outside the image.
+
+    Parameters
+    ----------
+    observation : Observation
+        Grid and pixel scale in arcsec.
+
+    Returns
+    -------
+    dict of str to Prior
+        One for each parameter, in its unit.
+    """
     half, pixel = observation.half_width, observation.pixel_scale
     return {
         "theta_E": Prior(pixel, half),
@@ -82,16 +93,29 @@ class SmoothLensModel:
 
     Parameters
     ----------
-    observation: the native image (the one the renderer samples).
-    constants: values by name for PARAMETERS; the known ones keep them, the free ones start there unless the image's
-        moments say better. `sky` and `psf_sigma` default to the observation's, what may be 0 to 0.
-    free: names of the parameters to fit, each one of PARAMETERS.
-    priors: bounds and Gaussians by name, in place of `bounds(observation)`.
-    binning: the counts are sums of binning x binning native pixels (a remainder at the far edges cropped).
-    sampling: the image is computed at the centres of sampling x sampling blocks of native pixels; 1 is exact, a larger
-        one (a divisor of binning) is for the coarse steps of a fit.
+    observation : Observation
+        The native image, the one the renderer samples.
+    constants : mapping of str to float
+        Values by name for PARAMETERS. The known ones keep them, the free ones start there unless the image's moments say
+        better. `sky` and `psf_sigma` default to the observation's, what may be 0 to 0.
+    free : sequence of str
+        The parameters to fit, each one of PARAMETERS.
+    priors : mapping of str to Prior, optional
+        Bounds and Gaussians by name, in place of `bounds(observation)`.
+    binning : int
+        The counts are sums of binning x binning native pixels; a remainder at the far edges is cropped.
+    sampling : int
+        The image is computed at the centres of sampling x sampling blocks of native pixels. 1 is exact; a larger one, a
+        divisor of binning, is for the coarse steps of a fit.
+    dtype : torch.dtype
+        Of the image and its derivatives.
+    device : torch.device or str
+        Where they are computed.
 
-    Raises PhysicsError naming a parameter that is unknown, missing or out of range.
+    Raises
+    ------
+    PhysicsError
+        Naming a parameter that is unknown, missing or out of range.
     """
 
     def __init__(
@@ -138,7 +162,20 @@ class SmoothLensModel:
             self._direction = sis(self._x, self._y, 1.0)
 
     def at(self, binning: int, sampling: int) -> "SmoothLensModel":
-        """Return the same lens for counts of another binning or another sampling."""
+        """Return the same lens for counts of another binning or another sampling.
+
+        Parameters
+        ----------
+        binning : int
+            Native pixels a side of one of the counts'.
+        sampling : int
+            Native pixels a side of one sample, a divisor of `binning`.
+
+        Returns
+        -------
+        SmoothLensModel
+            The same lens.
+        """
         return SmoothLensModel(
             self.observation,
             self.constants,
@@ -151,7 +188,13 @@ class SmoothLensModel:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that decides what the model computes, as plain values."""
+        """Return everything that decides what the model computes, as plain values.
+
+        Returns
+        -------
+        dict
+            What JSON takes.
+        """
         priors = {name: [p.lower, p.upper, p.mean, str(p.sigma)] for name, p in self.priors.items()}
         return {
             "observation": self.observation.to_dict(),
@@ -165,21 +208,64 @@ class SmoothLensModel:
         }
 
     def pixel_centres(self) -> tuple[Tensor, Tensor]:
-        """Coordinates (x, y) of the counts' pixels, each (N, N), arcsec from the native image's centre."""
+        """Return the coordinates of the counts' pixels, from the native image's centre.
+
+        Returns
+        -------
+        x, y : Tensor
+            Each (N, N), arcsec.
+        """
         factor = self.binning // self.sampling
         kept = slice(self.n_pixels * factor)
         return bin_mean(self._x[kept, kept], factor), bin_mean(self._y[kept, kept], factor)
 
     def image(self, parameters: Tensor, modulation: Modulation | None = None) -> Tensor:
-        """Mean counts (B, N, N) for the free parameters (B, F), in the order of `free`."""
+        """Compute the mean counts.
+
+        Parameters
+        ----------
+        parameters : Tensor
+            The free parameters (B, F), in the order of `free`.
+        modulation : Modulation, optional
+            What the source's light is multiplied with.
+
+        Returns
+        -------
+        Tensor
+            (B, N, N) photons per pixel.
+        """
         return self._evaluate(parameters, modulation, derivatives=False)[:, 0]
 
     def jacobian(self, parameters: Tensor) -> Tensor:
-        """Return derivatives (B, F, N, N) of the mean counts by each free parameter, at the parameters (B, F)."""
+        """Compute the derivatives of the mean counts by each free parameter.
+
+        Parameters
+        ----------
+        parameters : Tensor
+            The free parameters (B, F), in the order of `free`.
+
+        Returns
+        -------
+        Tensor
+            (B, F, N, N) photons per pixel and unit of the parameter.
+        """
         return self._evaluate(parameters, None, derivatives=True)[:, 1:]
 
     def image_and_jacobian(self, parameters: Tensor, modulation: Modulation | None = None) -> Tensor:
-        """(B, 1 + F, N, N): the mean counts and their derivatives, which share most of the work."""
+        """Compute the mean counts and their derivatives together, which share most of the work.
+
+        Parameters
+        ----------
+        parameters : Tensor
+            The free parameters (B, F), in the order of `free`.
+        modulation : Modulation, optional
+            What the source's light is multiplied with.
+
+        Returns
+        -------
+        Tensor
+            (B, 1 + F, N, N): `image`, then `jacobian`.
+        """
         return self._evaluate(parameters, modulation, derivatives=True)
 
     def _evaluate(self, parameters: Tensor, modulation: Modulation | None, *, derivatives: bool) -> Tensor:
@@ -215,7 +301,18 @@ class SmoothLensModel:
         return out
 
     def blur(self, sigma: float) -> Tensor:
-        """Return the matrix (N, S) that blurs one axis of the S sampled pixels by a PSF of `sigma` arcsec into the N counts'."""
+        """Return the matrix that blurs one axis of the sampled pixels into that of the counts.
+
+        Parameters
+        ----------
+        sigma : float
+            Standard deviation of the PSF in arcsec.
+
+        Returns
+        -------
+        Tensor
+            (N, S), where S samples make N pixels.
+        """
         return self._blur(torch.tensor([sigma], dtype=torch.float64))[0]
 
     def _blur(self, sigma: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -300,9 +397,21 @@ class SmoothLensModel:
 
 
 def bands(matrix: Tensor, n_bands: int = 3) -> list[tuple[slice, Tensor]]:
-    """Split a banded matrix (N, M) into blocks of rows, each with the columns where it is not zero.
+    """Split a banded matrix into blocks of rows, each with the columns where it is not zero.
 
     That takes half the multiplications.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        (N, M).
+    n_bands : int
+        Number of blocks.
+
+    Returns
+    -------
+    list of (slice, Tensor)
+        For each block its columns, and the block with these alone.
     """
     bands = []
     for rows in matrix.tensor_split(min(n_bands, len(matrix))):

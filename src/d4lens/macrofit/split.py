@@ -15,10 +15,10 @@ from torch import Tensor
 
 from d4lens import imports
 from d4lens.files import atomic_path, write_json
-from d4lens.macrofit.fit import fit
+from d4lens.macrofit.fitting import fit
 from d4lens.macrofit.marginal import fit_marginal, open_model
 from d4lens.macrofit.presets import pseudo_counts
-from d4lens.macrofit.significance import significance
+from d4lens.macrofit.significance import significance_maps
 from d4lens.macrofit.smooth_lens import MAPS, SmoothLensModel
 from d4lens.macrofit.world import AUTO, MARGINAL, SPECIALIST, foreign
 from d4lens.parallel import Ranks, together
@@ -89,7 +89,7 @@ def _fitted(
         result = fit_marginal(pixels, _opened(model))
         return {"residual": result.residual, "significance": result.significance}, result.table
     first = fit(pixels, model, **options)
-    found = {"residual": first.residual, "significance": significance(pixels, first.parameters, model)}
+    found = {"residual": first.residual, "significance": significance_maps(pixels, first.parameters, model)}
     others = torch.nonzero(foreign(pixels, first, model))[:, 0] if smooth_lens == AUTO else torch.empty(0)
     if not len(others):
         return found, first.table

@@ -30,7 +30,7 @@ def moments(counts: Tensor, model: SmoothLensModel) -> Tensor:
     return torch.stack([radius, sums[:, 1] / second, sums[:, 2] / second, sums[:, 4] / total, sums[:, 5] / total], 1)
 
 
-def start(from_moments: Tensor, model: SmoothLensModel, variant: int) -> Tensor:
+def starting_point(from_moments: Tensor, model: SmoothLensModel, variant: int) -> Tensor:
     """Start (B, F) number `variant` for moments (B, 5); parameters of which they say nothing start at their constants."""
     size, pull, place = VARIANTS[variant]
     radius, second_x, second_y, centre_x, centre_y = from_moments.unbind(1)

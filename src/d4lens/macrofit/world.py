@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from d4lens.macrofit.centre import promise, unexplained
-from d4lens.macrofit.fit import FitResult
+from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 
 SPECIALIST, MARGINAL, AUTO = MODELS = ("specialist", "marginal", "auto")

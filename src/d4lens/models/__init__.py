@@ -77,7 +77,24 @@ def build(name: str, observation: Observation, **options: Any) -> nn.Module:
 
 
 def describe(name: str, observation: Observation, options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Describe what `load` needs to build the network again, as JSON."""
+    """Describe what `load` needs to build the network again, as JSON.
+
+    Parameters
+    ----------
+    name : str
+        A name of NETWORKS.
+    observation : Observation
+        The grid, pixel scale, PSF and sky it was built for.
+    options : dict
+        Its options, as `build` takes them.
+    model : nn.Module
+        The network.
+
+    Returns
+    -------
+    dict
+        Name, options, observation, classes in order, and the number of parameters.
+    """
     return {
         "name": name,
         "options": options,
@@ -88,7 +105,18 @@ def describe(name: str, observation: Observation, options: dict[str, Any], model
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """Copy the state_dict of eval mode, since escnn's keys differ between the modes. The model keeps its mode."""
+    """Copy the state_dict of eval mode, since escnn's keys differ between the modes. The model keeps its mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Copies, detached, on the model's device.
+    """
     training = model.training
     tensors = {name: value.detach().clone() for name, value in model.eval().state_dict().items()}
     model.train(training)

@@ -24,6 +24,16 @@ def exported(model: nn.Module) -> nn.Module:
     """Make the network to predict with: float32, channels last, in eval mode.
 
     It is of plain convolutions where the model has `export()`. The given model is left in eval mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The trained network.
+
+    Returns
+    -------
+    nn.Module
+        The network to predict with; the model itself where it has no `export()`.
     """
     # escnn keeps the filters that it expands on the way into eval mode; expanded under autograd they cannot be copied.
     with torch.no_grad():
@@ -123,7 +133,7 @@ def predict_shared(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Predict images in each of VIEWS with all processes together.
 
-    The batches are those of one process, so the logits are its too, to the bit on one kind of machine.
+    The batches are those of one process, so on one kind of machine the logits equal its logits to the bit.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The rivals: ResNet18 (He et al. 2016) and a small D4-equivariant CNN, on the image or on the residual as well."""
+"""The baselines: ResNet18 (He et al. 2016) and a small D4-equivariant CNN, on the image or on the residual as well."""
 
 import itertools
 from collections.abc import Sequence
@@ -51,12 +51,23 @@ class ResNet(nn.Module):
         )
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
-        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`."""
+        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            B images with the entries of `needs`.
+
+        Returns
+        -------
+        dict of str to Tensor
+            `logits` (B, 3), in the order of CLASSES.
+        """
         return {"logits": self.net(stack(self.channels, batch, self.sky)).to(batch.counts.dtype)}
 
 
 class D4CNN(nn.Module):
-    """A D4-equivariant CNN: lift, one block a level with the size halved between, invariant mean and maximum, a line.
+    """A D4-equivariant CNN: lift, one block a level with the size halved between, invariant mean and maximum, a linear layer.
 
     The logits are invariant: the eight views of an image give the same ones.
 
@@ -92,7 +103,18 @@ class D4CNN(nn.Module):
         self.classify = nn.Linear(2 * fields[-1], len(CLASSES))
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
-        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`."""
+        """Compute {"logits": (B, 3)} of a batch with the entries of `needs`.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            B images with the entries of `needs`.
+
+        Returns
+        -------
+        dict of str to Tensor
+            `logits` (B, 3), in the order of CLASSES.
+        """
         x = F.relu(self.norms[0](self.lift(stack(self.channels, batch, self.sky))))
         for conv, norm in zip(self.convs, self.norms[1:]):
             x = F.relu(norm(conv(downsample(x))))
@@ -100,7 +122,13 @@ class D4CNN(nn.Module):
         return {"logits": self.classify(pooled).to(batch.counts.dtype)}
 
     def export(self) -> nn.Module:
-        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode.
+
+        Returns
+        -------
+        nn.Module
+            The copy.
+        """
         return without_escnn(self)
 
 

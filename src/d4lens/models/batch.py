@@ -90,7 +90,18 @@ class LensBatch:
 
     @classmethod
     def joined(cls, parts: Sequence["LensBatch"]) -> "LensBatch":
-        """Concatenate batches that hold the same entries."""
+        """Concatenate batches that hold the same entries.
+
+        Parameters
+        ----------
+        parts : sequence of LensBatch
+            At least one.
+
+        Returns
+        -------
+        LensBatch
+            Their images, in this order.
+        """
         held = [part.entries() for part in parts]
         return cls(**{name: torch.cat([entries[name] for entries in held]) for name in held[0]})
 
@@ -98,12 +109,34 @@ class LensBatch:
         return len(self.counts)
 
     def entries(self) -> dict[str, Tensor]:
-        """Return the entries that are there, by name."""
+        """Return the entries that are there, by name.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The tensors themselves, not copies.
+        """
         every = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in every if value is not None}
 
     def need(self, name: str) -> Tensor:
-        """Return one entry. Raises D4LensError where the batch is without it."""
+        """Return one entry.
+
+        Parameters
+        ----------
+        name : str
+            The entry's name, such as "residual".
+
+        Returns
+        -------
+        Tensor
+            The entry, with the shape that the class gives it.
+
+        Raises
+        ------
+        D4LensError
+            If the batch is without it.
+        """
         value: Tensor | None = getattr(self, name)
         if value is None:
             made_by = "preprocess" if name in ("label", "index", "kappa") else "macrofit"
@@ -113,17 +146,51 @@ class LensBatch:
         return value
 
     def rows(self, chosen: Any) -> "LensBatch":
-        """Return some of the images: `chosen` is a slice or an index of a tensor's first axis."""
+        """Return some of the images.
+
+        Parameters
+        ----------
+        chosen : slice, or an index of a tensor's first axis
+            Which images.
+
+        Returns
+        -------
+        LensBatch
+            Every entry of them.
+        """
         return self._each(lambda value: value[chosen])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "LensBatch":
-        """Return the batch on another device; its floating-point entries, and these alone, in another dtype."""
+        """Return the batch on another device; its floating-point entries, and these alone, in another dtype.
+
+        Parameters
+        ----------
+        device : torch.device or str, optional
+            Where to; None leaves them.
+        dtype : torch.dtype, optional
+            A floating-point type; None leaves them.
+
+        Returns
+        -------
+        LensBatch
+            The batch there.
+        """
         return self._each(lambda value: value.to(device, dtype if value.is_floating_point() else None))
 
     def turned(self, g: int) -> "LensBatch":
         """Return the batch that a telescope turned by element `g` of D4 would have delivered.
 
         Maps turn as `d4.transform`, the fit as `turned_fit`; label and index stay.
+
+        Parameters
+        ----------
+        g : int
+            An element of D4, 0 to 7.
+
+        Returns
+        -------
+        LensBatch
+            The turned batch.
         """
         turned = {name: d4.transform(value, g) if value.ndim >= 3 else value for name, value in self.entries().items()}
         if self.fit is not None:
@@ -138,6 +205,18 @@ def turned_fit(fit: Tensor, g: int) -> Tensor:
     """Turn fit parameters (..., 7), in the order of FIT_COLUMNS, with the image under element `g` of D4.
 
     The source position is a vector; shear and ellipticity are spin-2; the Einstein radius is a scalar.
+
+    Parameters
+    ----------
+    fit : Tensor
+        (..., 7), in the order of FIT_COLUMNS.
+    g : int
+        An element of D4, 0 to 7.
+
+    Returns
+    -------
+    Tensor
+        The turned parameters (..., 7).
     """
     column: dict[str, Any] = dict(zip(FIT_COLUMNS, fit.unbind(-1), strict=True))
     for first, second, turn in (

@@ -61,12 +61,38 @@ def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
 
 
 def stack(names: Sequence[str], batch: LensBatch, sky: float) -> Tensor:
-    """Stack channels side by side: (B, len(names), N, N)."""
+    """Stack channels side by side.
+
+    Parameters
+    ----------
+    names : sequence of str
+        As `channel` takes them.
+    batch : LensBatch
+        B images of (N, N) pixels.
+    sky : float
+        Mean sky in counts per pixel.
+
+    Returns
+    -------
+    Tensor
+        (B, len(names), N, N).
+    """
     return torch.stack([channel(name, batch, sky) for name in names], 1)
 
 
 def needs_of(channels: Sequence[str]) -> tuple[str, ...]:
-    """Name the entries that a batch must hold for these channels."""
+    """Name the entries that a batch must hold for these channels.
+
+    Parameters
+    ----------
+    channels : sequence of str
+        Names of channels.
+
+    Returns
+    -------
+    tuple of str
+        Names of entries of LensBatch.
+    """
     return ("counts", *(name for name in ("residual", "significance") if name in channels))
 
 

@@ -104,7 +104,18 @@ class EquivariantConv(nn.Module):
         nn.init.normal_(self.conv.weights, std=math.sqrt(2 / reach))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve maps (B, channels in, n, n) to (B, channels out, m, m)."""
+        """Convolve maps.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, channels in, n, n).
+
+        Returns
+        -------
+        Tensor
+            (B, channels out, m, m); m follows from n, the kernel and its padding.
+        """
         conv = self.conv
         kernel, bias = conv.expand_parameters() if conv.training else (conv.filter, conv.expanded_bias)
         # escnn's own forward leaves the kernel channels first, and one such kernel turns all that follows.
@@ -115,6 +126,16 @@ class EquivariantConv(nn.Module):
 
         The entries of an orbit are sums of the same terms, which a matrix product need not round alike on every processor:
         each takes the value of one of them.
+
+        Parameters
+        ----------
+        mode : bool
+            True to train, False to evaluate.
+
+        Returns
+        -------
+        EquivariantConv
+            The layer itself.
         """
         expand = self.training and not mode
         super().train(mode)
@@ -128,7 +149,13 @@ class EquivariantConv(nn.Module):
         return self
 
     def plain(self) -> nn.Conv2d:
-        """Copy the trained layer as a torch convolution."""
+        """Copy the trained layer as a torch convolution.
+
+        Returns
+        -------
+        nn.Conv2d
+            The same kernel and bias, on the same device.
+        """
         training = self.training
         self.eval()
         weight, bias = self.conv.filter.detach(), self.conv.expanded_bias
@@ -199,7 +226,20 @@ def _channel_order(g: int) -> tuple[int, ...]:
 
 
 def transform_fields(x: Tensor, g: int) -> Tensor:
-    """Act with element `g` on regular fields (B, 8 F, n, n): turn the map, permute the eight channels of each field."""
+    """Act with element `g` on regular fields (B, 8 F, n, n): turn the map, permute the eight channels of each field.
+
+    Parameters
+    ----------
+    x : Tensor
+        (B, 8 F, n, n).
+    g : int
+        An element of D4, 0 to 7.
+
+    Returns
+    -------
+    Tensor
+        The fields after the turn, of the same shape.
+    """
     order = torch.tensor(_channel_order(g), device=x.device)
     batch, channels, n, _ = x.shape
     return d4.transform(x.view(batch, channels // ORDER, ORDER, n, n)[:, :, order], g).reshape(x.shape)

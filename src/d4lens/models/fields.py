@@ -1,7 +1,7 @@
 """Regular fields without escnn: their norm, pooling and invariants, and the plain layers a trained network becomes.
 
-A field is eight channels, one for each element of D4; `equivariant` says how they turn. What is here needs torch alone, so
-that a network exported for prediction does.
+A field is eight channels, one for each element of D4; `equivariant` says how they turn. This module needs torch alone, and so
+does a network exported for prediction.
 """
 
 import copy
@@ -65,7 +65,17 @@ def _normalise(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: 
 
 
 class FieldNorm(nn.Module):
-    """Batch normalisation of regular fields (B, 8 F, n, n): one mean, variance, scale and shift for each field."""
+    """Batch normalisation of regular fields (B, 8 F, n, n): one mean, variance, scale and shift for each field.
+
+    Parameters
+    ----------
+    fields : int
+        Number of fields F.
+    momentum : float
+        Weight of a batch in the running moments.
+    eps : float
+        What is added to the variance.
+    """
 
     running_mean: Tensor
     running_var: Tensor
@@ -78,7 +88,18 @@ class FieldNorm(nn.Module):
         self.momentum, self.eps = momentum, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise fields (B, 8 F, n, n) by their own moments in training, by the running ones else."""
+        """Normalise fields by their own moments in training, by the running ones else.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, 8 F, n, n).
+
+        Returns
+        -------
+        Tensor
+            The normalised fields, of the same shape.
+        """
         if not self.training:
             return _normalise(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
         y: Tensor
@@ -88,7 +109,13 @@ class FieldNorm(nn.Module):
         return y
 
     def plain(self) -> nn.BatchNorm2d:
-        """Copy the trained layer as torch's batch normalisation."""
+        """Copy the trained layer as torch's batch normalisation.
+
+        Returns
+        -------
+        nn.BatchNorm2d
+            Every field's moments, scale and shift, once for each of its eight channels.
+        """
         plain = nn.BatchNorm2d(ORDER * len(self.weight), eps=self.eps, dtype=self.weight.dtype)
         with torch.no_grad():
             for name in ("weight", "bias", "running_mean", "running_var"):
@@ -97,22 +124,54 @@ class FieldNorm(nn.Module):
 
 
 def summary(x: Tensor) -> Tensor:
-    """Take the mean and the maximum of each regular field (B, 8 F, n, n) over group and plane: invariants (B, 2 F).
+    """Take the mean and the maximum of each regular field over group and plane, which no element of D4 changes.
 
     Faint masses light a few pixels only: the mean alone would dilute them.
+
+    Parameters
+    ----------
+    x : Tensor
+        (B, 8 F, n, n).
+
+    Returns
+    -------
+    Tensor
+        (B, 2 F).
     """
     mean = x.mean((-2, -1)).unflatten(1, (-1, ORDER)).mean(2)
     return torch.cat([mean, invariant(x).amax((-2, -1))], 1)
 
 
 def invariant(x: Tensor) -> Tensor:
-    """Take the largest value over the group of each regular field: (B, 8 F, n, n) -> F scalar maps (B, F, n, n)."""
+    """Take the largest value over the group of each regular field.
+
+    Parameters
+    ----------
+    x : Tensor
+        (B, 8 F, n, n).
+
+    Returns
+    -------
+    Tensor
+        Scalar maps (B, F, n, n).
+    """
     largest: Tensor = x.unflatten(1, (-1, ORDER)).amax(2)
     return largest
 
 
 def downsample(x: Tensor) -> Tensor:
-    """Halve maps (B, C, n, n) by means that commute with a quarter turn: 2 x 2 on an even size, 3 x 3 on an odd one."""
+    """Halve maps by means that commute with a quarter turn: 2 x 2 on an even size, 3 x 3 on an odd one.
+
+    Parameters
+    ----------
+    x : Tensor
+        (B, C, n, n).
+
+    Returns
+    -------
+    Tensor
+        (B, C, m, m), where m is n / 2, rounded up.
+    """
     if x.shape[-1] % 2 == 0:
         return F.avg_pool2d(x, 2)
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
@@ -122,6 +181,16 @@ def without_escnn(model: nn.Module) -> nn.Module:
     """Copy a model in eval mode, every escnn layer replaced by a plain torch one.
 
     The copy is faster, and torch alone can save and run it. The model keeps its mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A network with layers of escnn.
+
+    Returns
+    -------
+    nn.Module
+        The copy.
     """
     training = model.training
     with torch.no_grad():  # escnn keeps the filters of eval mode; expanded under autograd they could not be copied

@@ -7,7 +7,7 @@ from timm.models.efficientnet import EfficientNet
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 
-# V2's pattern (fused blocks first, squeeze-and-excitation last) at the width that a thin map at full size can pay for.
+# V2's pattern (fused blocks first, squeeze-and-excitation last) at a width that keeps a map at full size cheap.
 _NANO = (
     ["er_r1_k3_s2_e4_c16"],
     ["er_r2_k3_s2_e4_c24"],

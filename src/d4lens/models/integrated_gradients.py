@@ -1,7 +1,7 @@
 """Where in the image a decision comes from: integrated gradients (Sundararajan et al. 1703.01365).
 
-The logit of a class against that of another, along the straight way from what a smooth lens would show, no residual and no
-significance, to the image; or the plain gradient times the same difference. The channels' absolute values are added up
+The logit of a class against that of another, along the straight line from what a smooth lens would show (no residual, no
+significance) to the image; or the plain gradient times the same difference. The channels' absolute values are added up
 pixel by pixel.
 """
 
@@ -15,7 +15,18 @@ _SMOOTHING = 1.0  # pixels: the highest point of single pixels is noise
 
 
 def maps_read(network: nn.Module) -> tuple[str, ...]:
-    """Name the maps of a batch that a network's class is read off: counts where it sees no others."""
+    """Name the maps of a batch that a network's class is read off: counts where it sees no others.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A network with `needs`.
+
+    Returns
+    -------
+    tuple of str
+        Names of entries of LensBatch, each (B, N, N).
+    """
     return tuple(name for name in network.needs if name not in ("counts", "fit")) or ("counts",)  # type: ignore[union-attr]
 
 

@@ -23,7 +23,7 @@ UNetKind = Literal["equivariant", "exported", "plain_width", "plain_parameters"]
 OF_FIT = ("residual", "significance")
 
 
-def unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]) -> UNet:
+def make_unet(kind: UNetKind, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]) -> UNet:
     """Build the U-Net of one kind.
 
     Parameters
@@ -65,14 +65,14 @@ class D4LensPINNPublished(nn.Module):
     spreads differ by a factor of 700.
 
     Its Poisson residual is a smoothness penalty, as psi comes from the solver itself, and one image cannot fix the
-    mass sheet. Both are limits of the published idea, kept here; `D4LensPINN` mends them.
+    mass sheet. Both are limits of the published idea and stay here; `D4LensPINN` has neither.
 
     Parameters
     ----------
     observation : Observation
         Pixels, PSF and sky of the images.
     unet_kind : str
-        As in `unet`.
+        As in `make_unet`.
     fields : sequence of int
         Number of fields of each level of the U-Net, finest first.
     head : str
@@ -130,7 +130,7 @@ class D4LensPINNPublished(nn.Module):
         self.unet, self.engine, self.invariants, self.read_theta_E = None, None, None, None
         self.losses: tuple[str, ...] = ()
         if set(head_channels) - {*self.OF_IMAGE}:
-            self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 1, fields)
+            self.unet = make_unet(unet_kind, observation.n_pixels, len(self.inputs), 1, fields)
             self.losses = ("total_variation", "sparsity", "centre", "poisson", "lens_convergence")
         if set(head_channels) & {*self.OF_ENGINE}:
             half_width, pixels = observation.half_width, observation.n_pixels
@@ -216,7 +216,13 @@ class D4LensPINNPublished(nn.Module):
         return seen
 
     def export(self) -> nn.Module:
-        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode.
+
+        Returns
+        -------
+        nn.Module
+            The copy.
+        """
         return without_escnn(self)
 
 
@@ -245,7 +251,7 @@ class D4LensPINN(nn.Module):
     engine : bool
         False leaves out the lens equation, with its channels and its losses.
     unet_kind : str
-        As in `unet`.
+        As in `make_unet`.
     fields : sequence of int
         Number of fields of each level of the U-Net, finest first.
     invariant_fields : sequence of int
@@ -298,7 +304,7 @@ class D4LensPINN(nn.Module):
         self.sky, self.scale = observation.sky, observation.pixel_scale
         self.inputs, self.head_channels = tuple(inputs), tuple(head_channels)
         self.needs = (*needs_of((*self.inputs, *self.head_channels)), *(("fit",) if engine else ()))
-        self.unet = unet(unet_kind, observation.n_pixels, len(self.inputs), 2 if engine else 1, fields)
+        self.unet = make_unet(unet_kind, observation.n_pixels, len(self.inputs), 2 if engine else 1, fields)
         half_width = min(source_half_width, observation.half_width)
         pixels = max(8, round(2 * half_width / observation.pixel_scale))
         self.engine = LensEngine(observation, half_width, pixels) if engine else None
@@ -308,7 +314,7 @@ class D4LensPINN(nn.Module):
         if invariant_fields:
             self.invariants = InvariantBranch(self.unet.layers, (fields[-1], *invariant_fields))
             self.classify_invariants = nn.Linear(self.invariants.width, len(CLASSES))
-            # The head adds to the logits of the invariants and begins with little to add: untrained, it would drown them.
+            # The head's logits are added to those of the invariants. They begin small, or noise would hide the invariants.
             quieten(self.head)
 
     def forward(self, batch: LensBatch) -> dict[str, Tensor]:
@@ -357,7 +363,13 @@ class D4LensPINN(nn.Module):
         return out
 
     def export(self) -> nn.Module:
-        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode."""
+        """Copy it for prediction without escnn: the same outputs from plain torch layers, in eval mode.
+
+        Returns
+        -------
+        nn.Module
+            The copy.
+        """
         return without_escnn(self)
 
 
@@ -365,13 +377,29 @@ def quieten(head: EfficientNet) -> None:
     """Scale the classifier's first weights by a tenth.
 
     timm draws them for logits of a spread of 4 to 6, where the cross-entropy begins at 3 to 4 instead of chance's 1.1.
+
+    Parameters
+    ----------
+    head : EfficientNet
+        The freshly drawn head, changed in place.
     """
     with torch.no_grad():
         head.classifier.weight.mul_(0.1)
 
 
 def noise(counts: Tensor) -> Tensor:
-    """Estimate the Poisson standard deviation of counts of any shape from the counts themselves; at least one."""
+    """Estimate the Poisson standard deviation of counts of any shape from the counts themselves; at least one.
+
+    Parameters
+    ----------
+    counts : Tensor
+        Photons per pixel.
+
+    Returns
+    -------
+    Tensor
+        Photons per pixel, of the same shape.
+    """
     return counts.clamp_min(1.0).sqrt()
 
 

@@ -52,13 +52,24 @@ ECE_BINS = 15
 
 
 def softmax(logits: ArrayLike) -> Array:
-    """Turn logits (n, C) into probabilities (n, C) float64, which keeps confident images apart that float32 would tie."""
+    """Turn logits into probabilities in float64, which keeps confident images apart that float32 would tie.
+
+    Parameters
+    ----------
+    logits : array_like
+        (n, C).
+
+    Returns
+    -------
+    numpy.ndarray
+        (n, C) float64; each row sums to 1.
+    """
     logits = np.asarray(logits, dtype=np.float64)
     exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
 
 
-def scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
+def score(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
     """Compute every metric of METRICS, without intervals.
 
     Parameters
@@ -83,7 +94,27 @@ def scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
 
 
 def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int64], Array]:
-    """Return labels (n,) and probabilities (n, C) as arrays. Raises D4LensError where `scores` would."""
+    """Return labels and probabilities as arrays that can be scored.
+
+    Parameters
+    ----------
+    labels : array_like
+        (n,) indices into CLASSES.
+    probabilities : array_like
+        (n, C), in the order of CLASSES.
+
+    Returns
+    -------
+    labels : numpy.ndarray
+        (n,) int64.
+    probabilities : numpy.ndarray
+        (n, C) float64.
+
+    Raises
+    ------
+    D4LensError
+        If the shapes do not fit, a label is out of range, a class is missing, or a probability is not finite.
+    """
     labels = np.asarray(labels, dtype=np.int64)
     probabilities = np.asarray(probabilities, dtype=np.float64)
     if labels.ndim != 1 or probabilities.shape != (len(labels), len(CLASSES)):

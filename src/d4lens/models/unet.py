@@ -15,42 +15,142 @@ from d4lens.models.fields import ORDER, downsample, summary
 class Layers(Protocol):
     """The things a network is built of, each counted in fields; what a field is, the maker decides.
 
-    regular: whether a field's channels stand for the eight elements of D4.
+    Attributes
+    ----------
+    regular : bool
+        Whether a field's channels stand for the eight elements of D4.
     """
 
     regular: bool
 
     def channels(self, fields: int) -> int:
-        """Count the channels of so many fields."""
+        """Count the channels of so many fields.
+
+        Parameters
+        ----------
+        fields : int
+            Number of fields.
+
+        Returns
+        -------
+        int
+            Number of channels.
+        """
         ...
 
     def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
-        """Make a convolution from scalars to fields."""
+        """Make a convolution from scalars to fields.
+
+        Parameters
+        ----------
+        scalars : int
+            Scalar maps in.
+        fields : int
+            Fields out.
+        kernel_size : int
+            Side of the kernel in pixels.
+        padding : int
+            Zeros on each side, in pixels.
+
+        Returns
+        -------
+        nn.Module
+            The layer.
+        """
         ...
 
     def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        """Make a convolution between fields that keeps the size."""
+        """Make a convolution between fields that keeps the size.
+
+        Parameters
+        ----------
+        fields_in, fields_out : int
+            Fields in and out.
+        kernel_size : int
+            Side of the kernel in pixels, odd.
+
+        Returns
+        -------
+        nn.Module
+            The layer.
+        """
         ...
 
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
-        """Make a convolution from fields to scalars."""
+        """Make a convolution from fields to scalars.
+
+        Parameters
+        ----------
+        fields : int
+            Fields in.
+        scalars : int
+            Scalar maps out.
+        kernel_size : int
+            Side of the kernel in pixels.
+        padding : int
+            Zeros on each side, in pixels.
+
+        Returns
+        -------
+        nn.Module
+            The layer.
+        """
         ...
 
     def norm(self, fields: int) -> nn.Module:
-        """Make a batch normalisation."""
+        """Make a batch normalisation.
+
+        Parameters
+        ----------
+        fields : int
+            Number of fields.
+
+        Returns
+        -------
+        nn.Module
+            The layer.
+        """
         ...
 
     def summary(self, x: Tensor) -> Tensor:
-        """Summarise fields (B, C, n, n) in vectors (B, summary_width)."""
+        """Summarise fields in vectors.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, C, n, n).
+
+        Returns
+        -------
+        Tensor
+            (B, summary_width).
+        """
         ...
 
     def summary_width(self, fields: int) -> int:
-        """Return the length of the summary of so many fields."""
+        """Return the length of the summary of so many fields.
+
+        Parameters
+        ----------
+        fields : int
+            Number of fields.
+
+        Returns
+        -------
+        int
+            The length.
+        """
         ...
 
 
 class PlainLayers:
-    """Ordinary convolutions, `per_field` channels where the equivariant network has a field of eight."""
+    """Ordinary convolutions in place of the equivariant ones.
+
+    Parameters
+    ----------
+    per_field : float
+        Channels where the equivariant network has a field of eight.
+    """
 
     regular = False
 
@@ -105,9 +205,22 @@ class ExportedLayers(PlainLayers):
 
 
 def field_layers(kind: str) -> Layers:
-    """Make the `equivariant` layers, or the `exported` ones of a network that only predicts.
+    """Make the layers of a network of regular fields.
 
-    Raises D4LensError where escnn, which the former need, is not installed.
+    Parameters
+    ----------
+    kind : str
+        "equivariant", which trains and needs escnn, or "exported", which only predicts.
+
+    Returns
+    -------
+    Layers
+        The layers.
+
+    Raises
+    ------
+    D4LensError
+        If escnn is needed and not installed.
     """
     if kind == "exported":
         return ExportedLayers()
@@ -121,7 +234,20 @@ def field_layers(kind: str) -> Layers:
 
 
 def working_size(n_pixels: int, levels: int) -> int:
-    """Return the least size at or above `n_pixels` that `levels` - 1 halvings keep whole: 75 -> 76, 150 -> 152 for three levels."""
+    """Return the least size at or above `n_pixels` that the U-Net's halvings keep whole: 75 -> 76, 150 -> 152 for three levels.
+
+    Parameters
+    ----------
+    n_pixels : int
+        Pixels a side of the image.
+    levels : int
+        Levels of the U-Net; it halves once less.
+
+    Returns
+    -------
+    int
+        Pixels a side.
+    """
     step: int = 2 ** (levels - 1)
     return -(-n_pixels // step) * step
 
@@ -131,6 +257,19 @@ class Lift(nn.Module):
 
     Zeros are added on all four sides alike. From an odd to an even size there is no such padding, and one row and one
     column more would move the centre by half a pixel and break D4: there a 4 x 4 kernel with padding 2 adds the one.
+
+    Parameters
+    ----------
+    layers : Layers
+        The kind of layers.
+    n_pixels : int
+        Pixels a side of the image.
+    scalars : int
+        Scalar maps C.
+    fields : int
+        Fields out.
+    levels : int
+        Levels of the U-Net, which set the working size.
     """
 
     def __init__(self, layers: Layers, n_pixels: int, scalars: int, fields: int, levels: int) -> None:
@@ -141,7 +280,23 @@ class Lift(nn.Module):
         self.conv = layers.lift(scalars, fields, kernel_size=4 if odd else 5, padding=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Lift maps (B, scalars, n, n) to fields (B, C, size, size). Raises D4LensError for another n."""
+        """Lift maps to fields.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, scalars, n, n).
+
+        Returns
+        -------
+        Tensor
+            (B, C, size, size).
+
+        Raises
+        ------
+        D4LensError
+            If n is not that of the class.
+        """
         if x.shape[-2:] != (self.n_pixels, self.n_pixels):
             raise D4LensError(
                 f"images of {x.shape[-2]} x {x.shape[-1]} pixels were given to a model built for {self.n_pixels} x "
@@ -152,14 +307,36 @@ class Lift(nn.Module):
         return fields
 
     def restore(self, x: Tensor) -> Tensor:
-        """Bring maps of the working size back to the image's pixels: means of four where the size was odd, then a crop."""
+        """Bring maps of the working size back to the image's pixels: means of four where the size was odd, then a crop.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, C, m, m), where m is the working size.
+
+        Returns
+        -------
+        Tensor
+            (B, C, n, n).
+        """
         if self.odd:  # as a convolution: a quarter of the time of avg_pool2d at stride 1
             channels = x.shape[1]
             x = F.conv2d(x, x.new_full((channels, 1, 2, 2), 0.25), groups=channels)
         return self.crop(x)
 
     def crop(self, x: Tensor) -> Tensor:
-        """Cut the margin off maps of the working size, or of one less where the image's size is odd."""
+        """Cut the margin off maps of the working size, or of one less where the image's size is odd.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, C, m, m), where m is the working size or one less.
+
+        Returns
+        -------
+        Tensor
+            (B, C, n, n).
+        """
         excess = x.shape[-1] - self.n_pixels - self.margin
         # Padding by less than nothing: the gradient of a slice would come back channels first.
         return F.pad(x, [-self.margin, -excess] * 2) if self.margin or excess else x
@@ -204,7 +381,7 @@ class UNet(nn.Module):
         # The way back from an even size to an odd one: again an even kernel, one pixel short of its padding.
         kernel_size = 4 if self.lift.odd else 3
         self.project = layers.project(fields[0], scalars_out, kernel_size, padding=1)
-        # Nothing is claimed before anything is learnt: the first maps are close to zero.
+        # The first maps are close to zero: an untrained network draws no mass.
         with torch.no_grad():
             for parameter in self.project.parameters():
                 parameter.mul_(0.1)
@@ -262,7 +439,18 @@ class InvariantBranch(nn.Module):
         self.summary, self.width = layers.summary, layers.summary_width(fields[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map fields (B, C, n, n) to vectors (B, width)."""
+        """Map fields to vectors that no element of D4 changes, where the layers are equivariant.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, C, n, n).
+
+        Returns
+        -------
+        Tensor
+            (B, width).
+        """
         for block in self.blocks:
             x = block(downsample(x))
         return self.summary(x)
@@ -280,7 +468,24 @@ class _Block(nn.Module):
 def plain_of_equal_parameters(
     equivariant: nn.Module, n_pixels: int, scalars_in: int, scalars_out: int, fields: Sequence[int]
 ) -> UNet:
-    """Build the plain U-Net whose number of parameters is nearest to that of `equivariant`."""
+    """Build the plain U-Net whose number of parameters is nearest to that of `equivariant`.
+
+    Parameters
+    ----------
+    equivariant : nn.Module
+        The network to match.
+    n_pixels : int
+        Pixels a side of the image.
+    scalars_in, scalars_out : int
+        Scalar maps in and out.
+    fields : sequence of int
+        Fields of each level, as `UNet` takes them.
+
+    Returns
+    -------
+    UNet
+        With `PlainLayers` of the best of 64 widths.
+    """
     target = sum(p.numel() for p in equivariant.parameters())
 
     def distance(per_field: float) -> int:

@@ -16,7 +16,17 @@ _KEY = "d4lens"
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Write tensors (copied, so that shared ones are no trouble) and a JSON description atomically."""
+    """Write tensors (copied, so that shared ones are no trouble) and a JSON description atomically.
+
+    Parameters
+    ----------
+    path : str or Path
+        The safetensors file.
+    tensors : dict of str to Tensor
+        On any device.
+    description : dict
+        What JSON takes.
+    """
     text = json.dumps(description, sort_keys=True, allow_nan=False)
     whole = {name: value.detach().to("cpu").contiguous().clone() for name, value in tensors.items()}
     with atomic_path(path) as temporary:  # not its save_file, which lets nobody but the owner read the file
@@ -24,7 +34,25 @@ def write(path: str | Path, tensors: dict[str, Tensor], description: dict[str, A
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors on the CPU and the description. Raises D4LensError saying what is wrong with the file."""
+    """Read tensors and their description.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of `write`.
+
+    Returns
+    -------
+    tensors : dict of str to Tensor
+        On the CPU.
+    description : dict
+        As it was written.
+
+    Raises
+    ------
+    D4LensError
+        If the file is missing, damaged, or without a description.
+    """
     path = Path(path)
     if not path.is_file():
         raise D4LensError(f"there is no file {path}")

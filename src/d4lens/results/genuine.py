@@ -48,7 +48,7 @@ def study(labels: NDArray[np.int64], tables: Mapping[tuple[str, int, str], pd.Da
             raise D4LensError(f"{failed.iloc[0]} cannot be used: {table.loc[failed.index[0], 'flag']}")
         probabilities = table[PROBABILITIES].to_numpy(np.float64)
         right = probabilities.argmax(1) == labels
-        auc = scores.scores(labels, probabilities)["auc_macro"]
+        auc = scores.score(labels, probabilities)["auc_macro"]
         by: dict[str, Any] = {"arm": arm, "seed": seed, "weights": fingerprint}
         records.append(record(auc, math.nan, math.nan, n, quantity="auc_macro") | by)
         for name, which in (("all", np.ones(n, bool)), *((c, labels == i) for i, c in enumerate(CLASSES))):

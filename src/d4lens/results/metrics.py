@@ -33,7 +33,7 @@ from scipy.stats import binomtest
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.models.scores import METRICS, Array, checked, scores, weighted
+from d4lens.models.scores import METRICS, Array, checked, score, weighted
 
 LEVEL = 0.95
 DECIMALS = 6
@@ -93,10 +93,10 @@ def with_intervals(
     Raises
     ------
     D4LensError
-        As `scores`, or for less than one resample.
+        As `score`, or for less than one resample.
     """
     labels, probabilities = checked(labels, probabilities)
-    value = scores(labels, probabilities)
+    value = score(labels, probabilities)
     drawn = _resampled(labels, [probabilities], n_resamples, seed)
     result = {}
     sizes = np.bincount(labels, minlength=len(CLASSES))
@@ -164,7 +164,7 @@ def compare_all(
     Raises
     ------
     D4LensError
-        As `scores`, for another metric, or for a model without a training.
+        As `score`, for another metric, or for a model without a training.
     """
     if metric not in METRICS:
         raise D4LensError(f"there is no metric '{metric}'; choose one of {', '.join(METRICS)}")
@@ -237,7 +237,7 @@ def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201)
     Raises
     ------
     D4LensError
-        As `scores`.
+        As `score`.
     """
     labels, probabilities = checked(labels, probabilities)
     grid = np.linspace(0, 1, n_points)
@@ -271,7 +271,7 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
     Raises
     ------
     D4LensError
-        As `scores`.
+        As `score`.
     """
     labels, probabilities = checked(labels, probabilities)
     n = len(CLASSES)

@@ -32,7 +32,7 @@ from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
 from d4lens.parallel import Ranks, together
 from d4lens.progress import Meter
-from d4lens.simulator.draw import SPLITS, check_seed, draw
+from d4lens.simulator.draws import SPLITS, check_seed, draw
 from d4lens.simulator.priors import Preset
 from d4lens.simulator.renderer import render
 
@@ -219,7 +219,18 @@ def join_shards(paths: Iterable[str | Path], out: str | Path) -> None:
 
 
 def read_truth(path: str | Path) -> Truth:
-    """Read the truth tables of an archive, exact to the last bit."""
+    """Read the truth tables of an archive, exact to the last bit.
+
+    Parameters
+    ----------
+    path : str or Path
+        A zip of `write_archive`.
+
+    Returns
+    -------
+    Truth
+        Its images and masses.
+    """
     with zipfile.ZipFile(path) as file, file.open(TRUTH) as images, file.open(SUBHALOS) as subhalos:
         return Truth.from_csv(images, subhalos)
 

@@ -24,7 +24,13 @@ _CENTRAL = np.exp(-5.0) / 4  # u (1 - u) = (1 - x²)/4 above which that holds
 
 
 class PoissonQuantile:
-    """`poisson_quantile` for arrays of one size, with scratch arrays of its own: no allocation; one thread at a time."""
+    """`poisson_quantile` for arrays of one size, with scratch arrays of its own: no allocation; one thread at a time.
+
+    Parameters
+    ----------
+    size : int
+        Numbers in an array.
+    """
 
     def __init__(self, size: int) -> None:
         self._f64 = np.empty(size)

@@ -39,7 +39,18 @@ class Distribution:
     slope: float = 0.0
 
     def quantile(self, u: float) -> float:
-        """Return the value below which a fraction `u` in [0, 1) of the distribution lies."""
+        """Return the value below which a fraction `u` in [0, 1) of the distribution lies.
+
+        Parameters
+        ----------
+        u : float
+            The fraction.
+
+        Returns
+        -------
+        float
+            The value, in the distribution's unit.
+        """
         if self.kind == "fixed":
             return self.low
         if self.kind == "uniform":
@@ -58,22 +69,84 @@ class Distribution:
 
 
 def fixed(value: float, unit: str = "", source: str = "") -> Distribution:
-    """Return the prior of a parameter that is `value` in every image."""
+    """Return the prior of a parameter that is `value` in every image.
+
+    Parameters
+    ----------
+    value : float
+        In `unit`.
+    unit : str
+        Such as "arcsec"; empty for a pure number.
+    source : str
+        Where the value comes from.
+
+    Returns
+    -------
+    Distribution
+        The prior.
+    """
     return Distribution("fixed", value, value, unit, source)
 
 
 def uniform(low: float, high: float, unit: str = "", source: str = "") -> Distribution:
-    """Return the uniform prior between `low` and `high`."""
+    """Return the uniform prior between `low` and `high`.
+
+    Parameters
+    ----------
+    low, high : float
+        In `unit`.
+    unit : str
+        Such as "arcsec"; empty for a pure number.
+    source : str
+        Where the range comes from.
+
+    Returns
+    -------
+    Distribution
+        The prior.
+    """
     return Distribution("uniform", low, high, unit, source)
 
 
 def log_uniform(low: float, high: float, unit: str = "", source: str = "") -> Distribution:
-    """Return the prior whose logarithm is uniform between those of `low` and `high`, both above 0."""
+    """Return the prior whose logarithm is uniform between those of `low` and `high`, both above 0.
+
+    Parameters
+    ----------
+    low, high : float
+        In `unit`, both above 0.
+    unit : str
+        Such as "arcsec"; empty for a pure number.
+    source : str
+        Where the range comes from.
+
+    Returns
+    -------
+    Distribution
+        The prior.
+    """
     return Distribution("log-uniform", low, high, unit, source)
 
 
 def power_law(low: float, high: float, slope: float, unit: str = "", source: str = "") -> Distribution:
-    """Return the prior with dN/dx proportional to x^slope between `low` and `high`, both above 0."""
+    """Return the prior with dN/dx proportional to x^slope between `low` and `high`, both above 0.
+
+    Parameters
+    ----------
+    low, high : float
+        In `unit`, both above 0.
+    slope : float
+        The exponent.
+    unit : str
+        Such as "arcsec"; empty for a pure number.
+    source : str
+        Where the range comes from.
+
+    Returns
+    -------
+    Distribution
+        The prior.
+    """
     return Distribution("power-law", low, high, unit, source, slope)
 
 
@@ -96,7 +169,20 @@ class Range:
     open: bool = False
 
     def check(self, name: str, value: float) -> None:
-        """Raise PhysicsError, naming the parameter, unless `value` lies in the range."""
+        """Check that a value lies in the range.
+
+        Parameters
+        ----------
+        name : str
+            The parameter, for the message.
+        value : float
+            Its value.
+
+        Raises
+        ------
+        PhysicsError
+            If it lies outside.
+        """
         inside = (value > self.low if self.open else value >= self.low) and value <= self.high
         if not (math.isfinite(value) and inside):
             left = "(" if self.open else "["
@@ -208,7 +294,13 @@ class Preset:
     corrected: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything that decides the images, for the archive's `preset.json`."""
+        """Return everything that decides the images, for the archive's `preset.json`.
+
+        Returns
+        -------
+        dict
+            What JSON takes.
+        """
         return {
             "name": self.name,
             "observation": self.observation.to_dict(),

@@ -18,7 +18,7 @@ from d4lens import lensing
 from d4lens.data.truth import OWN_COLUMNS, Truth
 from d4lens.errors import PhysicsError
 from d4lens.observation import Observation
-from d4lens.simulator.draw import components, noise_stream
+from d4lens.simulator.draws import components, noise_stream
 from d4lens.simulator.noise import PoissonQuantile
 from d4lens.simulator.priors import PARAMETER_RANGES, Preset
 

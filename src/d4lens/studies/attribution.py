@@ -18,7 +18,7 @@ from d4lens.models.integrated_gradients import attribute
 from d4lens.observation import Observation
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import progress
-from d4lens.studies.intervals import intervals
+from d4lens.studies.error_bars import intervals
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.samples import Samples, distance, simulate
 from d4lens.studies.study import Drawing, Inputs, Study

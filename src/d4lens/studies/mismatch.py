@@ -21,7 +21,7 @@ from d4lens import flags
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.data import images as observed
-from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts, significance
+from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts, significance_maps
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation, bin_pixels
@@ -29,7 +29,7 @@ from d4lens.params import ParameterGroup, Seed
 from d4lens.progress import Meter
 from d4lens.results import charts, metrics
 from d4lens.simulator import Truth, draw, preset, render
-from d4lens.simulator.draw import noise_stream
+from d4lens.simulator.draws import noise_stream
 from d4lens.simulator.noise import poisson_quantile
 from d4lens.studies import detection
 from d4lens.studies.networks import first_networks
@@ -202,7 +202,9 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
 
 def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> CaseFit:
     result = fit(counts, lens, max_starts=_STARTS)
-    return CaseFit(constants, LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens)), result)
+    return CaseFit(
+        constants, LensBatch.of_fit(counts, result, significance_maps(counts, result.parameters, lens)), result
+    )
 
 
 def _normalised(images: Tensor) -> Tensor:

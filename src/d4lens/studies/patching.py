@@ -22,7 +22,7 @@ from d4lens.models.batch import LensBatch
 from d4lens.params import ParameterGroup, Positive, Seed
 from d4lens.progress import progress
 from d4lens.results.metrics import holm
-from d4lens.studies.intervals import intervals
+from d4lens.studies.error_bars import intervals
 from d4lens.studies.layers import Layer, blended, capture, layers_of, outputs, run_edited
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.samples import Samples, distance, pairs, radius

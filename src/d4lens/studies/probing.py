@@ -26,7 +26,7 @@ from d4lens.lensing import d4
 from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import progress
-from d4lens.studies.intervals import intervals
+from d4lens.studies.error_bars import intervals
 from d4lens.studies.layers import capture, layers_of
 from d4lens.studies.networks import untrained
 from d4lens.studies.outcome import Outcome, record

@@ -19,7 +19,7 @@ from d4lens.data import arrays
 from d4lens.detection import profiled, whitened
 from d4lens.detection import simulate as false_alarms
 from d4lens.errors import D4LensError
-from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model, significance
+from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model, significance_maps
 from d4lens.macrofit.threads import in_threads
 from d4lens.models.averaging import Images
 from d4lens.models.batch import LensBatch
@@ -320,7 +320,7 @@ def detections(
             part = truth.rows(np.arange(first, min(first + _CHUNK, n)))
             counts = bin_pixels(render(part, made_by), lens.binning).float()
             result = fit(counts, lens)
-            batch = LensBatch.of_fit(counts, result, significance(counts, result.parameters, lens))
+            batch = LensBatch.of_fit(counts, result, significance_maps(counts, result.parameters, lens))
             gained = physical_limit.gain(
                 physical_limit.mean_counts(part, made_by, lens.binning), lens, result.parameters
             )

@@ -66,7 +66,18 @@ class Progress:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors under one of the three names, without it."""
+        """Return the tensors under one of the three names, without it.
+
+        Parameters
+        ----------
+        name : str
+            One of the three names.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The tensors, their keys shortened by the name.
+        """
         return {
             key.removeprefix(f"{name}."): value for key, value in self.tensors.items() if key.startswith(f"{name}.")
         }
@@ -99,7 +110,13 @@ def digests(parameters: Mapping[str, Any], setting: Mapping[str, Any], *data: st
 
 
 def code() -> str:
-    """Take the digest of the code that runs in a training and of the libraries' versions."""
+    """Take the digest of the code that runs in a training and of the libraries' versions.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal.
+    """
     networks = (f"models.{module}" for module in models.MODULES)  # which are imported by name, unseen by `imports`
     return _digest(
         imports.digest("train.loop", *networks), *(f"{name} {number}" for name, number in versions().items())
@@ -107,12 +124,29 @@ def code() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Look up the versions of the libraries that decide a training's result."""
+    """Look up the versions of the libraries that decide a training's result.
+
+    Returns
+    -------
+    dict of str to str
+        Version by name.
+    """
     return {name: version(name) for name in _LIBRARIES}
 
 
 def combined(parts: Digests) -> str:
-    """Join all into one digest, for a run's name elsewhere."""
+    """Join all into one digest, for a run's name elsewhere.
+
+    Parameters
+    ----------
+    parts : dict of str to str
+        Digests by name.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal.
+    """
     return _digest(json.dumps(parts, sort_keys=True))
 
 
@@ -126,7 +160,22 @@ def _files(folder: str | Path) -> list[Path]:
 
 
 def save(folder: str | Path, progress: Progress, digests: Digests) -> Path:
-    """Write the epoch's checkpoint atomically, then drop all but the last two."""
+    """Write the epoch's checkpoint atomically, then drop all but the last two.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The training's own.
+    progress : Progress
+        The state after the epoch.
+    digests : dict of str to str
+        What the training started from.
+
+    Returns
+    -------
+    Path
+        The checkpoint.
+    """
     path = Path(folder) / f"epoch-{progress.epoch:05d}.safetensors"
     _write(path, progress, digests)
     for old in _files(folder)[_KEPT:]:
@@ -139,6 +188,15 @@ def finish(folder: str | Path, progress: Progress, digests: Digests) -> None:
 
     Its outs may still get lost: where DVC was killed while it trained, the next DVC removes them. Where there is no room
     on the disk, nothing is kept.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The training's own, with at least one checkpoint.
+    progress : Progress
+        The state after the last epoch.
+    digests : dict of str to str
+        What the training started from.
     """
     last, *older = _files(folder)
     for path in older:
@@ -154,7 +212,15 @@ def finish(folder: str | Path, progress: Progress, digests: Digests) -> None:
 def forget(folder: str | Path) -> None:
     """Remove a finished training's result, so that the next one trains; checkpoints of an unfinished one stay.
 
-    Raises D4LensError while another process trains in the folder.
+    Parameters
+    ----------
+    folder : str or Path
+        The training's own.
+
+    Raises
+    ------
+    D4LensError
+        While another process trains in the folder.
     """
     with sole_writer(folder):
         for path in _files(folder):
@@ -205,6 +271,12 @@ def latest(folder: str | Path, digests: Digests) -> Progress:
 
 
 def clear(folder: str | Path) -> None:
-    """Remove all checkpoints, and what a killed writer left half written."""
+    """Remove all checkpoints, and what a killed writer left half written.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The training's own.
+    """
     for path in (*_files(folder), *Path(folder).glob(".epoch-*.safetensors")):
         path.unlink(missing_ok=True)

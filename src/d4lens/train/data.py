@@ -55,9 +55,24 @@ class Lenses(Dataset):  # type: ignore[type-arg]
         return len(self.labels)
 
     def first(self, count: int, seed: int) -> "Lenses":
-        """Draw `count` images by `seed` and copy them into memory.
+        """Draw images by a seed and copy them into memory. Of one seed the larger set contains the smaller.
 
-        Of one seed the larger set contains the smaller. Raises D4LensError where there are fewer images.
+        Parameters
+        ----------
+        count : int
+            How many.
+        seed : int
+            At least 0.
+
+        Returns
+        -------
+        Lenses
+            These images, in the order of the split.
+
+        Raises
+        ------
+        D4LensError
+            If there are fewer images.
         """
         if count > len(self):
             raise D4LensError(f"train.limit is {count} but the split train holds {len(self)} images; lower it")
@@ -195,7 +210,13 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = first
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of epoch `first` + `epoch`; Lightning calls it."""
+        """Take the order of epoch `first` + `epoch`; Lightning calls it.
+
+        Parameters
+        ----------
+        epoch : int
+            Epochs since `first`.
+        """
         self.epoch = self.first + epoch
 
     def __len__(self) -> int:
@@ -211,7 +232,15 @@ class EpochBatches(Sampler[list[int]]):
 
 
 class InOrder(Sampler[list[int]]):
-    """All rows in order, in batches."""
+    """All rows in order, in batches.
+
+    Parameters
+    ----------
+    size : int
+        Number of rows.
+    batch : int
+        Rows in a batch; the last may hold fewer.
+    """
 
     def __init__(self, size: int, batch: int) -> None:
         self.size, self.batch = size, batch
@@ -225,7 +254,22 @@ class InOrder(Sampler[list[int]]):
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """Derive the seed of everything random within one epoch but the order of the images."""
+    """Derive the seed of everything random within one epoch but the order of the images.
+
+    Parameters
+    ----------
+    seed : int
+        The training's.
+    epoch : int
+        From 0.
+    rank : int
+        The process's.
+
+    Returns
+    -------
+    int
+        Below 2^32.
+    """
     return int(np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(1)[0])
 
 

@@ -40,7 +40,15 @@ class Mirror(Protocol):
     """Receiver of each epoch's numbers, such as `d4lens.tracking.Tracker`."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Take one epoch's row, without its number."""
+        """Take one epoch's row, without its number.
+
+        Parameters
+        ----------
+        metrics : dict of str to float
+            The row.
+        step : int
+            The epoch's number.
+        """
         ...
 
 
@@ -56,6 +64,18 @@ def fingerprint(
     """Name the result of `train` with these arguments.
 
     Names are equal for equal parameters, data, code, processes, device and precision.
+
+    Parameters
+    ----------
+    arrays_folder, macrofit_folder, model_name, options, seed, params
+        As for `train`.
+    devices : int
+        Number of processes.
+
+    Returns
+    -------
+    str
+        SHA-256 in hexadecimal.
     """
     return checkpoint.combined(_digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices))
 
@@ -79,7 +99,7 @@ def _digests(
 
 
 def _processes(devices: int) -> int:
-    """How many train together: torchrun's where it has started any, else `devices`."""
+    """Return how many processes train together: torchrun's where it has started any, else `devices`."""
     world = ranks().world
     return world if world > 1 else devices
 
@@ -203,7 +223,18 @@ def train(
 
 
 def precision(wanted: str) -> str:
-    """Return Lightning's name of the precision; `auto` is bfloat16 where the hardware computes in it, else float32."""
+    """Return Lightning's name of the precision; `auto` is bfloat16 where the hardware computes in it, else float32.
+
+    Parameters
+    ----------
+    wanted : str
+        "auto", or one of Lightning's names, which is returned as it is.
+
+    Returns
+    -------
+    str
+        "bf16-mixed", "32-true", or what was wanted.
+    """
     if wanted != "auto":
         return wanted
     if torch.cuda.is_available():

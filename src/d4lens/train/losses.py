@@ -22,19 +22,64 @@ _FLOOR = 0.01
 
 
 def total_variation(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
-    """Take the mean of |d kappa/dx| + |d kappa/dy| by forward differences, per arcsec (Rudin, Osher & Fatemi 1992)."""
+    """Take the mean of |d kappa/dx| + |d kappa/dy| by forward differences, per arcsec (Rudin, Osher & Fatemi 1992).
+
+    Parameters
+    ----------
+    out : dict of str to Tensor
+        `kappa` (B, N, N).
+    batch : LensBatch
+        Not read.
+    observation : Observation
+        Pixel scale in arcsec.
+
+    Returns
+    -------
+    Tensor
+        A scalar, 1/arcsec.
+    """
     kappa = out["kappa"]
     across, down = kappa.diff(dim=-1).abs().mean(), kappa.diff(dim=-2).abs().mean()
     return (across + down) / observation.pixel_scale
 
 
 def sparsity(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
-    """Take the mean of |kappa|: most of the sky is empty."""
+    """Take the mean of |kappa|: most of the sky is empty.
+
+    Parameters
+    ----------
+    out : dict of str to Tensor
+        `kappa` (B, N, N).
+    batch : LensBatch
+        Not read.
+    observation : Observation
+        Not read.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
     return out["kappa"].abs().mean()
 
 
 def centre(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
-    """Take the mean of |kappa| (r / half the image's side)²: mass belongs near the lens, the image cannot weigh it elsewhere."""
+    """Take the mean of |kappa| (r / half the image's side)²: mass belongs near the lens, the image cannot weigh it elsewhere.
+
+    Parameters
+    ----------
+    out : dict of str to Tensor
+        `kappa` (B, N, N).
+    batch : LensBatch
+        Not read.
+    observation : Observation
+        Grid and pixel scale in arcsec.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
     kappa = out["kappa"]
     x, y = grid(observation.n_pixels, observation.pixel_scale, dtype=kappa.dtype, device=kappa.device)
     return (kappa.abs() * ((x**2 + y**2) / observation.half_width**2)).mean()
@@ -44,6 +89,20 @@ def poisson(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
     """Take the mean of (lap(psi) - 2 kappa)², the Laplacian by five points, over the pixels that have four neighbours.
 
     Where psi is the network's own it ties psi to kappa; where psi solves the equation it measures roughness only.
+
+    Parameters
+    ----------
+    out : dict of str to Tensor
+        `psi` (B, N, N) in arcsec² and `kappa` (B, N, N).
+    batch : LensBatch
+        Not read.
+    observation : Observation
+        Pixel scale in arcsec.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
     """
     psi, kappa = out["psi"], out["kappa"][..., 1:-1, 1:-1]
     around = psi[..., :-2, 1:-1] + psi[..., 2:, 1:-1] + psi[..., 1:-1, :-2] + psi[..., 1:-1, 2:]
@@ -52,12 +111,42 @@ def poisson(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
 
 
 def consistency(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
-    """Take the mean of sqrt(1 + r²) - 1, r the misfit in sigma of the re-lensed image: quadratic for noise, linear for blunders."""
+    """Take the mean of sqrt(1 + r²) - 1, r the misfit in sigma of the re-lensed image: quadratic for noise, linear for blunders.
+
+    Parameters
+    ----------
+    out : dict of str to Tensor
+        `unexplained` (B, N, N) in standard deviations.
+    batch : LensBatch
+        Not read.
+    observation : Observation
+        Not read.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
     return (torch.sqrt(1 + out["unexplained"].square()) - 1).mean()
 
 
 def convergence(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
-    """Take the mean squared error of kappa against the true convergence of the substructure, in units of KAPPA_UNIT²."""
+    """Take the mean squared error of kappa against the true convergence of the substructure, in units of KAPPA_UNIT².
+
+    Parameters
+    ----------
+    out : dict of str to Tensor
+        `kappa` (B, N, N).
+    batch : LensBatch
+        Its `kappa` (B, N, N).
+    observation : Observation
+        Not read.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
     return ((out["kappa"] - batch.need("kappa")) / KAPPA_UNIT).square().mean()
 
 
@@ -65,6 +154,20 @@ def lens_convergence(out: Outputs, batch: LensBatch, observation: Observation) -
     """Take the mean squared error of ln kappa, floored at 0.01, against the whole lens's, which spans two decades.
 
     Its weight falls linearly to zero over a training: it shows the way and leaves the end to the class.
+
+    Parameters
+    ----------
+    out : dict of str to Tensor
+        `kappa` (B, N, N).
+    batch : LensBatch
+        Its `kappa` (B, N, N).
+    observation : Observation
+        Not read.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
     """
     ratio = (out["kappa"] + _FLOOR) / (batch.need("kappa") + _FLOOR)
     return ratio.log().square().mean()
@@ -80,7 +183,7 @@ PHYSICS: dict[str, Callable[[Outputs, LensBatch, Observation], Tensor]] = {
     "lens_convergence": lens_convergence,
 }
 TRUTHS = {"convergence": substructure_convergence, "lens_convergence": lens_truth}
-"""What the batch's kappa must be for the losses that teach it."""
+"""Which convergence the batch's kappa holds, for the losses that compare with it."""
 ANNEALED = ("lens_convergence",)
 _INPUTS = {
     "poisson": ("psi", "kappa"),

@@ -1,4 +1,4 @@
-"""The Lightning module: what one step, one epoch and one selection are."""
+"""The Lightning module: one step, one epoch, one selection."""
 
 import math
 import time
@@ -72,12 +72,18 @@ class TrainingModule(L.LightningModule):
             net.train()
 
     @property
-    def epoch(self) -> int:
+    def epoch(self) -> int:  # numpydoc ignore=RT01
         """Epochs done, those of earlier sessions included."""
         return self.first + self.current_epoch
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, decaying kernels only, with the moments of the checkpoint."""
+        """Make AdamW, which decays kernels only, with the moments of the checkpoint.
+
+        Returns
+        -------
+        torch.optim.Optimizer
+            The optimiser.
+        """
         shrunk: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
         for module in self.net.modules():
@@ -100,7 +106,20 @@ class TrainingModule(L.LightningModule):
         return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Warm up linearly over `warmup_fraction` of all steps, then fall by half a cosine to zero (Loshchilov & Hutter 2017)."""
+        """Warm up linearly over `warmup_fraction` of all steps, then fall by half a cosine to zero (Loshchilov & Hutter 2017).
+
+        Parameters
+        ----------
+        step : int
+            From 0.
+        steps : int
+            Of the whole training.
+
+        Returns
+        -------
+        float
+            The learning rate of the step.
+        """
         warm = self.params.warmup_fraction * steps
         if step < warm:
             return self.params.learning_rate * (step + 1) / (warm + 1)
@@ -112,7 +131,15 @@ class TrainingModule(L.LightningModule):
         self.started = time.perf_counter()
 
     def on_train_batch_start(self, batch: LensBatch, batch_idx: int) -> None:
-        """Seed the epoch at its first batch; set the learning rate of this step."""
+        """Seed the epoch at its first batch; set the learning rate of this step.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            Not read.
+        batch_idx : int
+            The batch's number in the epoch.
+        """
         if batch_idx == 0:  # not earlier: making the loader's iterator draws a number
             torch.manual_seed(epoch_seed(self.seed, self.epoch, self.global_rank))
         per_epoch = int(self.trainer.num_training_batches)
@@ -125,15 +152,36 @@ class TrainingModule(L.LightningModule):
         self.row["learning_rate"] = rate
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient's norm."""
+        """Clip the gradient's norm.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Not read.
+        """
         # Lightning's own clipping refuses a fused optimiser, for the sake of a gradient scaler that bfloat16 never has.
         if self.params.gradient_clip:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.params.gradient_clip)
 
     def training_step(self, batch: LensBatch, batch_idx: int) -> Tensor:
-        """Return the total loss of one batch, augmented.
+        """Compute the total loss of one batch, augmented. Where it is not finite, the tensors are left in a file.
 
-        Raises D4LensError where it is not finite, leaving the tensors in a file.
+        Parameters
+        ----------
+        batch : LensBatch
+            B images with their labels.
+        batch_idx : int
+            The batch's number in the epoch.
+
+        Returns
+        -------
+        Tensor
+            A scalar.
+
+        Raises
+        ------
+        D4LensError
+            If the loss is not finite.
         """
         if self.params.augment:
             batch = augment(batch, torch.randint(8, (len(batch),)))
@@ -151,7 +199,7 @@ class TrainingModule(L.LightningModule):
         return total
 
     def _refuse(self, terms: dict[str, Tensor], batch: LensBatch, out: dict[str, Tensor], batch_idx: int) -> None:
-        """Stop, with the batch, what the network made of it and the terms of the loss in a file to look at."""
+        """Stop, and leave the batch, the network's output and the terms of the loss in a file."""
         step = self.epoch * int(self.trainer.num_training_batches) + batch_idx
         bad = [name for name, value in terms.items() if not torch.isfinite(value)] or ["their sum"]
         rows = sorted(batch.need("index").tolist())
@@ -178,17 +226,31 @@ class TrainingModule(L.LightningModule):
         self.scored = []
 
     def validation_step(self, batch: LensBatch, batch_idx: int) -> None:
-        """Keep the batch's logits."""
+        """Keep the batch's logits.
+
+        Parameters
+        ----------
+        batch : LensBatch
+            Images with their labels.
+        batch_idx : int
+            Not read.
+        """
         self.scored.append((self.net(batch)["logits"].float().cpu(), batch.need("label").cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Score the selection split. Raises D4LensError for logits that are not finite."""
+        """Score the selection split.
+
+        Raises
+        ------
+        D4LensError
+            If the logits are not finite.
+        """
         logits, labels = (torch.cat(parts) for parts in zip(*self.scored))
         if not torch.isfinite(logits).all():
             raise D4LensError(
                 f"the network's output is not finite after epoch {self.epoch + 1}; lower train.learning_rate"
             )
-        found = scores.scores(labels.numpy(), scores.softmax(logits.numpy()))
+        found = scores.score(labels.numpy(), scores.softmax(logits.numpy()))
         self.row |= {
             "select_loss": F.cross_entropy(logits.double(), labels).item(),
             f"select_{SELECTION}": found[SELECTION],

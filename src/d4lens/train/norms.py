@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes: a step of several is then the step of one on all their images."""
+"""Batch normalisation over the batches of all processes: their step equals that of one process on all images."""
 
 from typing import Any
 
@@ -14,6 +14,11 @@ def synchronise(net: nn.Module) -> None:
     """Let every batch normalisation of `net` take its moments over all processes, whose batches must be equally large.
 
     torch's SyncBatchNorm does not run on a CPU and does not know fields. Parameters and names stay as they are.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The network, changed in place.
     """
     for module in net.modules():
         synced = _SYNCED.get(type(module))

@@ -193,7 +193,7 @@ def test_reliability_s_mean_gap_is_the_calibration_error():
     bins = page.reliability(table)
     assert bins["images"].sum() == 120
     gap = ((bins["accuracy"] - bins["confidence"]).abs() * bins["images"]).sum() / 120
-    assert gap == pytest.approx(scores.scores(*predictions.of_view(table, "tta")[1:])["ece"])
+    assert gap == pytest.approx(scores.score(*predictions.of_view(table, "tta")[1:])["ece"])
 
 
 def opened_page(browser, path, **options):

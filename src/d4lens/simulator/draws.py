@@ -50,14 +50,43 @@ def stream(preset: str, seed: int, split: str, index: int, which: int) -> np.ran
 
 
 def noise_stream(preset: str, seed: int, split: str, index: int) -> np.random.Generator:
-    """Return the stream of an image's noise; it is the same with and without its substructure."""
+    """Return the stream of an image's noise; it is the same with and without its substructure.
+
+    Parameters
+    ----------
+    preset : str
+        The preset's name.
+    seed : int
+        At least 0.
+    split : str
+        One of SPLITS.
+    index : int
+        The image's number.
+
+    Returns
+    -------
+    numpy.random.Generator
+        The stream.
+    """
     return stream(preset, seed, split, index, _NOISE_STREAM)
 
 
 def components(preset: Preset, row: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
-    """Return what an image's source has beyond its first component: (flux of the first, R_e, x, y from it), arcsec.
+    """Return what an image's source has beyond its first component.
 
-    They follow, as the noise does, from the preset's name, the seed, the split and the index of a row of `Truth.images`.
+    They follow, as the noise does, from the preset's name, the seed, the split and the index.
+
+    Parameters
+    ----------
+    preset : Preset
+        What the image was drawn from.
+    row : mapping
+        A row of `Truth.images`.
+
+    Returns
+    -------
+    list of tuple of float
+        (flux as a fraction of the first component's, R_e in arcsec, x and y in arcsec from the first) of each.
     """
     found = []
     n_clumps, second = int(row["n_clumps"]), int(row["second_component"])
@@ -75,18 +104,53 @@ def components(preset: Preset, row: Mapping[str, Any]) -> list[tuple[float, floa
 
 
 def check_seed(seed: int) -> None:
-    """Raise PhysicsError unless `seed` is a whole number of at least 0."""
+    """Check a seed.
+
+    Parameters
+    ----------
+    seed : int
+        What should be a whole number of at least 0.
+
+    Raises
+    ------
+    PhysicsError
+        If it is none.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise PhysicsError(f"seed must be a whole number of at least 0, not {seed}")
 
 
 def own_class(index: int) -> str:
-    """Return the class of an index where none is asked for: the three take turns."""
+    """Return the class of an index where none is asked for: the three take turns.
+
+    Parameters
+    ----------
+    index : int
+        The image's number.
+
+    Returns
+    -------
+    str
+        One of CLASSES.
+    """
     return CLASSES[index % len(CLASSES)]
 
 
 def image_path(split: str, index: int) -> str:
-    """Return the path in the data set of the image `index` of a split; numbers start at 1 in each class."""
+    """Return the path in the data set of the image `index` of a split; numbers start at 1 in each class.
+
+    Parameters
+    ----------
+    split : str
+        One of SPLITS.
+    index : int
+        The image's number in the split.
+
+    Returns
+    -------
+    str
+        Such as "train/sphere/12.npy".
+    """
     return f"{split}/{own_class(index)}/{index // len(CLASSES) + 1}.npy"
 
 

@@ -1,4 +1,4 @@
-"""Between the planes: surface brightness is conserved, I(theta) = S(beta) with beta = theta - alpha.
+"""From the source plane to the image plane and back. Surface brightness is conserved: I(theta) = S(beta), beta = theta - alpha.
 
 A source grid of n pixels a side covers [-half_width, half_width]^2 arcsec with pixel centres at
 `grid(n, 2 half_width / n)`. A ray at beta sees the source by bilinear interpolation, with nothing beyond the outermost

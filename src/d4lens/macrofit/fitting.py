@@ -12,7 +12,7 @@ from d4lens.errors import PhysicsError
 from d4lens.macrofit.levenberg import Minimum, minimise
 from d4lens.macrofit.likelihood import covariance, in_groups, objective
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
-from d4lens.macrofit.start import VARIANTS, moments, start
+from d4lens.macrofit.start import VARIANTS, moments, starting_point
 from d4lens.macrofit.threads import in_threads
 from d4lens.observation import bin_pixels
 
@@ -153,14 +153,14 @@ def _coarse_fit(
     """Parameters (B, F) near the best optimum that the moments and, where that is poor, further starts lead to."""
     seen = moments(counts, model)
     if not iterations:
-        return start(seen, model, 0)
+        return starting_point(seen, model, 0)
     evaluate = objective(counts, model)
     pixels = torch.isfinite(counts).sum((1, 2)).cpu()
 
     def descend(rows: Tensor, variant: int) -> Minimum:
         return minimise(
             lambda among, parameters: evaluate(rows[among], parameters),
-            start(seen[rows], model, variant),
+            starting_point(seen[rows], model, variant),
             lower,
             upper,
             max_iterations=iterations,
