@@ -15,7 +15,14 @@ from d4lens.params import (
 
 SHARED = {
     **{"batch_size": 8, "learning_rate": None, "epochs": None, "weight_decay": 0.01, "warmup_fraction": 0.1},
-    **{"gradient_clip": 1.0, "label_smoothing": 0.0, "augment": True, "precision": "auto", "presets": None, "limit": None},
+    **{
+        "gradient_clip": 1.0,
+        "label_smoothing": 0.0,
+        "augment": True,
+        "precision": "auto",
+        "presets": None,
+        "limit": None,
+    },
     "losses": dict.fromkeys(LossWeights.model_fields, 0.5),
 }
 NETWORK = NetworkParams(learning_rate=5e-3)

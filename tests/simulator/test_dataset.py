@@ -229,7 +229,8 @@ def test_the_train_part_may_take_presets_in_turn(tiny, archive, tmp_path):
         told, plain = (json.loads(f.read("dataset/preset.json")) for f in (file, without))
     assert told.pop("train_presets") == ["deeplense", "deeplense", "deeplense_turned"]
     others = told.pop("train_priors")
-    assert others["deeplense"] == {} and list(others["deeplense_turned"]) == ["gamma_phi", "source_phi"]
+    assert others["deeplense"] == {}
+    assert list(others["deeplense_turned"]) == ["gamma_phi", "source_phi"]
     assert told == plain
     parts = [tmp_path / f"{i}.zip" for i in range(2)]
     for i, part in enumerate(parts):

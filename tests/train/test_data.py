@@ -94,7 +94,7 @@ def test_a_training_may_keep_to_some_presets(dataset):
         assert torch.equal(values, whole[wanted].entries()[name]), name
     fewer = kept.first(2, 0)
     assert set(fewer[[0, 1]].index.tolist()) < set(wanted.tolist())
-    with pytest.raises(D4LensError, match="no image of the split train was drawn from survey; mend train.presets"):
+    with pytest.raises(D4LensError, match=r"no image of the split train was drawn from survey; mend train\.presets"):
         load(folder, fits, "train", EVERYTHING, observation, presets=["survey"])
     (folder / "truth.csv").unlink()
     assert len(load(folder, fits, "train", EVERYTHING, observation, presets=["deeplense"])) == len(whole)
