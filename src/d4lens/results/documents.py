@@ -29,7 +29,7 @@ from d4lens.results.tables import (
 )
 
 HEADLINE = {
-    "resnet18": "the image alone",
+    "d4lenspinn_published": "the image alone, by the published recipe",
     "d4cnn_residual": "the residual of a smooth lens",
     "d4lenspinn": "the same, and how significant one more mass would be",
 }
