@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pdoc
+from pdoc import docstrings
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "d4lens"
 
@@ -17,11 +18,23 @@ def modules() -> list[str]:
     return sorted(f"d4lens.{path.stem}" for path in files if not path.stem.startswith("_"))
 
 
+def table(section: str) -> str:
+    """A numpydoc section of parameters, results or errors as a table; pdoc alone makes a list of it."""
+    lines = ["", "| name | type | meaning |", "|---|---|---|"]
+    for item in docstrings._indented_list(section):
+        head, _, text = item.partition("\n")
+        name, _, kind = head.partition(" : ")
+        cells = (f"`{name.strip()}`", kind.strip(), " ".join(text.split()))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path("build/docs"))
     out = parser.parse_args().out
     os.environ.setdefault("PDOC_ALLOW_EXEC", "1")  # numpy asks the processor's kind when it is imported
+    docstrings._numpy_parameters = table
     pdoc.render.configure(docformat="numpy", show_source=False)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
