@@ -18,10 +18,10 @@ def modules() -> list[str]:
     return sorted(f"d4lens.{path.stem}" for path in files if not path.stem.startswith("_"))
 
 
-def table(section: str) -> str:
+def table(content: str) -> str:
     """A numpydoc section of parameters, results or errors as a table; pdoc alone makes a list of it."""
     lines = ["", "| name | type | meaning |", "|---|---|---|"]
-    for item in docstrings._indented_list(section):
+    for item in docstrings._indented_list(content):
         head, _, text = item.partition("\n")
         name, _, kind = head.partition(" : ")
         cells = (f"`{name.strip()}`", kind.strip(), " ".join(text.split()))

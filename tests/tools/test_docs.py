@@ -22,5 +22,5 @@ def test_the_api_pages_are_made_without_a_fault(tmp_path):
     assert "95 % interval" in (tmp_path / "d4lens" / "studies" / "outcome.html").read_text()
     predict = (tmp_path / "d4lens" / "inference" / "api.html").read_text().partition('id="Model.predict"')[2]
     rows = predict.partition("<table>")[2].partition("</table>")[0]
-    assert "<code>pixel_scale</code>" in rows
+    assert "<td><code>force_label</code></td>\n  <td>bool</td>\n  <td>Give a label" in rows
     assert rows.count("<tr>") > 5
