@@ -175,6 +175,17 @@ def training_parameters(profile: str, training: Training) -> tuple[ArmParams, Tr
     return arm, of_training(training, arm, networks[arm.network], *layers("train", profile), where)
 
 
+def first_parameters(profile: str, training: Training) -> TrainParams | None:
+    """What the training is made with from whose weights this one starts; None without."""
+    arms, networks = arms_and_networks()
+    arm = arms[training.arm]
+    if not arm.first:
+        return None
+    where = f"'first' of arm {training.arm!r} in params.yaml"
+    before = arm.model_copy(update={"train": merged(arm.train, arm.first)})
+    return of_training(training, before, networks[arm.network], *layers("train", profile), where)
+
+
 def warn_of_own_values(profile: str) -> None:
     """Say which arms of the profile a value of the group `train` does not reach."""
     for sentence in unreached(measured(profile).values(), named("arms", ArmParams), layers("train", profile)[0]):

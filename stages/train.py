@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import arguments, one_sentence, training_parameters, warn_of_own_values
+from common import arguments, first_parameters, one_sentence, training_parameters, warn_of_own_values
 
 from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
@@ -27,7 +27,12 @@ def main() -> None:
     data, runs = Path("data") / profile, Path("runs") / profile
     images = sha256(data / "arrays" / arrays.MANIFEST)
     inputs = (data / "arrays", data / "macrofit")
-    name = fingerprint(*inputs, arm.network, arm.options, training.seed, params)
+    work, start = runs / ".work" / training.name, None
+    if (first := first_parameters(profile, training)) is not None:
+        before = work.with_name(f"{training.name}-first")
+        train(*inputs, before / "out", before, arm.network, arm.options, training.seed, first)
+        start = before / "out" / "model.safetensors"
+    name = fingerprint(*inputs, arm.network, arm.options, training.seed, params, start=start)
     shown = {"arm": arm.model_dump(), "train": params.model_dump(), "seed": training.seed}
     tags = run_tags(".", "train", profile, training.row, training.seed, images)
     mirrored = enabled() and is_main
@@ -35,12 +40,13 @@ def main() -> None:
         best = train(
             *inputs,
             runs / training.name,
-            runs / ".work" / training.name,
+            work,
             arm.network,
             arm.options,
             training.seed,
             params,
             tracker,
+            start=start,
         )
     if is_main:
         tensors, description = weights.read(runs / training.name / "model.safetensors")

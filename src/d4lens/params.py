@@ -144,11 +144,15 @@ class NetworkParams(ParameterGroup):
 
 
 class ArmParams(ParameterGroup):
-    """An arm: its network, that one's options, and what it sets itself of `train`."""
+    """An arm: its network, that one's options, and what it sets itself of `train`.
+
+    `first`: what a training before it, from whose best epoch it starts, sets otherwise.
+    """
 
     network: str
     options: dict[str, Any] = {}
     train: dict[str, Any] = {}
+    first: dict[str, Any] = {}
 
 
 class GridParams(ParameterGroup):

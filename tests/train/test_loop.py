@@ -11,16 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from d4lens import imports, models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import sole_writer
 from d4lens.models import scores, weights
+from d4lens.params import ArmParams, NetworkParams, Training, of_training
 from d4lens.simulator import substructure_convergence
 from d4lens.train import checkpoint, fingerprint, loop, train
 from d4lens.train.data import load
 
+ROOT = Path(__file__).resolve().parents[2]
 OUTS = ["history.csv", "model.safetensors", "timing.json"]
 # The lens engine and every loss: all that has a state.
 PINN = ("d4lenspinn", {"fields": [1, 2]})
@@ -310,6 +313,47 @@ def test_a_frozen_unet_keeps_its_weights(dataset, tmp_path, params):
     same = {name.split(".")[0] for name in first if torch.equal(first[name], then[name])}
     assert {name.split(".")[0] for name in first} - same == {"head", "standardise"}
     assert all(torch.equal(first[name], then[name]) for name in first if name.startswith("unet."))
+
+
+def test_the_published_recipe_trains_in_two_phases_from_one_set_of_weights(dataset, tmp_path):
+    """As params.yaml has it, but for the ImageNet weights and one epoch a phase, on a dozen images."""
+    arms, networks = (yaml.safe_load((ROOT / "params.yaml").read_text())[name] for name in ("arms", "networks"))
+    shared = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]
+    arm, network = ArmParams(**arms["published_recipe"]), NetworkParams(**networks["d4lenspinn_published"])
+    options = {**arm.options, "pretrained": False}
+    phases = []
+    for own in (arm.train | arm.first, arm.train):
+        own = own | {"epochs": 1, "losses": {**arm.train["losses"], **own["losses"]}}
+        phases.append(
+            of_training(Training("published_recipe", 1), arm.model_copy(update={"train": own}), network, shared, {}, "")
+        )
+    first, then = phases
+    assert (first.learning_rate, then.learning_rate) == (7.11e-4, 4.46e-4)
+    assert (first.losses.poisson, then.losses.poisson) == (0.0, 1e-2)
+    assert (then.weight_decay, then.augment, then.batch_size) == (1.46e-3, False, 64)
+    given = ("d4lenspinn_published", options, 1)
+    train(*dataset, tmp_path / "first", tmp_path / "w1", *given, first)
+    start = tmp_path / "first" / "model.safetensors"
+    train(*dataset, tmp_path / "then", tmp_path / "w2", *given, then, start=start)
+    rows = [pd.read_csv(tmp_path / name / "history.csv") for name in ("first", "then")]
+    assert rows[0]["loss"][0] == pytest.approx(rows[0]["classification"][0])
+    assert rows[1]["loss"][0] > rows[1]["classification"][0]
+    before, after = (
+        dict(models.load(tmp_path / name / "model.safetensors")[0].named_parameters()) for name in ("first", "then")
+    )
+    torch.manual_seed(loop.epoch_seed(1, loop._BUILD))
+    fresh = dict(models.build(given[0], arrays.load_observation(dataset[0]), **options).eval().named_parameters())
+    kept = {name for name in after if torch.equal(before[name], after[name])}
+    held = ("head.conv_stem.", "head.bn1.", "head.blocks.0.", "head.blocks.1.")
+    assert kept == {name for name in after if name.startswith(held)}
+    assert all(torch.equal(fresh[name], after[name]) for name in kept)
+    assert sum(after[name].numel() for name in kept) / 1e6 == pytest.approx(0.32, abs=0.02)
+    # one step of AdamW moves a weight by no more than the rate: the second phase begins where the first ended
+    name = "head.blocks.3.0.conv_pw.weight"
+    assert (after[name] - before[name]).abs().max() < then.learning_rate < (after[name] - fresh[name]).abs().max()
+    # another start, another training
+    other = weights.read(tmp_path / "then" / "model.safetensors")[1]["fingerprint"]
+    assert other != fingerprint(*dataset, *given, then)
 
 
 def test_a_limit_takes_so_many_images_and_the_larger_set_contains_the_smaller(dataset, tmp_path, params):

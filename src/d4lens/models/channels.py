@@ -3,6 +3,7 @@
 stretch   Anscombe's root 2 sqrt(k + 3/8) (Anscombe 1948), zero at the mean sky, over ten: the noise is 0.1 everywhere.
 log       ln(1 + counts above the sky over sky): the arc's whole dynamic range, faint outskirts included.
 gradient  length of the stretch's gradient by central differences: edges of the arc, where substructure shows first.
+sobel     Sobel's gradient of `log`, times the image over its brightest pixel: the published preprocessing.
 residual  (counts - smooth lens) / sigma, clipped at +-20 so that one bad fit cannot drown a batch.
 significance  arsinh of the standard deviations by which one more mass at each place would explain the residual: linear
           in the noise, logarithmic in the brightest peaks.
@@ -53,11 +54,18 @@ def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
         down = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
         # The small constant keeps the derivative finite where the image is flat.
         return torch.sqrt(across**2 + down**2 + 1e-12)
+    if name == "sobel":
+        signal = (counts - sky).clamp_min(0)
+        log = torch.log1p(signal / max(sky, 1.0))
+        around = F.pad(log[:, None], (1, 1, 1, 1), mode="replicate")
+        kernel = counts.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+        across, down = F.conv2d(around, torch.stack([kernel, kernel.T])[:, None]).unbind(1)
+        return torch.hypot(across, down) * signal / signal.amax((-2, -1), keepdim=True).clamp_min(1.0)
     if name == "residual":
         return batch.need("residual").clamp(-_CLIP, _CLIP)
     if name == "significance":
         return torch.asinh(batch.need("significance"))
-    raise D4LensError(f"unknown channel {name!r}; choose among stretch, log, gradient, residual, significance")
+    raise D4LensError(f"unknown channel {name!r}; choose among stretch, log, gradient, sobel, residual, significance")
 
 
 def stack(names: Sequence[str], batch: LensBatch, sky: float) -> Tensor:

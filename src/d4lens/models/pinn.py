@@ -88,6 +88,10 @@ class D4LensPINNPublished(nn.Module):
     source_half_width : float, optional
         Half the side of the source grid in arcsec, whose pixels then have the size of the image's. By default the source is
         as large as the image and the re-lensed image fits whatever kappa is, so that there is no consistency loss.
+    inputs : sequence of str
+        The U-Net's channels, of OF_IMAGE.
+    frozen_blocks : int
+        Leading blocks of the head, the stem among them, that keep their first weights.
     sis : bool
         Whether the lens is a singular isothermal sphere (SIS) of the Einstein radius that the U-Net's invariants give, and
         what the U-Net draws comes on top, of either sign.
@@ -106,7 +110,7 @@ class D4LensPINNPublished(nn.Module):
     """
 
     HEAD_CHANNELS = ("stretch", "kappa", "psi", "alpha_x", "alpha_y", "source")
-    OF_IMAGE = ("stretch", "log", "gradient")
+    OF_IMAGE = ("stretch", "log", "gradient", "sobel")
     OF_ENGINE = ("psi", "alpha_x", "alpha_y", "alpha_r", "alpha_t", "source", "unexplained")
     needs = ("counts",)
 
@@ -121,12 +125,14 @@ class D4LensPINNPublished(nn.Module):
         frozen: bool = False,
         source_half_width: float | None = None,
         sis: bool = False,
+        inputs: Sequence[str] = OF_IMAGE[:3],
+        frozen_blocks: int = 0,
     ) -> None:
         super().__init__()
         allowed = (*self.OF_IMAGE, "kappa", *self.OF_ENGINE)
         if not head_channels or not set(head_channels) <= set(allowed):
             raise D4LensError(f"head_channels must be names among {', '.join(allowed)}, not {list(head_channels)}")
-        self.sky, self.inputs, self.head_channels = observation.sky, self.OF_IMAGE, tuple(head_channels)
+        self.sky, self.inputs, self.head_channels = observation.sky, tuple(inputs), tuple(head_channels)
         self.unet, self.engine, self.invariants, self.read_theta_E = None, None, None, None
         self.losses: tuple[str, ...] = ()
         if set(head_channels) - {*self.OF_IMAGE}:
@@ -142,6 +148,9 @@ class D4LensPINNPublished(nn.Module):
         self.standardise = nn.BatchNorm2d(len(self.head_channels))
         self.head = efficientnet(head, len(self.head_channels), pretrained=pretrained)
         quieten(self.head)
+        if frozen_blocks:  # the stem is the first
+            for part in (self.head.conv_stem, self.head.bn1, *tuple(self.head.blocks.children())[: frozen_blocks - 1]):
+                part.requires_grad_(False)
         if sis:
             if self.unet is None or self.engine is None:
                 raise D4LensError(

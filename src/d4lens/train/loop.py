@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from d4lens import models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
-from d4lens.files import atomic_path, sole_writer, write_json
+from d4lens.files import atomic_path, sha256, sole_writer, write_json
 from d4lens.macrofit.smooth_lens import FACTS
 from d4lens.models import weights
 from d4lens.parallel import Ranks, ranks, together
@@ -60,6 +60,7 @@ def fingerprint(
     seed: int,
     params: TrainParams,
     devices: int = 1,
+    start: str | Path | None = None,
 ) -> str:
     """Name the result of `train` with these arguments.
 
@@ -71,13 +72,17 @@ def fingerprint(
         As for `train`.
     devices : int
         Number of processes.
+    start : str or Path, optional
+        As for `train`.
 
     Returns
     -------
     str
         SHA-256 in hexadecimal.
     """
-    return checkpoint.combined(_digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices))
+    return checkpoint.combined(
+        _digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices, start)
+    )
 
 
 def _digests(
@@ -88,8 +93,11 @@ def _digests(
     seed: int,
     params: TrainParams,
     devices: int,
+    start: str | Path | None = None,
 ) -> checkpoint.Digests:
     parameters = {"model": model_name, "options": options, "seed": seed, "train": params.model_dump()}
+    if start is not None:
+        parameters["start"] = sha256(Path(start))
     folders = [arrays_folder, *([macrofit_folder] if macrofit_folder is not None else [])]
     for folder in folders:
         if not Path(folder).is_dir():
@@ -132,6 +140,7 @@ def train(
     params: TrainParams,
     tracker: Mirror | None = None,
     devices: int = 1,
+    start: str | Path | None = None,
 ) -> dict[str, float]:
     """Train one network and keep the epoch with the best score on the `select` split.
 
@@ -159,6 +168,8 @@ def train(
         Processes of a distributed training, each with its own share of a batch `devices` times as large: one accelerator
         each, or one CPU process each where there is none. Under torchrun and its like (`d4lens.parallel`) their
         processes count instead, on all machines, and all end where one does.
+    start : str or Path, optional
+        Weights of the same network, as this function writes them, to start from instead of first ones.
 
     Returns
     -------
@@ -171,7 +182,7 @@ def train(
         For unusable folders, options or parameters, for a loss that is not finite, and while another process trains in
         `work_folder`.
     """
-    digests = _digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices)
+    digests = _digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices, start)
     observation = arrays.load_observation(arrays_folder)
     out_folder, work_folder = Path(out_folder), Path(work_folder)
     # Lightning starts the other ranks as further processes of this same script.
@@ -181,6 +192,9 @@ def train(
         # The network is built before the checkpoint is looked at, so that a fresh start and a resumed one draw alike.
         torch.manual_seed(epoch_seed(seed, _BUILD))
         net = models.build(model_name, observation, **options)
+        if start is not None:
+            net.eval().load_state_dict(weights.read(start)[0])  # escnn's keys are those of eval mode
+            net.train()
         if not leads:  # not before the first process has passed over what cannot be used
             place.wait()
         progress = checkpoint.latest(work_folder, digests)
