@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from d4lens import flags
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
-from d4lens.data import images as observed
+from d4lens.data.images import recover_counts
 from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts, significance_maps
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
@@ -176,7 +176,7 @@ def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -
     # As a user meets them: scaled to [0, 1]. `predict` takes them for photon counts over the training's sky; who knows
     # that the photon scale is lost has the preprocessing raise them until the background is Poisson's.
     scaled = _normalised(native_counts)
-    taken = [observed.observe(image, native.sky, binning, units=observed.COUNTS).pixels for image in scaled.numpy()]
+    taken = [bin_pixels(recover_counts(image, native.sky).k, binning) for image in scaled.numpy()]
     yield _fitted("default", torch.from_numpy(np.stack(taken).astype(np.float32)), standard)
     raised = pseudo_counts(_normalised(bin_pixels(scaled.double(), binning)))
     source = preset(case.simulator).observation

@@ -6,9 +6,7 @@ from d4lens.data.images.counts import (
     MIN_SIDE,
     NORMALISED,
     Counts,
-    Observed,
     as_image,
-    observe,
     recover_counts,
 )
 from d4lens.data.images.formats import READERS, Raw, parse_npy
@@ -29,7 +27,6 @@ __all__ = [
     "Header",
     "ImageSource",
     "Instrument",
-    "Observed",
     "Prepared",
     "Psf",
     "Raw",
@@ -39,7 +36,6 @@ __all__ = [
     "instrument",
     "masked",
     "noisy",
-    "observe",
     "parse_npy",
     "prepare",
     "read",
