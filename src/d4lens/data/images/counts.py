@@ -245,7 +245,18 @@ def _noise_of(rank: NDArray[np.int32], seen: NDArray[np.bool_]) -> Noise:
 
 
 def is_format(n_levels: int) -> bool:
-    """Whether a whole number of bits, 8 or more, has so many steps."""
+    """Tell whether a whole number of bits, 8 or more, has so many steps.
+
+    Parameters
+    ----------
+    n_levels : int
+        Steps from the lowest level to the highest.
+
+    Returns
+    -------
+    bool
+        Whether it has.
+    """
     return n_levels >= 255 and (n_levels + 1).bit_count() == 1
 
 

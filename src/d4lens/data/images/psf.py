@@ -48,7 +48,18 @@ class Psf:
         return (*self.how, *([self.note] if self.note else []))
 
     def arcsec(self, pixel_scale: float) -> float:
-        """Its standard deviation in arcsec on pixels of `pixel_scale` arcsec."""
+        """Return its standard deviation in arcsec.
+
+        Parameters
+        ----------
+        pixel_scale : float
+            Of the image, arcsec per pixel.
+
+        Returns
+        -------
+        float
+            Arcsec.
+        """
         return self.sigma * pixel_scale if self.in_pixels else self.sigma
 
     def residual(self, light: Array, variance: Array, pixel_scale: float, grid_scale: float) -> float:
