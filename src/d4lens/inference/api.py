@@ -129,7 +129,13 @@ class Predictions(_Answers):
         return np.asarray(self.table[[f"p_{name}" for name in CLASSES]], np.float64)
 
     def plot(self) -> Figure:
-        """Draw the probabilities as bars, one an image, of the first 40 images."""
+        """Draw the probabilities as bars, one an image, of the first 40 images.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing.
+        """
         shown = self.probabilities[:_SHOWN]
         figure = Figure(figsize=(7, 1.2 + 0.25 * len(shown)), layout="constrained")
         axes = figure.subplots()
@@ -177,7 +183,13 @@ class Fits(_Answers):
         return self.table.drop(columns=[*FIT_TABLE_COLUMNS, *(f"sigma_{name}" for name in FIT_COLUMNS)])
 
     def plot(self) -> Figure:
-        """Draw each parameter, and chi2, of the first 40 images."""
+        """Draw each parameter, and chi2, of the first 40 images.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing.
+        """
         n = min(len(self.table), _SHOWN)
         figure = Figure(figsize=(9, 5), layout="constrained")
         figure.suptitle(_title("smooth lenses", n, len(self.table)))
@@ -228,11 +240,23 @@ class Simulated:
     observation: Observation
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the truth, one row an image, columns `d4lens.simulator.COLUMNS`; lengths in arcsec."""
+        """Return the truth.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row an image, columns `d4lens.simulator.COLUMNS`; lengths in arcsec.
+        """
         return self.truth.images.copy()
 
     def plot(self) -> Figure:
-        """Draw the first 12 images, square root of the counts."""
+        """Draw the first 12 images, square root of the counts.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing.
+        """
         shown = self.images[:12]
         rows = -(-len(shown) // 4)
         half = self.observation.half_width

@@ -114,7 +114,18 @@ class Explanation:
         return CLASSES[max(range(len(CLASSES)), key=self.probabilities.__getitem__)]
 
     def plot(self, layout: str = "full") -> "Figure":
-        """Draw it, as `d4lens.inference.picture.figure` does."""
+        """Draw it, as `d4lens.inference.picture.figure` does.
+
+        Parameters
+        ----------
+        layout : str
+            As `figure` takes it.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing.
+        """
         from d4lens.inference.picture import figure
 
         return figure(self, layout)
@@ -171,7 +182,33 @@ def explain_source(
     model: str = AUTO,
     masses: bool = False,
 ) -> Explanation:
-    """Explain an image found already, as `explain` does."""
+    """Explain an image found already, as `explain` does.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The image.
+    classifier : Classifier
+        The network.
+    told : Instrument
+        What is known of the instrument.
+    free : sequence of str
+        Parameters of the smooth lens to fit beyond the preset's.
+    model : str
+        One of MODELS.
+    masses : bool
+        Whether masses beside the lens are looked for.
+
+    Returns
+    -------
+    Explanation
+        Of the image.
+
+    Raises
+    ------
+    D4LensError
+        Naming the image, if it cannot be used.
+    """
     network, grid = classifier.network, classifier.grid
     way = way_of(model, told, free, classifier)
     try:

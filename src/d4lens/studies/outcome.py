@@ -49,7 +49,22 @@ class Outcome:
 
 
 def record(value: float, low: float, high: float, n: int, **labels: Any) -> dict[str, Any]:
-    """One row of a study; what is not finite becomes None."""
+    """Make one row of a study.
+
+    Parameters
+    ----------
+    value, low, high : float
+        What was measured, and the ends of its interval; what is not finite becomes None.
+    n : int
+        Of how many images, or other things counted.
+    **labels
+        What was measured.
+
+    Returns
+    -------
+    dict
+        The labels, then MEASURED.
+    """
     measured = (None if not math.isfinite(x) else round(float(x), 6) for x in (value, low, high))
     return labels | dict(zip(MEASURED, (*measured, int(n)), strict=True))
 

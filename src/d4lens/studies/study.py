@@ -92,11 +92,30 @@ class Inputs:
         return path
 
     def arms(self, wanted: Sequence[str], every: bool = False) -> list[TrainedArm]:
-        """Load the trained arms `wanted`, as `load_arms` does; needs "networks"."""
+        """Load trained arms; needs "networks".
+
+        Parameters
+        ----------
+        wanted : sequence of str
+            The arms.
+        every : bool
+            As for `load_arms`.
+
+        Returns
+        -------
+        list of TrainedArm
+            As `load_arms` returns them.
+        """
         return load_arms(self.folder("networks"), wanted, self.profile_arms, self.seeds, every)
 
     def predictions(self) -> dict[str, Path]:
-        """Name by arm the file of the first seed's predictions of the test split; needs "predictions"."""
+        """Name the file of each arm's predictions of the test split by its first seed; needs "predictions".
+
+        Returns
+        -------
+        dict of str to Path
+            By arm.
+        """
         folder = self.folder("predictions")
         return {arm: folder / f"{arm}-{self.seeds[0]}.parquet" for arm in self.profile_arms}
 
