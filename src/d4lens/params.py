@@ -187,12 +187,12 @@ class Training(NamedTuple):
     epochs: int | None = None
 
     @property
-    def row(self) -> str:
+    def row(self) -> str:  # numpydoc ignore=RT01
         """The name in tables of all its seeds: the arm's, with the images of a grid's limit."""
         return self.arm if self.limit is None else f"{self.arm}_{self.limit}"
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # numpydoc ignore=RT01
         """The name of its files."""
         return f"{self.row}-{self.seed}"
 

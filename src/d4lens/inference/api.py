@@ -119,12 +119,12 @@ class Predictions(_Answers):
     """
 
     @property
-    def labels(self) -> list[str]:
+    def labels(self) -> list[str]:  # numpydoc ignore=RT01
         """`no`, `sphere` or `vort`; "" where an image could not be used or a flag withholds its label."""
         return self._texts("label")
 
     @property
-    def probabilities(self) -> NDArray[np.float64]:
+    def probabilities(self) -> NDArray[np.float64]:  # numpydoc ignore=RT01
         """(B, 3) in the order of `d4lens.classes.CLASSES`; NaN where an image could not be used."""
         return np.asarray(self.table[[f"p_{name}" for name in CLASSES]], np.float64)
 
@@ -163,22 +163,22 @@ class Fits(_Answers):
     """
 
     @property
-    def parameters(self) -> NDArray[np.float64]:
+    def parameters(self) -> NDArray[np.float64]:  # numpydoc ignore=RT01
         """(B, 7) in the order of `FIT_COLUMNS`; lengths in arcsec; NaN where an image could not be used."""
         return np.asarray(self.table[list(FIT_COLUMNS)], np.float64)
 
     @property
-    def converged(self) -> NDArray[np.bool_]:
+    def converged(self) -> NDArray[np.bool_]:  # numpydoc ignore=RT01
         """(B,) whether the fit found a minimum."""
         return np.asarray(self.table["converged"], np.bool_)
 
     @property
-    def sigma(self) -> NDArray[np.float64]:
+    def sigma(self) -> NDArray[np.float64]:  # numpydoc ignore=RT01
         """(B, 7) standard deviations of `parameters`."""
         return np.asarray(self.table[[f"sigma_{name}" for name in FIT_COLUMNS]], np.float64)
 
     @property
-    def freed(self) -> pd.DataFrame:
+    def freed(self) -> pd.DataFrame:  # numpydoc ignore=RT01
         """The columns of what was fitted beyond the seven parameters."""
         return self.table.drop(columns=[*FIT_TABLE_COLUMNS, *(f"sigma_{name}" for name in FIT_COLUMNS)])
 
@@ -213,7 +213,7 @@ class Detections(_Answers):
     """
 
     @property
-    def candidates(self) -> pd.DataFrame:
+    def candidates(self) -> pd.DataFrame:  # numpydoc ignore=RT01
         """The candidates' rows alone."""
         return self.table[self.table["rank"] > 0]
 
@@ -282,7 +282,7 @@ class Model:
     classifier: Classifier
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:  # numpydoc ignore=RT01
         """What the weights' file says of the network: name, observation, training's fingerprint and others."""
         return self.classifier.config
 
@@ -344,10 +344,12 @@ class Model:
 
         Parameters
         ----------
-        image, free, model, **known
+        image, free, model
             As `predict` takes them.
         masses : bool
             Look for masses beside the main lens too.
+        **known
+            As `predict` takes it.
 
         Returns
         -------
@@ -401,9 +403,11 @@ def predict(
 
     Parameters
     ----------
+    images
+        As `Model.predict` takes them.
     weights : str or Path, optional
         A model.safetensors; None takes the package's.
-    images, tta, force_label, free, model, progress, **known
+    tta, force_label, free, model, progress, **known
         As `Model.predict` takes them.
 
     Returns
@@ -466,6 +470,8 @@ def detect(
 
     Parameters
     ----------
+    images
+        As `Model.predict` takes them.
     profile : str
         Of the masses: "point" or "sis".
     p_false : float
@@ -476,7 +482,7 @@ def detect(
         FITS file to write: at each place the mass that would have shown.
     sigma : float
         Standard deviations at which it would have.
-    images, free, progress, **known
+    free, progress, **known
         As `Model.predict` takes them.
 
     Returns

@@ -109,7 +109,7 @@ class Explanation:
     detectable: Tensor | None = None
 
     @property
-    def likeliest(self) -> str:
+    def likeliest(self) -> str:  # numpydoc ignore=RT01
         """The class of the highest probability, also where a flag withholds the label."""
         return CLASSES[max(range(len(CLASSES)), key=self.probabilities.__getitem__)]
 

@@ -106,17 +106,17 @@ class Classifier:
     config: dict[str, Any]
 
     @property
-    def grid(self) -> Observation:
+    def grid(self) -> Observation:  # numpydoc ignore=RT01
         """The pixels, PSF and sky of the images it was trained on."""
         return Observation.from_dict(self.config["observation"])
 
     @property
-    def model(self) -> str:
+    def model(self) -> str:  # numpydoc ignore=RT01
         """Whose maps it was trained on: SPECIALIST or MARGINAL."""
         return str(self.config.get("smooth_lens", SPECIALIST))
 
     @property
-    def largest_chi2(self) -> float | None:
+    def largest_chi2(self) -> float | None:  # numpydoc ignore=RT01
         """Per pixel, beyond which an image is unlike its training; None where its file does not say."""
         largest = self.config.get("largest_chi2")
         return None if largest is None else float(largest)
@@ -150,12 +150,12 @@ class Fitted:
     rival: "Fitted | None" = None
 
     @property
-    def model(self) -> str:
+    def model(self) -> str:  # numpydoc ignore=RT01
         """SPECIALIST or MARGINAL."""
         return MARGINAL if isinstance(self.result, MarginalFit) else SPECIALIST
 
     @property
-    def names_fitted(self) -> tuple[str, ...]:
+    def names_fitted(self) -> tuple[str, ...]:  # numpydoc ignore=RT01
         """The fitted quantities in the order of `result.parameters`."""
         return (*self.lens.free, *NAMES)[: self.result.parameters.shape[1]]
 

@@ -48,7 +48,7 @@ class FitResult:
     residual: Tensor
 
     @property
-    def sigma(self) -> Tensor:
+    def sigma(self) -> Tensor:  # numpydoc ignore=RT01
         """(B, F) standard deviations of the parameters."""
         return torch.diagonal(self.covariance, dim1=1, dim2=2).clamp_min(0).sqrt()
 

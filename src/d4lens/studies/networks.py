@@ -23,7 +23,7 @@ class TrainedArm:
     config: dict[str, Any]
 
     @property
-    def observation(self) -> Observation:
+    def observation(self) -> Observation:  # numpydoc ignore=RT01
         """The pixels, PSF and sky it was trained on."""
         return Observation.from_dict(self.config["observation"])
 

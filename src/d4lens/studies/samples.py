@@ -42,7 +42,7 @@ class Samples:
         return len(self.truth)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> NDArray[np.int64]:  # numpydoc ignore=RT01
         """(B,) class indices."""
         return np.array(self.truth.images["class"].map(CLASSES.index), np.int64)
 

@@ -56,7 +56,7 @@ class Counts:
     noise: "Noise | None" = None
 
     @property
-    def sky_variance(self) -> float:
+    def sky_variance(self) -> float:  # numpydoc ignore=RT01
         """Variance of the sky; for photons its mean, whatever k_min is."""
         return self.noise.variance if self.noise else 0.0
 

@@ -43,7 +43,7 @@ class Psf:
     step: float = field(default=0.0, compare=False)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:  # numpydoc ignore=RT01
         """All that there is to say."""
         return (*self.how, *([self.note] if self.note else []))
 
