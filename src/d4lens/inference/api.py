@@ -364,8 +364,9 @@ class Model:
         found = arguments.sources(image)
         if len(found) != 1:
             raise D4LensError(f"{len(found)} images were given to be explained; give one")
-        names, looked = arguments.names_of(free), arguments.switch("masses", masses)
-        return explain_source(found[0], self.classifier, told=_told(known), free=names, model=model, masses=looked)
+        names, looked, told = arguments.names_of(free), arguments.switch("masses", masses), _told(known)
+        (source,) = told.joined(found)
+        return explain_source(source, self.classifier, told=told, free=names, model=model, masses=looked)
 
 
 def load_model(path: str | Path | None = None) -> Model:

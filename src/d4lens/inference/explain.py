@@ -170,7 +170,7 @@ def explain(
     if len(found) != 1:
         raise D4LensError(f"{path} holds {len(found)} images; name one")
     classifier = load_classifier(weights)
-    return explain_source(found[0], classifier, told=told, free=free, model=model, masses=masses)
+    return explain_source(told.joined(found)[0], classifier, told=told, free=free, model=model, masses=masses)
 
 
 def explain_source(
@@ -187,7 +187,7 @@ def explain_source(
     Parameters
     ----------
     source : ImageSource
-        The image.
+        The image, `told.joined` with its mask and noise map.
     classifier : Classifier
         The network.
     told : Instrument
@@ -212,7 +212,7 @@ def explain_source(
     network, grid = classifier.network, classifier.grid
     way = way_of(model, told, free, classifier)
     try:
-        image = prepare_source(images.noisy(images.masked([source], told.mask), told.noise)[0], grid, told)
+        image = prepare_source(source, grid, told)
     except D4LensError as error:
         raise D4LensError(str(error) if source.name in str(error) else f"{source.name}: {error}") from None
     (fitted,) = fit_images([source.name], [image], grid, way)

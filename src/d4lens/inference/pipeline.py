@@ -1040,7 +1040,7 @@ def fitted_batches(
     broken : list of (str, str)
         Name and reason of those that could not be read.
     """
-    sources = images.noisy(images.masked(sources, told.mask), told.noise)
+    sources = told.joined(sources)
     pixels_for = way.model if own_pixels else SPECIALIST
 
     def read(part: Sequence[ImageSource]) -> tuple[list[str], list[Prepared], _Broken]:

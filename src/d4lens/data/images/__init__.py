@@ -14,7 +14,7 @@ from d4lens.data.images.headers import Header, header_of
 from d4lens.data.images.instrument import Instrument, instrument
 from d4lens.data.images.psf import Psf
 from d4lens.data.images.regrid import SAME_SCALE, Prepared, prepare
-from d4lens.data.images.sources import ImageSource, find, masked, noisy, read
+from d4lens.data.images.sources import ImageSource, find, read
 
 __all__ = [
     "COUNTS",
@@ -34,8 +34,6 @@ __all__ = [
     "find",
     "header_of",
     "instrument",
-    "masked",
-    "noisy",
     "parse_npy",
     "prepare",
     "read",
