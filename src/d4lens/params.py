@@ -1,4 +1,7 @@
-"""What each group of the parameters file may hold: names, types and ranges, checked before any work starts.
+"""What groups of the parameters file may hold: names, types and ranges, checked before any work starts.
+
+Here are the groups of the images' archive and those that several scripts read. What one other stage or study alone reads,
+its own file declares.
 
 The stages read the file and hand a group here; the package itself never reads it. A group's meaning is commented in
 `params.yaml`, its effect in the function that takes it.
@@ -83,29 +86,6 @@ class DownloadParams(ParameterGroup):
     limits: LimitParams
     n_train: Count
     n_val: Count
-
-
-class PreprocessParams(ParameterGroup):
-    """Group `preprocess`: the instrument (arcsec, counts) and the splits."""
-
-    pixel_scale: Positive
-    psf_sigma: Positive
-    sky: NonNegative
-    select_fraction: Fraction
-    seed: Seed
-    limits: LimitParams
-    bin: Literal[1, 2, 3, 4]
-
-
-class MacrofitParams(ParameterGroup):
-    """Group `macrofit`: which smooth lens is fitted, preset and iterations."""
-
-    model: Literal["specialist", "marginal", "auto"]
-    preset: str
-    batch_size: Count
-    coarse_iterations: Annotated[int, Field(ge=0)]
-    fine_iterations: Count
-    max_starts: Count
 
 
 class LossWeights(ParameterGroup):
