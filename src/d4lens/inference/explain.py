@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from d4lens import lensing
 from d4lens.classes import CLASSES
-from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised, abstains, joined
@@ -21,7 +19,6 @@ from d4lens.inference.pipeline import (
     doubtful,
     fit_images,
     flags_of,
-    load_classifier,
     maps_of,
     prepare_source,
     way_of,
@@ -131,48 +128,6 @@ class Explanation:
         return figure(self, layout)
 
 
-def explain(
-    path: str | Path,
-    weights: str | Path | None = None,
-    *,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
-    free: Sequence[str] = (),
-    model: str = AUTO,
-    masses: bool = False,
-) -> Explanation:
-    """Fit and classify one image and keep what was computed on the way.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file that holds one image.
-    weights : str or Path, optional
-        A model.safetensors; None takes the package's.
-    told : Instrument
-        What is known of the instrument.
-    free : sequence of str
-        Parameters of the smooth lens to fit beyond the preset's.
-    model : str
-        The smooth lens, one of `d4lens.macrofit.world.MODELS`.
-    masses : bool
-        Look for masses beside the main lens too, which takes up to two seconds more.
-
-    Returns
-    -------
-    Explanation
-
-    Raises
-    ------
-    D4LensError
-        For a path with no or several images, an image that cannot be used, and a network that draws no convergence.
-    """
-    found = list(images.find([path]))
-    if len(found) != 1:
-        raise D4LensError(f"{path} holds {len(found)} images; name one")
-    classifier = load_classifier(weights)
-    return explain_source(told.joined(found)[0], classifier, told=told, free=free, model=model, masses=masses)
-
-
 def explain_source(
     source: ImageSource,
     classifier: Classifier,
@@ -182,7 +137,7 @@ def explain_source(
     model: str = AUTO,
     masses: bool = False,
 ) -> Explanation:
-    """Explain an image found already, as `explain` does.
+    """Fit and classify one image and keep what was computed on the way.
 
     Parameters
     ----------
@@ -197,7 +152,7 @@ def explain_source(
     model : str
         One of MODELS.
     masses : bool
-        Whether masses beside the lens are looked for.
+        Look for masses beside the main lens too, which takes up to two seconds more.
 
     Returns
     -------
@@ -207,7 +162,7 @@ def explain_source(
     Raises
     ------
     D4LensError
-        Naming the image, if it cannot be used.
+        Naming the image, if it cannot be used; for a network that draws no convergence.
     """
     network, grid = classifier.network, classifier.grid
     way = way_of(model, told, free, classifier)

@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, normalised, recover_counts
 from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
-from d4lens.data.images.instrument import Instrument
+from d4lens.data.images.instruments import Instrument
 from d4lens.data.images.masks import dead, without
 from d4lens.data.images.psf import Psf
 from d4lens.errors import D4LensError
