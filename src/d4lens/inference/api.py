@@ -471,8 +471,6 @@ def detect(
 
     Parameters
     ----------
-    images
-        As `Model.predict` takes them.
     profile : str
         Of the masses: "point" or "sis".
     p_false : float
@@ -483,7 +481,7 @@ def detect(
         FITS file to write: at each place the mass that would have shown.
     sigma : float
         Standard deviations at which it would have.
-    free, progress, **known
+    images, free, progress, **known
         As `Model.predict` takes them.
 
     Returns

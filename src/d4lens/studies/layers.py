@@ -240,24 +240,7 @@ def run_edited(
 
 
 def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a network and keep activations.
-
-    Parameters
-    ----------
-    network : nn.Module
-        The network.
-    batch : LensBatch
-        B images.
-    layers : sequence of Layer
-        Whose activations are kept.
-
-    Returns
-    -------
-    logits : Tensor
-        (B, 3).
-    found : dict of str to Tensor
-        A copy of the activation of each layer, by name.
-    """
+    """Return the logits (B, 3) and a copy of the activation of each layer, by name."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Edit:

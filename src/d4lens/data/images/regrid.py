@@ -50,6 +50,7 @@ class Prepared:
     pixels: (N, N) photon counts with their sky if `units` is "counts"; from 0 to 1 if "normalised"; NaN where there are no
         data: outside the image, or masked.
     units: "counts", or "normalised" where no photon counts can be had.
+    counts: the native image's lattice, before binning; None where it was not looked for.
     standard: the image is as the published ones are, so all that the preset knows holds for it.
     sky: mean sky counts per pixel of the grid (0 if normalised); `sky_known` says that the user told it.
     psf_sigma: arcsec, standard deviation of the PSF as the grid's pixels show it, their own width included.
@@ -63,7 +64,6 @@ class Prepared:
     variance: (N, N) of the pixels, infinite where there are no data; None where it is the photons' own.
     exact: its pixels are the grid's, or summed to them.
     grid: the pixels.
-    counts: the lattice that the native image's values lie on, before binning; None where it was not looked for.
     """
 
     pixels: Array
