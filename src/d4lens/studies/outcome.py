@@ -17,7 +17,7 @@ MEASURED = ("value", "ci_low", "ci_high", "n")
 
 
 @dataclass(frozen=True)
-class Figure:
+class DrawingRecord:
     """A drawing as it is recorded: its table, `file` from the project's root, its caption, and the command that makes it."""
 
     file: str
@@ -44,7 +44,7 @@ class Outcome:
     answers: Sequence[str]
     cannot_tell: Sequence[str]
     records: Sequence[Mapping[str, Any]]
-    figures: Sequence[Figure] = ()
+    figures: Sequence[DrawingRecord] = ()
     controls: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,6 +111,6 @@ def read(path: str | Path) -> Outcome:
     values = read_json(path)
     values.pop("name", None)
     try:
-        return Outcome(**values | {"figures": [Figure(**figure) for figure in values.get("figures", [])]})
+        return Outcome(**values | {"figures": [DrawingRecord(**figure) for figure in values.get("figures", [])]})
     except TypeError:
         raise D4LensError(f"{path} is no study of d4lens; run the stage that writes it again") from None

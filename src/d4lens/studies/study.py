@@ -17,7 +17,7 @@ from d4lens.params import ParameterGroup
 from d4lens.results import charts
 from d4lens.results.tables import write_csv
 from d4lens.studies.networks import TrainedArm, load_arms
-from d4lens.studies.outcome import Figure, Outcome, write
+from d4lens.studies.outcome import DrawingRecord, Outcome, write
 
 NEEDS = {
     "arrays": "data/{profile}/arrays",
@@ -163,5 +163,5 @@ def publish(name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawin
             write_csv(temporary / f"{drawing.name}.csv", drawing.table)
             write_json(temporary / f"{drawing.name}.json", charts.template(drawing.spec))
     command = f"python stages/study.py --profile {profile} --study {name}"
-    figures = [Figure(f"{folder}/{d.name}.csv", d.title, d.caption, command) for d in drawings]
+    figures = [DrawingRecord(f"{folder}/{d.name}.csv", d.title, d.caption, command) for d in drawings]
     write(root / "metrics" / profile / "studies" / f"{name}.json", replace(outcome, figures=figures))
