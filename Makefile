@@ -40,8 +40,9 @@ reproduce: $(READY) ## run the pipeline and print the results table (PROFILE=smo
 test: $(READY) ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-lint: $(READY) ## check style, types and the floors of ARCHITECTURE.md
+lint: $(READY) ## check style, types, docstrings and the floors of ARCHITECTURE.md
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/numpydoc lint $$(git ls-files 'src/*.py')
 
 verify: ## run the pipeline afresh and hold its table against the committed one, row by row (PROFILE=...)
 	@$(MAKE) --no-print-directory reproduce FORCE=1

@@ -1,8 +1,10 @@
 """Stage macrofit: a smooth lens fitted to each image; its parameters, and the residual the networks read."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 from common import arguments, one_sentence, parameters
+from pydantic import Field
 
 from d4lens.data import arrays
 from d4lens.files import require_space, sha256, sole_writer, write_json, writing
@@ -12,13 +14,24 @@ from d4lens.macrofit.split import fit_shared, remove_parts
 from d4lens.macrofit.world import SPECIALIST
 from d4lens.observation import Observation
 from d4lens.parallel import ranks
-from d4lens.params import MacrofitParams
+from d4lens.params import Count, ParameterGroup
+
+
+class Parameters(ParameterGroup):
+    """Group `macrofit`: which smooth lens is fitted, preset and iterations."""
+
+    model: Literal["specialist", "marginal", "auto"]
+    preset: str
+    batch_size: Count
+    coarse_iterations: Annotated[int, Field(ge=0)]
+    fine_iterations: Count
+    max_starts: Count
 
 
 @one_sentence
 def main() -> None:
     profile, processes = arguments(__doc__).profile, ranks()
-    params = parameters("macrofit", MacrofitParams, profile)
+    params = parameters("macrofit", Parameters, profile)
     source, out = Path("data") / profile / "arrays", Path("data") / profile / "macrofit"
     facts = arrays.load_facts(source)
     model = preset_model(

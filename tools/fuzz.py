@@ -30,9 +30,10 @@ from hypothesis import strategies as st
 
 from d4lens.classes import CLASSES
 from d4lens.data.archive import Archive, Limits, Writer
-from d4lens.data.images import as_image, find, observe
+from d4lens.data.images import MIN_SIDE, Instrument, Raw, find, prepare
 from d4lens.data.images.formats import reader_of
 from d4lens.errors import D4LensError
+from d4lens.observation import Observation
 from d4lens.progress import Meter
 
 SECONDS = 10
@@ -155,11 +156,16 @@ def use(suffix: str, data: bytes, path: Path) -> None:
                 archive.read(entry.member)
         for source in find([path], LIMITS):
             with contextlib.suppress(D4LensError):
-                observe(source.load(), SKY)
+                prepared(Raw(source.load()))
         return
     reader = reader_of(f"x{suffix}")
     assert reader is not None
-    observe(as_image(reader(data, f"x{suffix}", None).pixels, "x"), SKY)
+    prepared(reader(data, f"x{suffix}", None))
+
+
+def prepared(raw: Raw) -> None:
+    """Take an image to a grid of its own pixels."""
+    prepare(raw, Observation(max(min(raw.pixels.shape), MIN_SIDE), 0.1, 0.08625, SKY), Instrument(pixel_scale=0.1))
 
 
 class TooSlow(Exception):

@@ -23,7 +23,7 @@ def main() -> None:
         write_text(path, listed)
     tables.join_profiles(METRICS)
     arms = [(training.row, training.seed) for training in measured(profile).values()]
-    mirror.mirror(Path("."), profile, arms, parameters("page", PageParams, profile).file)
+    mirror.mirror_profile(Path("."), profile, arms, parameters("page", PageParams, profile).file)
     print(text)
 
 

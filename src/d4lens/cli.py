@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -392,9 +391,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     classifier = load_classifier(arguments.weights)
     found = list(images.find(arguments.paths))
     places = places_for([source.name for source in found], arguments.out)
-    told = known["told"]
-    sources = images.noisy(images.masked(found, told.mask), told.noise)
-    known["told"] = replace(told, mask=None, noise=None)
+    sources = known["told"].joined(found)
     failed = 0
     for source, place in zip(sources, places, strict=True):
         try:

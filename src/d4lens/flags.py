@@ -16,7 +16,19 @@ LIKE_TRAINING = 0.999
 
 
 class Flag(Enum):
-    """Each member: its words (… stands for a detail), its meaning, what to do, whether `predict` withholds the label."""
+    """What an answer can be marked with.
+
+    Parameters
+    ----------
+    text : str
+        Its words; … stands for a detail.
+    meaning : str
+        What it means.
+    remedy : str
+        What to do.
+    abstains : bool
+        Whether `predict` withholds the label.
+    """
 
     NOT_CONVERGED = (
         "not converged",
@@ -156,17 +168,45 @@ class Raised:
 
 
 def joined(raised: Iterable[Raised]) -> str:
-    """Join flags by "; " for a table's cell; empty without any."""
+    """Join flags for a table's cell.
+
+    Parameters
+    ----------
+    raised : iterable of Raised
+        The flags.
+
+    Returns
+    -------
+    str
+        Their words, divided by "; "; empty without any.
+    """
     return "; ".join(map(str, raised))
 
 
 def abstains(raised: Iterable[Raised]) -> bool:
-    """Tell whether an image with these flags gets no label."""
+    """Tell whether an image with these flags gets no label.
+
+    Parameters
+    ----------
+    raised : iterable of Raised
+        The flags.
+
+    Returns
+    -------
+    bool
+        Whether it gets none.
+    """
     return any(one.flag.abstains for one in raised)
 
 
 def table() -> str:
-    """Return all flags as a table in Markdown."""
+    """Return all flags as a table in Markdown.
+
+    Returns
+    -------
+    str
+        A row for each flag.
+    """
     rows = [
         f"| `{flag.text}` | {flag.meaning} | {flag.remedy} | {'withheld' if flag.abstains else 'given'} |"
         for flag in Flag

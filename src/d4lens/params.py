@@ -1,4 +1,7 @@
-"""What each group of the parameters file may hold: names, types and ranges, checked before any work starts.
+"""What groups of the parameters file may hold: names, types and ranges, checked before any work starts.
+
+Here are the groups of the images' archive and those that several scripts read. What one other stage or study alone reads,
+its own file declares.
 
 The stages read the file and hand a group here; the package itself never reads it. A group's meaning is commented in
 `params.yaml`, its effect in the function that takes it.
@@ -85,29 +88,6 @@ class DownloadParams(ParameterGroup):
     n_val: Count
 
 
-class PreprocessParams(ParameterGroup):
-    """Group `preprocess`: the instrument (arcsec, counts) and the splits."""
-
-    pixel_scale: Positive
-    psf_sigma: Positive
-    sky: NonNegative
-    select_fraction: Fraction
-    seed: Seed
-    limits: LimitParams
-    bin: Literal[1, 2, 3, 4]
-
-
-class MacrofitParams(ParameterGroup):
-    """Group `macrofit`: which smooth lens is fitted, preset and iterations."""
-
-    model: Literal["specialist", "marginal", "auto"]
-    preset: str
-    batch_size: Count
-    coarse_iterations: Annotated[int, Field(ge=0)]
-    fine_iterations: Count
-    max_starts: Count
-
-
 class LossWeights(ParameterGroup):
     """Weights of the losses beside the cross-entropy's 1."""
 
@@ -192,12 +172,12 @@ class Training(NamedTuple):
     epochs: int | None = None
 
     @property
-    def row(self) -> str:
+    def row(self) -> str:  # numpydoc ignore=RT01
         """The name in tables of all its seeds: the arm's, with the images of a grid's limit."""
         return self.arm if self.limit is None else f"{self.arm}_{self.limit}"
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # numpydoc ignore=RT01
         """The name of its files."""
         return f"{self.row}-{self.seed}"
 

@@ -55,7 +55,15 @@ class Meter:
             self._print()
 
     def to(self, done: int, total: int | None = None) -> None:
-        """Set how much is done, and the total where it becomes known only now."""
+        """Set how much is done, and the total where it becomes known only now.
+
+        Parameters
+        ----------
+        done : int
+            Work done, of all.
+        total : int, optional
+            All the work.
+        """
         if total is not None:
             self.total = total
         step, self.done = done - self.done, done
@@ -69,7 +77,13 @@ class Meter:
             self._print()
 
     def update(self, step: int = 1) -> None:
-        """Add finished work."""
+        """Add finished work.
+
+        Parameters
+        ----------
+        step : int
+            How much was finished.
+        """
         self.to(self.done + step)
 
     def _print(self) -> None:

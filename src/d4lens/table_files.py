@@ -15,6 +15,11 @@ SUFFIXES = (".csv", ".parquet", ".json")
 def check_suffix(path: str | Path) -> None:
     """Check that `write_table` has a format for this name.
 
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
     Raises
     ------
     D4LensError

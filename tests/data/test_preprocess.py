@@ -124,6 +124,37 @@ def test_images_that_are_no_counts_are_scaled(tmp_path, pack, make, small_tree):
         assert np.array_equal(prepare(read_npy(data, path), arrays.load_observation(tmp_path / "arrays")).pixels, image)
 
 
+@pytest.mark.parametrize("kind", ["no sky is known", "levels coarser than photons"])
+def test_images_without_an_exact_photon_scale_are_scaled(tmp_path, pack, make, small_tree, kind):
+    files, scaled = {}, {}
+    for number, name in enumerate(small_tree):
+        counts = make.photons(number)
+        image = (counts - counts.min()) / np.ptp(counts)
+        image = image if kind == "no sky is known" else np.rint(image * 63) / 63
+        files[name], scaled[name.removeprefix("dataset/")] = make.npy(image), image.reshape(24, 2, 24, 2).sum((1, 3))
+    sky = {"sky": 0.0} if kind == "no sky is known" else {}
+    assert run(pack(files), tmp_path / "arrays", factor=2, **sky)["units"] == "normalised"
+    split = arrays.load_split(tmp_path / "arrays", "train")
+    for image, path in zip(split.counts, split.paths):
+        assert np.allclose(image, (scaled[path] - scaled[path].min()) / np.ptp(scaled[path]), atol=1e-5)
+    if sky:  # prediction does as training did
+        grid = arrays.load_observation(tmp_path / "arrays")
+        assert prepare(read_npy(files[f"dataset/{path}"], path), grid).units == "normalised"
+
+
+def test_a_published_image_is_taken_whole(tmp_path, pack, make, small_tree):
+    counts = make.photons(0)
+    counts[4:16, 4:16] = counts.max()  # which prediction takes for saturated
+    name = next(iter(small_tree))
+    assert run(pack({**small_tree, name: make.npy(make.disguise(counts))}), tmp_path / "arrays")["units"] == "counts"
+    split = arrays.load_split(tmp_path / "arrays", "train")
+    other = arrays.load_split(tmp_path / "arrays", "select")
+    images = dict(zip([*split.paths, *other.paths], [*split.counts, *other.counts]))
+    assert np.array_equal(images[name.removeprefix("dataset/")], counts)
+    grid = arrays.load_observation(tmp_path / "arrays")
+    assert np.isnan(prepare(read_npy(make.npy(make.disguise(counts)), name), grid).pixels[4:16, 4:16]).all()
+
+
 def test_what_is_wrong_with_an_image_is_said_with_its_name(refused, make):
     good = make.disguise(make.photons(99))
     nan = good.copy()
@@ -158,7 +189,8 @@ def test_parameters_that_the_images_contradict_are_refused(refused):
     said = refused({"dataset/preset.json": json.dumps(preset).encode()})
     assert "was simulated with psf_sigma = 0.2, not 0.08625; mend preprocess.psf_sigma" in said
     assert "describes no observation" in refused({"dataset/preset.json": b"[]"})
-    assert "bin = 8 leaves 6 of 48 pixels" in refused({}, factor=8)
+    assert "bin = 8 leaves 6 of 48 pixels a side; at least 8 are needed" in refused({}, factor=8)
+    assert "bin = 5 leaves 9 of 48 pixels a side; 3 are left over" in refused({}, factor=5)
     assert "pixel_scale must be above 0" in refused({}, pixel_scale=-1.0)
     assert "too few to set select_fraction = 0.25" in refused({f"dataset/train/no/{n}.npy": None for n in (2, 3, 4)})
 

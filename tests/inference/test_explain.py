@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from d4lens import lensing, models
+from d4lens import lensing, load_model, models
 from d4lens.classes import CLASSES
 from d4lens.cli import main
 from d4lens.data import images
 from d4lens.data.images import Instrument
 from d4lens.errors import D4LensError
-from d4lens.inference.explain import IN_QUESTION, _determinant, explain
+from d4lens.inference.explain import IN_QUESTION, _determinant
 from d4lens.inference.pipeline import fit_images, load_classifier, prepare_source, way_of
 from d4lens.models import weights
 from d4lens.observation import Observation
@@ -26,7 +26,7 @@ def vortex(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explanation(vortex):
-    return explain(vortex)
+    return load_model().explain(vortex)
 
 
 def test_it_holds_what_was_computed_on_the_way(explanation):
@@ -65,7 +65,7 @@ def test_the_critical_curve_is_that_of_the_fitted_lens(vortex):
 def test_its_attribution_is_of_the_verdict_over_a_class_that_was_in_question(index, asked, tmp_path):
     preset = PRESETS["deeplense"]
     np.save(tmp_path / "one.npy", np.asarray(render(draw(preset, 3, [index]), preset))[0])
-    shown = explain(tmp_path / "one.npy")
+    shown = load_model().explain(tmp_path / "one.npy")
     second = sorted(shown.probabilities)[-2]
     assert (second >= IN_QUESTION) == asked == bool(shown.rival) == (shown.attribution is not None)
     if asked:
@@ -76,7 +76,7 @@ def test_its_attribution_is_of_the_verdict_over_a_class_that_was_in_question(ind
 
 def test_masses_are_looked_for_where_that_is_asked(vortex, explanation):
     assert explanation.candidates is None is explanation.detectable
-    found = explain(vortex, masses=True)
+    found = load_model().explain(vortex, masses=True)
     assert len(found.candidates) > 0
     assert found.detectable.shape == found.counts.shape
     assert 1e-5 < found.detectable[torch.isfinite(found.detectable)].min() < found.candidates[0].mass
@@ -85,14 +85,14 @@ def test_masses_are_looked_for_where_that_is_asked(vortex, explanation):
 def test_several_images_and_networks_without_a_convergence_are_refused(vortex, tmp_path):
     for name in ("1.npy", "2.npy"):
         (tmp_path / name).write_bytes(vortex.read_bytes())
-    with pytest.raises(D4LensError, match="holds 2 images"):
-        explain(tmp_path)
+    with pytest.raises(D4LensError, match="2 images were given"):
+        load_model().explain(tmp_path)
     observation = Observation(75, 0.1, 0.08625, 40.0)
     model = models.build("d4cnn", observation)
     path = tmp_path / "model.safetensors"
     weights.write(path, models.state(model), models.describe("d4cnn", observation, {}, model))
     with pytest.raises(D4LensError, match="draws no convergence"):
-        explain(vortex, path)
+        load_model(path).explain(vortex)
 
 
 def test_the_command_draws_and_tells(vortex, tmp_path, capsys):

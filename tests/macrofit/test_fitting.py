@@ -240,10 +240,9 @@ def test_threads_are_given_back(lenses):
 def test_genuine_images(real_samples):
     chi2 = {}
     for name in ("no", "sphere", "vort"):
-        counts = [
-            images.observe(images.read(path), 10.0).pixels for path in sorted((real_samples / name).glob("*.npy"))
-        ]
-        chi2[name] = fit(torch.stack([torch.from_numpy(k.astype("float32")) for k in counts]), DEEPLENSE).chi2
+        found = [images.Raw(images.read(path)) for path in sorted((real_samples / name).glob("*.npy"))]
+        counts = [images.prepare(raw, DEEPLENSE.observation).pixels for raw in found]
+        chi2[name] = fit(torch.stack(list(map(torch.from_numpy, counts))), DEEPLENSE).chi2
     assert (chi2["no"] > 0.98).all()
     assert (chi2["no"] < 1.03).all()
     assert chi2["sphere"].mean() > 1.03

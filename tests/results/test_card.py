@@ -68,11 +68,11 @@ def test_the_card_reports_genuine_images_of_these_weights_alone(tmp_path, descri
 
     def told(**more):
         outcome.write(path, outcome.Outcome("", [], [], [auc, right | more]))
-        return card.genuine(description, path)
+        return card.genuine_sentence(description, path)
 
     assert told(weights=description["fingerprint"]) == (
         "It labels 14 of 15 genuine images of the published set correctly: a share of 0.70 to 0.99 (95 %, Wilson)."
     )
     assert told(weights="another") == told() == "It was tried on no genuine image."
     path.unlink()
-    assert card.genuine(description, path) == "It was tried on no genuine image."
+    assert card.genuine_sentence(description, path) == "It was tried on no genuine image."

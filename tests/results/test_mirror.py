@@ -42,7 +42,7 @@ def project(tmp_path_factory):
     (root / "data" / "small" / "arrays").mkdir(parents=True)
     (root / "data" / "small" / "arrays" / "manifest.csv").write_text("split,row\n")
     for _ in range(2):
-        mirror.mirror(root, "small", ARMS, "reports/report.html")
+        mirror.mirror_profile(root, "small", ARMS, "reports/report.html")
     return root
 
 
@@ -115,12 +115,12 @@ def test_the_registered_model_answers_as_the_command_line_does(project, tmp_path
 
 
 def test_what_cannot_be_shown_is_one_warning(project, tmp_path, caplog, monkeypatch):
-    mirror.mirror(tmp_path, "small", ARMS, "reports/report.html")
+    mirror.mirror_profile(tmp_path, "small", ARMS, "reports/report.html")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "model.safetensors" in caplog.text
     caplog.clear()
     monkeypatch.setenv("D4LENS_TRACKING", "off")
-    mirror.mirror(tmp_path, "small", ARMS, "reports/report.html")
+    mirror.mirror_profile(tmp_path, "small", ARMS, "reports/report.html")
     assert not caplog.records
     assert list(tmp_path.iterdir()) == []
 

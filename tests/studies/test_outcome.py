@@ -5,13 +5,13 @@ import pytest
 
 from d4lens.errors import D4LensError
 from d4lens.studies import outcome
-from d4lens.studies.outcome import Figure, Outcome, record
+from d4lens.studies.outcome import DrawingRecord, Outcome, record
 
 
 def some(**changes) -> Outcome:
     found = Outcome(
         "which?", ["that, 0.9"], ["why"], [record(0.9, 0.8, float("nan"), 12, model="a")],
-        [Figure("plots/a.svg", "A", "drawn", "make reproduce")], {"random": "0"},
+        [DrawingRecord("plots/a.svg", "A", "drawn", "make reproduce")], {"random": "0"},
     )  # fmt: skip
     return dataclasses.replace(found, **changes)
 

@@ -81,7 +81,7 @@ def test_what_it_publishes_replaces_what_was_there_or_leaves_it(tmp_path):
     folder, file = tmp_path / "plots" / "p" / "studies" / "s", tmp_path / "metrics" / "p" / "studies" / "s.json"
     publish("s", "p", found, [drawing("a"), drawing("b")], tmp_path)
     (figure, _) = outcome.read(file).figures
-    assert figure == outcome.Figure(
+    assert figure == outcome.DrawingRecord(
         "plots/p/studies/s/a.csv", "A", "Drawn.", "python stages/study.py --profile p --study s"
     )
     publish("s", "p", found, [drawing("a", "line")], tmp_path)

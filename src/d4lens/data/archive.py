@@ -52,10 +52,23 @@ class Entry:
 class SafeZip:
     """A zip from anywhere, opened for reading only after its whole directory has been found harmless.
 
-    `members` maps the names of regular files, resource forks and other litter left out, to their directory entries.
-    Raises D4LensError if the file is missing, is no zip or is cut short; if an entry is encrypted, a link or a device,
-    is named twice (or twice but for case), leads outside the archive or uses a rare compression; or if the whole would
-    unpack beyond `limits`.
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    limits : Limits
+        How large it may unpack.
+
+    Attributes
+    ----------
+    members : dict
+        The directory entries of regular files by name, resource forks and other litter left out.
+
+    Raises
+    ------
+    D4LensError
+        If the file is missing, is no zip or is cut short; if an entry is encrypted, a link or a device, is named twice (or
+        twice but for case), leads outside the archive or uses a rare compression; or if the whole would unpack beyond `limits`.
     """
 
     def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -180,9 +193,25 @@ class SafeZip:
 class Archive(SafeZip):
     """A zip that holds the published tree.
 
-    `entries` are its images ordered by split, class and number; `beside` maps truth.csv, subhalos.csv and preset.json,
-    where they are, to their member names. Raises D4LensError, beside SafeZip's reasons, if a split or class folder is missing,
-    empty or unknown, or a file does not belong where it lies.
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    limits : Limits
+        How large it may unpack.
+
+    Attributes
+    ----------
+    entries : list of Entry
+        Its images ordered by split, class and number.
+    beside : dict of str to str
+        The member names of truth.csv, subhalos.csv and preset.json, where they are.
+
+    Raises
+    ------
+    D4LensError
+        Beside SafeZip's reasons, if a split or class folder is missing, empty or unknown, or a file does not belong where it
+        lies.
     """
 
     def __init__(self, path: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -197,7 +226,13 @@ class Archive(SafeZip):
         return self
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of images by split and class."""
+        """Return the number of images by split and class.
+
+        Returns
+        -------
+        dict of str to dict
+            For each split the numbers by class.
+        """
         counts = {split: dict.fromkeys(CLASSES, 0) for split in SPLITS}
         for entry in self.entries:
             counts[entry.split][entry.name] += 1
@@ -212,7 +247,15 @@ class Archive(SafeZip):
 
 
 class Writer:
-    """Writes a zip whose bytes depend on nothing but the names, the contents, their order and zlib's version."""
+    """Writes a zip whose bytes depend on nothing but the names, the contents, their order and zlib's version.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    level : int
+        zlib's.
+    """
 
     def __init__(self, path: str | Path, level: int = 6) -> None:
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=level)
@@ -224,7 +267,15 @@ class Writer:
         self._zip.close()
 
     def add(self, name: str, data: bytes) -> None:
-        """Append one file; `name` is its path in the archive, with forward slashes."""
+        """Append one file.
+
+        Parameters
+        ----------
+        name : str
+            Its path in the archive, with forward slashes.
+        data : bytes
+            Its content.
+        """
         info = zipfile.ZipInfo(name, _EPOCH)
         info.compress_type = zipfile.ZIP_DEFLATED
         info.create_system = 3  # Unix, on every platform
@@ -233,13 +284,35 @@ class Writer:
 
 
 def is_junk(name: str) -> bool:
-    """Whether a path is litter of a file manager: resource forks, folder settings, thumbnails."""
+    """Tell whether a path is litter of a file manager: resource forks, folder settings, thumbnails.
+
+    Parameters
+    ----------
+    name : str
+        The path, with forward slashes.
+
+    Returns
+    -------
+    bool
+        Whether it is.
+    """
     parts = PurePosixPath(name).parts
     return "__MACOSX" in parts or any(part in _JUNK or part.startswith("._") for part in parts)
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key in which 2.npy comes before 10.npy."""
+    """Return a sort key by which 2.npy comes before 10.npy.
+
+    Parameters
+    ----------
+    text : str
+        The name.
+
+    Returns
+    -------
+    list of tuple
+        The key.
+    """
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 

@@ -64,7 +64,22 @@ class _Again(Exception):
 
 
 def from_path(path: str | Path | None, destination: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Publish a user's zip or folder as the one archive; see `archive.publish`."""
+    """Publish a user's zip or folder as the one archive; see `archive.publish`.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        The zip or folder; None where the parameters name none.
+    destination : str or Path
+        The archive.
+    limits : Limits
+        How large a zip may unpack.
+
+    Raises
+    ------
+    D4LensError
+        If there is no such path, it is no published tree, or the archive cannot be written.
+    """
     if path is None:
         raise D4LensError("download.source is path but download.path is null; name the zip or folder there")
     if not Path(path).exists():

@@ -15,7 +15,19 @@ from numpy.typing import NDArray
 from d4lens.classes import CLASSES
 from d4lens.data.archive import DEFAULT_LIMITS, MAX_TABLE_BYTES, PRESET, TABLES, Archive, Entry, Limits
 from d4lens.data.arrays import FACTS, MANIFEST, MANIFEST_COLUMNS, SPLITS, RowWriter, atomic_folder
-from d4lens.data.images import COUNTS, DARK_SHARE, Observed, as_image, observe, parse_npy
+from d4lens.data.images import (
+    COUNTS,
+    DARK_SHARE,
+    MIN_SIDE,
+    NORMALISED,
+    Counts,
+    Instrument,
+    Raw,
+    as_image,
+    parse_npy,
+    prepare,
+)
+from d4lens.data.images.counts import MAX_COUNT, no_counts, normalised
 from d4lens.errors import D4LensError
 from d4lens.files import held, sha256, sweep, write_json
 from d4lens.observation import Observation
@@ -234,8 +246,12 @@ def _write_images(
     first, _ = _read_image(source, source.entries[0])
     observation = Observation(len(first), *telescope)
     _check_preset(source, observation)
-    observed = _observe(source, source.entries[0], first, observation.sky, factor)
-    units, side, dtype = observed.units, len(observed.pixels), observed.pixels.dtype
+    n, over = divmod(len(first), factor)
+    if n < MIN_SIDE or over > 1:
+        why = f"at least {MIN_SIDE} are needed" if n < MIN_SIDE else f"{over} are left over, at most 1 may be"
+        raise D4LensError(f"{source.path}: bin = {factor} leaves {n} of {len(first)} pixels a side; {why}")
+    pixels, units, _ = _observe(source, source.entries[0], first, observation, factor)
+    side, dtype = len(pixels), pixels.dtype
     rows = []
     with (
         RowWriter(folder / "all.npy", sum(counts["train"].values()), side, dtype) as train,
@@ -248,14 +264,13 @@ def _write_images(
                     f"{source.path}: {entry.member} has {len(image)} pixels a side where {source.entries[0].member} has "
                     f"{len(first)}; all images of an archive must have one size"
                 )
-            observed = _observe(source, entry, image, observation.sky, factor)
-            if observed.units != units:
+            pixels, own_units, found = _observe(source, entry, image, observation, factor)
+            if own_units != units:
                 raise D4LensError(
-                    f"{source.path}: {entry.member} is {observed.units} where {source.entries[0].member} is {units}; "
+                    f"{source.path}: {entry.member} is {own_units} where {source.entries[0].member} is {units}; "
                     "either all images of an archive are photon counts or none"
                 )
-            (train if entry.split == "train" else test).add(observed.pixels)
-            found = observed.counts
+            (train if entry.split == "train" else test).add(pixels)
             # Counts above the minimum tell copies apart even if the archive rounds them differently.
             key = (found.k - found.k_min).astype(np.uint16) if found.is_counts else image.astype(np.float32) + 0.0
             rows.append(Row(entry, found.n_levels, found.k_min, found.sky_variance, digest, orbit_digest(key)))
@@ -274,12 +289,27 @@ def _read_image(source: Archive, entry: Entry) -> tuple[NDArray[Any], str]:
     return image, hashlib.sha256(data).hexdigest()
 
 
-def _observe(source: Archive, entry: Entry, image: NDArray[Any], sky: float, factor: int) -> Observed:
-    """`images.observe` with the image's name in the message."""
+def _observe(
+    source: Archive, entry: Entry, image: NDArray[Any], native: Observation, factor: int
+) -> tuple[NDArray[Any], str, Counts]:
+    """Return an image's pixels (n, n), uint16 counts or float32 from 0 to 1, their units, and its native lattice.
+
+    What has levels coarser than photons is no counts here: their scale is known to a few per cent only.
+    """
+    told = Instrument(pixel_scale=native.pixel_scale, sky=native.sky or None)
     try:
-        return observe(image, sky, factor)
+        ready = prepare(Raw(image), native.binned(factor), told, whole=True)
+        if ready.units != COUNTS or ready.rough:
+            return normalised(ready.pixels), NORMALISED, ready.counts or no_counts()
     except D4LensError as error:
         raise D4LensError(f"{source.path}: {entry.member}: {error}") from None
+    assert ready.counts is not None
+    if ready.pixels.max() > MAX_COUNT:
+        raise D4LensError(
+            f"{source.path}: {entry.member}: counts up to {ready.pixels.max():.0f} exceed {MAX_COUNT}, the most that 16 bits "
+            "hold; bin less"
+        )
+    return ready.pixels.astype(np.uint16), COUNTS, ready.counts
 
 
 def _check_preset(source: Archive, observation: Observation) -> None:

@@ -119,17 +119,23 @@ class Predictions(_Answers):
     """
 
     @property
-    def labels(self) -> list[str]:
+    def labels(self) -> list[str]:  # numpydoc ignore=RT01
         """`no`, `sphere` or `vort`; "" where an image could not be used or a flag withholds its label."""
         return self._texts("label")
 
     @property
-    def probabilities(self) -> NDArray[np.float64]:
+    def probabilities(self) -> NDArray[np.float64]:  # numpydoc ignore=RT01
         """(B, 3) in the order of `d4lens.classes.CLASSES`; NaN where an image could not be used."""
         return np.asarray(self.table[[f"p_{name}" for name in CLASSES]], np.float64)
 
     def plot(self) -> Figure:
-        """Draw the probabilities as bars, one an image, of the first 40 images."""
+        """Draw the probabilities as bars, one an image, of the first 40 images.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing.
+        """
         shown = self.probabilities[:_SHOWN]
         figure = Figure(figsize=(7, 1.2 + 0.25 * len(shown)), layout="constrained")
         axes = figure.subplots()
@@ -157,27 +163,33 @@ class Fits(_Answers):
     """
 
     @property
-    def parameters(self) -> NDArray[np.float64]:
+    def parameters(self) -> NDArray[np.float64]:  # numpydoc ignore=RT01
         """(B, 7) in the order of `FIT_COLUMNS`; lengths in arcsec; NaN where an image could not be used."""
         return np.asarray(self.table[list(FIT_COLUMNS)], np.float64)
 
     @property
-    def converged(self) -> NDArray[np.bool_]:
+    def converged(self) -> NDArray[np.bool_]:  # numpydoc ignore=RT01
         """(B,) whether the fit found a minimum."""
         return np.asarray(self.table["converged"], np.bool_)
 
     @property
-    def sigma(self) -> NDArray[np.float64]:
+    def sigma(self) -> NDArray[np.float64]:  # numpydoc ignore=RT01
         """(B, 7) standard deviations of `parameters`."""
         return np.asarray(self.table[[f"sigma_{name}" for name in FIT_COLUMNS]], np.float64)
 
     @property
-    def freed(self) -> pd.DataFrame:
+    def freed(self) -> pd.DataFrame:  # numpydoc ignore=RT01
         """The columns of what was fitted beyond the seven parameters."""
         return self.table.drop(columns=[*FIT_TABLE_COLUMNS, *(f"sigma_{name}" for name in FIT_COLUMNS)])
 
     def plot(self) -> Figure:
-        """Draw each parameter, and chi2, of the first 40 images."""
+        """Draw each parameter, and chi2, of the first 40 images.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing.
+        """
         n = min(len(self.table), _SHOWN)
         figure = Figure(figsize=(9, 5), layout="constrained")
         figure.suptitle(_title("smooth lenses", n, len(self.table)))
@@ -201,7 +213,7 @@ class Detections(_Answers):
     """
 
     @property
-    def candidates(self) -> pd.DataFrame:
+    def candidates(self) -> pd.DataFrame:  # numpydoc ignore=RT01
         """The candidates' rows alone."""
         return self.table[self.table["rank"] > 0]
 
@@ -228,11 +240,23 @@ class Simulated:
     observation: Observation
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the truth, one row an image, columns `d4lens.simulator.COLUMNS`; lengths in arcsec."""
+        """Return the truth.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row an image, columns `d4lens.simulator.COLUMNS`; lengths in arcsec.
+        """
         return self.truth.images.copy()
 
     def plot(self) -> Figure:
-        """Draw the first 12 images, square root of the counts."""
+        """Draw the first 12 images, square root of the counts.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing.
+        """
         shown = self.images[:12]
         rows = -(-len(shown) // 4)
         half = self.observation.half_width
@@ -258,7 +282,7 @@ class Model:
     classifier: Classifier
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:  # numpydoc ignore=RT01
         """What the weights' file says of the network: name, observation, training's fingerprint and others."""
         return self.classifier.config
 
@@ -320,10 +344,12 @@ class Model:
 
         Parameters
         ----------
-        image, free, model, **known
+        image, free, model
             As `predict` takes them.
         masses : bool
             Look for masses beside the main lens too.
+        **known
+            As `predict` takes it.
 
         Returns
         -------
@@ -338,8 +364,9 @@ class Model:
         found = arguments.sources(image)
         if len(found) != 1:
             raise D4LensError(f"{len(found)} images were given to be explained; give one")
-        names, looked = arguments.names_of(free), arguments.switch("masses", masses)
-        return explain_source(found[0], self.classifier, told=_told(known), free=names, model=model, masses=looked)
+        names, looked, told = arguments.names_of(free), arguments.switch("masses", masses), _told(known)
+        (source,) = told.joined(found)
+        return explain_source(source, self.classifier, told=told, free=names, model=model, masses=looked)
 
 
 def load_model(path: str | Path | None = None) -> Model:
@@ -377,9 +404,11 @@ def predict(
 
     Parameters
     ----------
+    images
+        As `Model.predict` takes them.
     weights : str or Path, optional
         A model.safetensors; None takes the package's.
-    images, tta, force_label, free, model, progress, **known
+    tta, force_label, free, model, progress, **known
         As `Model.predict` takes them.
 
     Returns

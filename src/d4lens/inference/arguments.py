@@ -106,7 +106,23 @@ def told(known: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def names_of(free: Any) -> tuple[str, ...]:
-    """List the names in a sequence of them, or in text that commas divide. Raises D4LensError for anything else."""
+    """List names that a user gives.
+
+    Parameters
+    ----------
+    free : sequence of str, str or None
+        The names, or text that commas divide.
+
+    Returns
+    -------
+    tuple of str
+        The names.
+
+    Raises
+    ------
+    D4LensError
+        For anything else.
+    """
     if free is None:
         return ()
     given = free.split(",") if isinstance(free, str) else free
@@ -120,14 +136,50 @@ def names_of(free: Any) -> tuple[str, ...]:
 
 
 def switch(name: str, value: Any) -> bool:
-    """Check that a value is True or False. Raises D4LensError for what is neither: "no" would pass for True."""
+    """Check that a value is True or False; "no" would pass for True.
+
+    Parameters
+    ----------
+    name : str
+        The argument, for the message.
+    value : bool
+        Its value.
+
+    Returns
+    -------
+    bool
+        The value.
+
+    Raises
+    ------
+    D4LensError
+        For anything else.
+    """
     if not isinstance(value, (bool, np.bool_)):
         raise D4LensError(f"{name} takes True or False, not {value!r}")
     return bool(value)
 
 
 def path_or_none(name: str, value: Any) -> str | None:
-    """Return a path as text, or None. Raises D4LensError for anything else."""
+    """Return a path as text.
+
+    Parameters
+    ----------
+    name : str
+        The argument, for the message.
+    value : str, Path or None
+        Its value.
+
+    Returns
+    -------
+    str or None
+        The path.
+
+    Raises
+    ------
+    D4LensError
+        For anything else.
+    """
     if value is not None and not isinstance(value, (str, os.PathLike)):
         raise D4LensError(f"{name} takes the path of a file, not {_kind(value)}")
     return None if value is None else os.fsdecode(value)
@@ -430,7 +482,25 @@ def _value_and_unit(values: Any, unit: Any) -> tuple[Array, str]:
 
 
 def number(name: str, value: Any) -> float:
-    """Read a number, a text of one or a Quantity, for `name`. Raises D4LensError for anything else."""
+    """Read a number.
+
+    Parameters
+    ----------
+    name : str
+        The argument, which says in which unit.
+    value : float, str or astropy.units.Quantity
+        Its value.
+
+    Returns
+    -------
+    float
+        In the argument's unit.
+
+    Raises
+    ------
+    D4LensError
+        For anything else.
+    """
     if _is(value, "astropy.units", "Quantity"):
         from astropy import units
 

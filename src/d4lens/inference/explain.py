@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from d4lens import lensing
 from d4lens.classes import CLASSES
-from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised, abstains, joined
@@ -21,7 +19,6 @@ from d4lens.inference.pipeline import (
     doubtful,
     fit_images,
     flags_of,
-    load_classifier,
     maps_of,
     prepare_source,
     way_of,
@@ -109,57 +106,26 @@ class Explanation:
     detectable: Tensor | None = None
 
     @property
-    def likeliest(self) -> str:
+    def likeliest(self) -> str:  # numpydoc ignore=RT01
         """The class of the highest probability, also where a flag withholds the label."""
         return CLASSES[max(range(len(CLASSES)), key=self.probabilities.__getitem__)]
 
     def plot(self, layout: str = "full") -> "Figure":
-        """Draw it, as `d4lens.inference.picture.figure` does."""
+        """Draw it, as `d4lens.inference.picture.figure` does.
+
+        Parameters
+        ----------
+        layout : str
+            As `figure` takes it.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The drawing.
+        """
         from d4lens.inference.picture import figure
 
         return figure(self, layout)
-
-
-def explain(
-    path: str | Path,
-    weights: str | Path | None = None,
-    *,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
-    free: Sequence[str] = (),
-    model: str = AUTO,
-    masses: bool = False,
-) -> Explanation:
-    """Fit and classify one image and keep what was computed on the way.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file that holds one image.
-    weights : str or Path, optional
-        A model.safetensors; None takes the package's.
-    told : Instrument
-        What is known of the instrument.
-    free : sequence of str
-        Parameters of the smooth lens to fit beyond the preset's.
-    model : str
-        The smooth lens, one of `d4lens.macrofit.world.MODELS`.
-    masses : bool
-        Look for masses beside the main lens too, which takes up to two seconds more.
-
-    Returns
-    -------
-    Explanation
-
-    Raises
-    ------
-    D4LensError
-        For a path with no or several images, an image that cannot be used, and a network that draws no convergence.
-    """
-    found = list(images.find([path]))
-    if len(found) != 1:
-        raise D4LensError(f"{path} holds {len(found)} images; name one")
-    classifier = load_classifier(weights)
-    return explain_source(found[0], classifier, told=told, free=free, model=model, masses=masses)
 
 
 def explain_source(
@@ -171,11 +137,37 @@ def explain_source(
     model: str = AUTO,
     masses: bool = False,
 ) -> Explanation:
-    """Explain an image found already, as `explain` does."""
+    """Fit and classify one image and keep what was computed on the way.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The image, `told.joined` with its mask and noise map.
+    classifier : Classifier
+        The network.
+    told : Instrument
+        What is known of the instrument.
+    free : sequence of str
+        Parameters of the smooth lens to fit beyond the preset's.
+    model : str
+        One of MODELS.
+    masses : bool
+        Look for masses beside the main lens too, which takes up to two seconds more.
+
+    Returns
+    -------
+    Explanation
+        Of the image.
+
+    Raises
+    ------
+    D4LensError
+        Naming the image, if it cannot be used; for a network that draws no convergence.
+    """
     network, grid = classifier.network, classifier.grid
     way = way_of(model, told, free, classifier)
     try:
-        image = prepare_source(images.noisy(images.masked([source], told.mask), told.noise)[0], grid, told)
+        image = prepare_source(source, grid, told)
     except D4LensError as error:
         raise D4LensError(str(error) if source.name in str(error) else f"{source.name}: {error}") from None
     (fitted,) = fit_images([source.name], [image], grid, way)

@@ -116,7 +116,18 @@ def draw_explanation(explanation: Explanation, path: str | Path, layout: str = "
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file name that ends in no picture format. Raises D4LensError."""
+    """Check that a file's name ends in a picture format.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    D4LensError
+        If it does not.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise D4LensError(
             f"{path.name} names no picture format; end it in .png, .pdf or .svg, or name a folder without an ending"

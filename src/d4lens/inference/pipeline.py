@@ -106,17 +106,17 @@ class Classifier:
     config: dict[str, Any]
 
     @property
-    def grid(self) -> Observation:
+    def grid(self) -> Observation:  # numpydoc ignore=RT01
         """The pixels, PSF and sky of the images it was trained on."""
         return Observation.from_dict(self.config["observation"])
 
     @property
-    def model(self) -> str:
+    def model(self) -> str:  # numpydoc ignore=RT01
         """Whose maps it was trained on: SPECIALIST or MARGINAL."""
         return str(self.config.get("smooth_lens", SPECIALIST))
 
     @property
-    def largest_chi2(self) -> float | None:
+    def largest_chi2(self) -> float | None:  # numpydoc ignore=RT01
         """Per pixel, beyond which an image is unlike its training; None where its file does not say."""
         largest = self.config.get("largest_chi2")
         return None if largest is None else float(largest)
@@ -150,12 +150,12 @@ class Fitted:
     rival: "Fitted | None" = None
 
     @property
-    def model(self) -> str:
+    def model(self) -> str:  # numpydoc ignore=RT01
         """SPECIALIST or MARGINAL."""
         return MARGINAL if isinstance(self.result, MarginalFit) else SPECIALIST
 
     @property
-    def names_fitted(self) -> tuple[str, ...]:
+    def names_fitted(self) -> tuple[str, ...]:  # numpydoc ignore=RT01
         """The fitted quantities in the order of `result.parameters`."""
         return (*self.lens.free, *NAMES)[: self.result.parameters.shape[1]]
 
@@ -167,6 +167,11 @@ def load_classifier(weights: str | Path | None = None) -> Classifier:
     ----------
     weights : str or Path, optional
         A model.safetensors; None takes the package's.
+
+    Returns
+    -------
+    Classifier
+        Ready to predict.
 
     Raises
     ------
@@ -246,7 +251,24 @@ def classify(
     model: str = AUTO,
     progress: bool = True,
 ) -> Answer:
-    """Classify images found already, as `predict_table` does."""
+    """Classify images found already, as `predict_table` does.
+
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        The images.
+    classifier : Classifier
+        The network.
+    tta, force_label, told, free, model
+        As `predict_table` takes them.
+    progress : bool
+        Whether to show how far it has come.
+
+    Returns
+    -------
+    Answer
+        As of `predict_table`.
+    """
     rows: dict[str, list[object]] = {}
     failures = []
     way = way_of(model, told, free, classifier)
@@ -303,7 +325,22 @@ def fit_sources(
     model: str = AUTO,
     progress: bool = True,
 ) -> Answer:
-    """Fit images found already, as `fit_table` does."""
+    """Fit images found already, as `fit_table` does.
+
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        The images.
+    told, free, model
+        As `fit_table` takes them.
+    progress : bool
+        Whether to show how far it has come.
+
+    Returns
+    -------
+    Answer
+        As of `fit_table`.
+    """
     rows: dict[str, dict[str, object]] = {}
     failures = []
     way, grid = way_of(model, told, free), preset_model(PRESET).observation
@@ -371,6 +408,11 @@ def way_of(model: str, told: Instrument, free: Sequence[str], classifier: Classi
     classifier : Classifier, optional
         Whose maps are to be made.
 
+    Returns
+    -------
+    Way
+        The way.
+
     Raises
     ------
     D4LensError
@@ -397,10 +439,31 @@ def fit_images(
     grid: Observation,
     way: Way = Way(),
 ) -> list[Fitted]:
-    """Fit images (B) on the pixels of `grid`, those that share a smooth lens together.
+    """Fit images on the pixels of a grid, those that share a smooth lens together.
 
     AUTO takes the specialist where the image has the published pixels (or `way.any_pixels`) and the noise of photons, and is
     fitted as images of the preset are: no worse than the training's, and with no more to gain from what the preset knows.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the images.
+    prepared : sequence of Prepared
+        The images.
+    grid : Observation
+        The network's pixels.
+    way : Way
+        Which smooth lens is fitted.
+
+    Returns
+    -------
+    list of Fitted
+        The images, some to each smooth lens.
+
+    Raises
+    ------
+    D4LensError
+        For a noise map where the specialist is asked for.
     """
     if way.model == SPECIALIST and any(image.variance is not None for image in prepared):
         raise D4LensError(_PHOTONS_ALONE.format("a noise map"))
@@ -564,23 +627,81 @@ def _rows(part: Fitted, rows: list[int], *, with_rival: bool = False) -> Fitted:
 
 
 def centres_of(prepared: Sequence[Prepared]) -> Tensor:
-    """Return the images' own centres on the grid, (B, 2), (x, y) arcsec."""
+    """Return the images' own centres on the grid.
+
+    Parameters
+    ----------
+    prepared : sequence of Prepared
+        The images.
+
+    Returns
+    -------
+    Tensor
+        (B, 2) of (x, y), arcsec.
+    """
     return torch.tensor([image.centre for image in prepared], dtype=torch.float64)
 
 
 def logits_of(part: Fitted, classifier: Classifier, tta: bool) -> Tensor:
-    """Return the logits (B, C) of the images of a part."""
+    """Predict the images of a part.
+
+    Parameters
+    ----------
+    part : Fitted
+        The images.
+    classifier : Classifier
+        The network.
+    tta : bool
+        Average over the eight symmetries of the square.
+
+    Returns
+    -------
+    Tensor
+        Logits (B, C), in the order of CLASSES.
+    """
     return predict_logits(classifier.network, [batch_for(part, classifier)], tta)
 
 
 def batch_for(part: Fitted, classifier: Classifier, maps: Tensor | None = None) -> LensBatch:
-    """Make what a network reads of the images of a part; `maps` is their significance where it is known."""
+    """Make what a network reads of the images of a part.
+
+    Parameters
+    ----------
+    part : Fitted
+        The images.
+    classifier : Classifier
+        The network.
+    maps : Tensor, optional
+        (B, N, N) their significance, where it is known.
+
+    Returns
+    -------
+    LensBatch
+        The batch.
+    """
     grid = None if part.images[0].standard else classifier.grid
     return network_batch(part.counts, part.result, part.lens, grid, maps)
 
 
 def doubtful(part: Fitted, answers: Tensor, classifier: Classifier, tta: bool) -> list[bool]:
-    """Say whether each image's label, by its logits or probabilities (B, C), is another with its lens where the rival has it."""
+    """Say whether each image's label is another with its lens where the rival fit has it.
+
+    Parameters
+    ----------
+    part : Fitted
+        The images.
+    answers : Tensor
+        (B, C) their logits or probabilities.
+    classifier : Classifier
+        The network.
+    tta : bool
+        Average over the eight symmetries of the square.
+
+    Returns
+    -------
+    list of bool
+        One for each image; False without a rival.
+    """
     if part.rival is None:
         return [False] * len(part.names)
     return (logits_of(part.rival, classifier, tta).argmax(1) != answers.argmax(1)).tolist()
@@ -648,14 +769,40 @@ def network_batch(
 
 
 def maps_of(counts: Tensor, result: FitResult, lens: SmoothLensModel) -> Tensor:
-    """Return the significance maps (B, N, N) of a fit."""
+    """Return the significance maps of a fit.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N) photons per pixel.
+    result : FitResult
+        Their fit.
+    lens : SmoothLensModel
+        What was fitted.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) in standard deviations.
+    """
     if isinstance(result, MarginalFit):
         return result.significance
     return significance_maps(counts, result.parameters, lens)
 
 
 def default_weights() -> Path:
-    """Return the path of the package's weights. Raises D4LensError where they are missing."""
+    """Return the path of the package's weights.
+
+    Returns
+    -------
+    Path
+        A safetensors file.
+
+    Raises
+    ------
+    D4LensError
+        If they are missing.
+    """
     if not WEIGHTS.is_file():
         raise D4LensError(f"the package holds no weights ({WEIGHTS.name}); train a model and name its file: --weights")
     return WEIGHTS
@@ -664,7 +811,23 @@ def default_weights() -> Path:
 def prepare_source(
     source: ImageSource, grid: Observation, told: Instrument, own_pixels_for: str = SPECIALIST
 ) -> Prepared:
-    """Read one image as photon counts on the pixels of `grid`; on its own for MARGINAL, for AUTO where none sum to the grid's.
+    """Read one image as photon counts on the pixels of a grid.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The image.
+    grid : Observation
+        The network's pixels.
+    told : Instrument
+        What is known of the instrument.
+    own_pixels_for : str
+        One of MODELS: MARGINAL keeps the image's own pixels, AUTO does where none sum to the grid's.
+
+    Returns
+    -------
+    Prepared
+        The image.
 
     Raises
     ------
@@ -700,7 +863,18 @@ def _own_grid(shape: tuple[int, ...], scale: float, grid: Observation) -> Observ
 
 @lru_cache(maxsize=8)
 def lens_of(observation: Observation) -> SmoothLensModel:
-    """Return the smooth lens on the pixels of `observation`, sampled on the preset's own finer ones where it is binned."""
+    """Return the smooth lens on given pixels, sampled on the preset's own finer ones where these are binned to them.
+
+    Parameters
+    ----------
+    observation : Observation
+        The pixels.
+
+    Returns
+    -------
+    SmoothLensModel
+        The preset's lens.
+    """
     native = preset_model(PRESET).observation
     binning = max(1, round(observation.pixel_scale / native.pixel_scale))
     if native.binned(binning) != observation:
@@ -723,10 +897,15 @@ def smooth_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) 
     free : tuple of str
         Parameters to fit beyond these.
 
+    Returns
+    -------
+    SmoothLensModel
+        The lens.
+
     Raises
     ------
     D4LensError
-        For a name in `free` that is no parameter.
+        For a name that is no parameter of the smooth lens.
     """
     for name in free:
         if name not in PARAMETERS:
@@ -773,7 +952,22 @@ def _near(value: float) -> float:
 
 
 def flags_of(part: Fitted, i: int, classifier: Classifier | None = None) -> list[Raised]:
-    """Return the flags of image `i`: those of its fit, and those of what `classifier` says of it."""
+    """Return the flags of an image: those of its fit, and those of what a network says of it.
+
+    Parameters
+    ----------
+    part : Fitted
+        Fitted images.
+    i : int
+        Which of them.
+    classifier : Classifier, optional
+        The network.
+
+    Returns
+    -------
+    list of Raised
+        The flags.
+    """
     chi2, image, lens = float(part.result.chi2[i]), part.images[i], part.lens
     raised = []
     if not part.result.converged[i]:
@@ -822,8 +1016,31 @@ def fitted_batches(
     *,
     own_pixels: bool = False,
 ) -> Iterator[tuple[list[Fitted], _Broken]]:
-    """Images fitted in batches; the next batch is read meanwhile, so memory does not grow with the number of images."""
-    sources = images.noisy(images.masked(sources, told.mask), told.noise)
+    """Fit images in batches. The next batch is read meanwhile, so memory does not grow with the number of images.
+
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        The images.
+    grid : Observation
+        The network's pixels.
+    told : Instrument
+        What is known of the instrument.
+    way : Way
+        Which smooth lens is fitted.
+    progress : bool
+        Whether to show how far it has come.
+    own_pixels : bool
+        Whether `way` may keep the images' own pixels, as `prepare_source` does.
+
+    Yields
+    ------
+    fitted : list of Fitted
+        The images of a batch.
+    broken : list of (str, str)
+        Name and reason of those that could not be read.
+    """
+    sources = told.joined(sources)
     pixels_for = way.model if own_pixels else SPECIALIST
 
     def read(part: Sequence[ImageSource]) -> tuple[list[str], list[Prepared], _Broken]:

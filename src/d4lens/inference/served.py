@@ -24,13 +24,39 @@ class Served(PythonModel):
     """What MLflow calls."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights. Raises D4LensError where they cannot be used."""
+        """Load the weights.
+
+        Parameters
+        ----------
+        context : mlflow.pyfunc.PythonModelContext
+            Where they are.
+
+        Raises
+        ------
+        D4LensError
+            If they cannot be used.
+        """
         self.model = load_model(context.artifacts["weights"])
 
     def predict(
         self, context: PythonModelContext, model_input: NDArray[np.float64], params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Return COLUMNS of `d4lens predict`, one row an image."""
+        """Classify images.
+
+        Parameters
+        ----------
+        context : mlflow.pyfunc.PythonModelContext
+            Not read.
+        model_input : numpy.ndarray
+            (B, N, N), as `d4lens.predict` takes it.
+        params : dict, optional
+            `model`, one of MODELS.
+
+        Returns
+        -------
+        pandas.DataFrame
+            COLUMNS of `d4lens predict`, one row an image.
+        """
         model = (params or {}).get("model", AUTO)
         return self.model.predict(model_input, model=model).table[COLUMNS]
 

@@ -19,7 +19,20 @@ GRACE = 3.0
 
 @lru_cache(maxsize=64)
 def freed(lens: SmoothLensModel, names: tuple[str, ...] = CENTRE) -> SmoothLensModel:
-    """Return the same lens with its centre free, or other `names`, last among its parameters."""
+    """Return the same lens with its centre free, or other `names`, last among its parameters.
+
+    Parameters
+    ----------
+    lens : SmoothLensModel
+        The lens.
+    names : tuple of str
+        Names of PARAMETERS.
+
+    Returns
+    -------
+    SmoothLensModel
+        A copy.
+    """
     return _with(lens, lens.constants, (*lens.free, *names))
 
 
@@ -44,11 +57,27 @@ def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, .
 def promise(
     counts: Tensor, result: FitResult, lens: SmoothLensModel, names: tuple[str, ...] = CENTRE
 ) -> tuple[Tensor, Tensor]:
-    """Take what one linear step from a fit of `lens` promises if its centre is free, or other lengths in arcsec, `names`.
+    """Take what one linear step from a fit of `lens` promises if its centre is free, or other lengths in arcsec.
 
-    Returns the deviance gained (B,), as for `lens` by itself it would not be, and the parameters (B, F + names) of
-    `freed(lens, names)` where the step ends, at most a sixteenth of the image's side off. One evaluation an image: a
-    score test.
+    It takes one evaluation an image: a score test.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N) photons per pixel.
+    result : FitResult
+        The fit of `lens`.
+    lens : SmoothLensModel
+        The lens.
+    names : tuple of str
+        What is to be free.
+
+    Returns
+    -------
+    gained : Tensor
+        (B,) the deviance gained, as for `lens` by itself it would not be.
+    parameters : Tensor
+        (B, F + names) of `freed(lens, names)` where the step ends, at most a sixteenth of the image's side off.
     """
     model, n = freed(lens, names), len(lens.free)
     here = [torch.full((len(counts), 1), lens.constants[name], dtype=torch.float64) for name in names]
@@ -75,19 +104,62 @@ def promise(
 
 
 def deviance(counts: Tensor, parameters: Tensor, lens: SmoothLensModel) -> Tensor:
-    """(B,) what the fit of `lens` minimises, at `parameters` (B, F)."""
+    """Compute what the fit of `lens` minimises.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N) photons per pixel.
+    parameters : Tensor
+        (B, F), in the order of `lens.free`.
+    lens : SmoothLensModel
+        The lens.
+
+    Returns
+    -------
+    Tensor
+        (B,) float64.
+    """
     evaluate = objective(counts.to(lens.device, lens.dtype), lens)
     return evaluate(torch.arange(len(counts)), parameters)[0]
 
 
 def unexplained(counts: Tensor, chi2: Tensor, noise: Tensor | float = 1.0) -> Tensor:
-    """(B,) the deviance left beyond that of noise, of which chi2 a pixel is `noise`, with GRACE; counts (B, N, N), NaN: no data."""
+    """Compute the deviance left beyond that of noise, with GRACE.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N), NaN where there are no data.
+    chi2 : Tensor
+        (B,) per pixel.
+    noise : float or Tensor
+        The chi2 per pixel of noise.
+
+    Returns
+    -------
+    Tensor
+        (B,).
+    """
     pixels = torch.isfinite(counts).sum((1, 2)).double()
     return (chi2 - noise + GRACE * (2 / pixels).sqrt()) * pixels
 
 
 def places(result: FitResult, lens: SmoothLensModel) -> Tensor:
-    """(B, 2) where the lenses lie, (x, y) arcsec on the grid, fitted or known."""
+    """Return where the lenses lie, fitted or known.
+
+    Parameters
+    ----------
+    result : FitResult
+        The fit of `lens`.
+    lens : SmoothLensModel
+        The lens.
+
+    Returns
+    -------
+    Tensor
+        (B, 2) of (x, y), arcsec on the grid.
+    """
     known = [
         result.parameters[:, lens.free.index(name)]
         if name in lens.free

@@ -25,16 +25,30 @@ def fit_faintest(
 ) -> tuple[Tensor, FitResult, list[int]]:
     """Fit images whose counts are known up to a whole number in every native pixel, and find that number.
 
+    The number taken is the one that brings the sky under the model's light nearest to the known one.
+
     Parameters
     ----------
-    counts: (B, N, N) photons.
-    lifts: for each image (N, N) by how much a count more in every native pixel raises it, 0 where there are no data; None
-        where counts are known.
-    skies: for each image the known mean of its sky, photons in a pixel of the grid.
-    options: of `fit`.
+    counts : Tensor
+        (B, N, N) photons.
+    model : SmoothLensModel
+        What is fitted.
+    lifts : sequence of numpy.ndarray or None
+        For each image (N, N) by how much a count more in every native pixel raises it, 0 where there are no data; None where
+        counts are known.
+    skies : sequence of float
+        For each image the known mean of its sky, photons in a pixel of the grid.
+    **options
+        Of `fit`.
 
-    Returns the counts as raised (B, N, N), their fit, and by how much each image was raised. The number taken is the one
-    that brings the sky under the model's light nearest to the known one.
+    Returns
+    -------
+    counts : Tensor
+        (B, N, N), as raised.
+    result : FitResult
+        Their fit.
+    raised : list of int
+        By how much each image was raised.
     """
     result = fit(counts, model, **options)
     raised = [0] * len(counts)

@@ -48,12 +48,23 @@ class FitResult:
     residual: Tensor
 
     @property
-    def sigma(self) -> Tensor:
+    def sigma(self) -> Tensor:  # numpydoc ignore=RT01
         """(B, F) standard deviations of the parameters."""
         return torch.diagonal(self.covariance, dim1=1, dim2=2).clamp_min(0).sqrt()
 
     def table(self, paths: Sequence[str]) -> pd.DataFrame:
-        """One row an image, TABLE_COLUMNS."""
+        """Return the fit as a table.
+
+        Parameters
+        ----------
+        paths : sequence of str
+            The images' names.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row an image, TABLE_COLUMNS.
+        """
         values = {name: self.columns[:, i].numpy() for i, name in enumerate(FIT_COLUMNS)}
         table = {"path": list(paths), **values, "chi2": self.chi2.numpy(), "converged": self.converged.numpy()}
         return pd.DataFrame(table, columns=list(TABLE_COLUMNS))
@@ -70,17 +81,39 @@ def fit(
     threads: int | None = None,
     initial: Tensor | None = None,
 ) -> FitResult:
-    """Fit `model` to every image of `counts` (B, N, N), photons per pixel of any real type.
-
-    A pixel of NaN or infinity holds no data and carries no weight.
+    """Fit `model` to every image.
 
     A coarse fit to counts binned 2 x 2 (a model of binned counts is sampled more coarsely instead) sets out from the
-    image's moments, and from up to `max_starts` - 1 other places only where it did not converge or fits badly; a fine
-    one ends it. `coarse_iterations` 0 leaves the coarse fit out, and so does `initial` (B, F), a start for each. Each of `threads` (None: torch's number; one on a GPU)
-    works on `batch_size` images at once, which bounds the memory. The result of an image is the same to the bit for any
-    `threads`, any `batch_size` and any other images. An image that nothing fits comes back with its chi2 and `converged` False; none raises.
+    image's moments, and from other places only where it did not converge or fits badly; a fine one ends it. The result of
+    an image is the same to the bit for any `threads`, any `batch_size` and any other images. An image that nothing fits
+    comes back with its chi2 and `converged` False; none raises.
 
-    Raises PhysicsError for counts of another shape than the model's, or `initial` of another shape than theirs.
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N) photons per pixel of any real type. A pixel of NaN or infinity holds no data and carries no weight.
+    model : SmoothLensModel
+        What is fitted.
+    coarse_iterations, fine_iterations : int
+        Steps an image may take; 0 leaves the coarse fit out.
+    max_starts : int
+        Places that the coarse fit may set out from, at most.
+    batch_size : int
+        Images that a thread works on at once, which bounds the memory.
+    threads : int, optional
+        Threads; None takes torch's number, one on a GPU.
+    initial : Tensor, optional
+        (B, F), a start for each image, which leaves the coarse fit out.
+
+    Returns
+    -------
+    FitResult
+        A row for each image.
+
+    Raises
+    ------
+    PhysicsError
+        For counts of another shape than the model's, or `initial` of another shape than theirs.
     """
     n = model.n_pixels
     if counts.ndim != 3 or counts.shape[1:] != (n, n) or not len(counts):

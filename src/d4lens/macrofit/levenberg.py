@@ -40,20 +40,33 @@ def minimise(
 ) -> Minimum:
     """Minimise an objective of F parameters for each of B rows (Marquardt 1963, scaled by the curvature's diagonal).
 
-    Parameters
-    ----------
-    evaluate: (rows (b,) int64, parameters (b, F)) -> objective (b,), descent g = -1/2 grad objective (b, F) and
-        curvature H, a positive semi-definite stand-in for half the Hessian (b, F, F); all float64.
-    start: (B, F). lower, upper: (F,); a step ends at the box's wall, and a parameter pressed against it sits out.
-    max_iterations: trial steps a row may take.
-    tolerance: a row has converged once it accepts a step that set out with g.H^-1.g, what an undamped step would take
-        from the objective, below this; or once the damped step promises less than this. The second rule ends a row at a
-        kink, where the slope never vanishes and every longer step has been refused.
-    rounding: rise of the objective, relative, that still counts as no rise.
-    damping: at the start, relative to the diagonal.
-
     A row's outcome depends on that row alone. Rows that have ended leave the batch; a value that is not finite rejects
     its step, and a row that starts on one ends at once, unconverged.
+
+    Parameters
+    ----------
+    evaluate : callable
+        (rows (b,) int64, parameters (b, F)) -> objective (b,), g = -1/2 grad objective (b, F) and curvature H, a positive
+        semi-definite stand-in for half the Hessian (b, F, F); all float64.
+    start : Tensor
+        (B, F).
+    lower, upper : Tensor
+        (F,). A step ends at the box's wall, and a parameter pressed against it sits out.
+    max_iterations : int
+        Trial steps a row may take.
+    tolerance : float
+        A row has converged once it accepts a step that set out with g.H^-1.g, what an undamped step would take from the
+        objective, below this; or once the damped step promises less than this. The second rule ends a row at a kink, where
+        the slope never vanishes and every longer step has been refused.
+    rounding : float
+        Rise of the objective, relative, that still counts as no rise.
+    damping : float
+        At the start, relative to the diagonal.
+
+    Returns
+    -------
+    Minimum
+        A row for each of B.
     """
     parameters = start.clamp(lower, upper)
     objective, descent, curvature = evaluate(torch.arange(len(start)), parameters)
@@ -82,7 +95,20 @@ def minimise(
 
 
 def undamped(descent: Tensor, curvature: Tensor) -> Tensor:
-    """Return the step (b, F) to where a quadratic objective has its minimum: curvature^-1 descent."""
+    """Return the step to where a quadratic objective has its minimum: curvature^-1 descent.
+
+    Parameters
+    ----------
+    descent : Tensor
+        (b, F), minus half the objective's gradient.
+    curvature : Tensor
+        (b, F, F), half its Hessian.
+
+    Returns
+    -------
+    Tensor
+        (b, F).
+    """
     nothing = torch.zeros(len(descent), dtype=descent.dtype)
     return _step(descent, curvature, torch.zeros_like(descent, dtype=torch.bool), nothing)[0]
 

@@ -19,10 +19,21 @@ _ALIGN = 64  # pixels: every image's numbers start on the same boundary, for the
 
 
 def objective(counts: Tensor, model: SmoothLensModel) -> Evaluate:
-    """Return the function that `minimise` takes, for counts (B, N, N) on the model's device and in its dtype.
+    """Return the function that `minimise` takes: the Poisson deviance of counts, with the priors.
 
-    Counts may be negative (the deviance is then the quasi-likelihood's, up to a constant). Those that are not finite carry
-    no weight.
+    Counts may be negative: the deviance is then the quasi-likelihood's, up to a constant.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N) on the model's device and in its dtype. Those that are not finite carry no weight.
+    model : SmoothLensModel
+        Its free parameters are the function's.
+
+    Returns
+    -------
+    callable
+        As `minimise` takes it.
     """
     pixels, n_free = model.n_pixels**2, len(model.free)
     flat = counts.reshape(len(counts), pixels)
@@ -62,9 +73,23 @@ def objective(counts: Tensor, model: SmoothLensModel) -> Evaluate:
 def in_groups(
     function: Callable[..., tuple[Tensor, ...]], model: SmoothLensModel, *arguments: Tensor
 ) -> tuple[Tensor, ...]:
-    """Apply `function` to the arguments' rows, a few at a time.
+    """Apply a function to the arguments' rows, a few at a time.
 
     On a CPU they are always the same few, the last one repeated: eight, or `model.group` where a model says so.
+
+    Parameters
+    ----------
+    function : callable
+        Of rows of the arguments; it returns tensors with as many rows.
+    model : SmoothLensModel
+        Its device.
+    *arguments : Tensor
+        (B, ...) each.
+
+    Returns
+    -------
+    tuple of Tensor
+        (B, ...) each.
     """
     n = len(arguments[0])
     size = getattr(model, "group", _GROUP) if model.device.type == "cpu" else max(n, 1)
@@ -76,7 +101,18 @@ def in_groups(
 
 
 def covariance(curvature: Tensor) -> Tensor:
-    """Inverse (B, F, F) of the Fisher information; infinite throughout where there is none."""
+    """Invert the Fisher information.
+
+    Parameters
+    ----------
+    curvature : Tensor
+        (B, F, F).
+
+    Returns
+    -------
+    Tensor
+        (B, F, F), infinite throughout where there is no inverse.
+    """
     scale = torch.diagonal(curvature, dim1=1, dim2=2).sqrt()
     usable = torch.isfinite(curvature).all(2).all(1) & (scale > 0).all(1)
     scale = scale.where(usable[:, None], 1.0)

@@ -27,19 +27,40 @@ def preset_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> SmoothLensModel:
-    """Return the model for images like those of the simulator's preset `name`.
+    """Return the model for images like those of a preset of the simulator.
 
     Parameters
     ----------
-    observation: the native image (None: the preset's); its sky and PSF are taken, and a surface brightness goes with
-        the area of its pixels.
-    binning: the counts to be fitted are sums of binning x binning native pixels.
-    free: names to fit. None: FIT_COLUMNS, and whatever else the preset draws from a range; for images whose photon
-        scale or background is unknown (`units` "normalised", or a preset with an exposure) amplitude and sky too.
-        The preset's ranges do not bound a fit: an image that lies outside them is to be seen. A known parameter that
-        is freed has a Gaussian about its preset's value.
+    name : str
+        The preset's.
+    observation : Observation, optional
+        The native image (None: the preset's); its sky and PSF are taken, and a surface brightness goes with the area of its
+        pixels.
+    binning : int
+        The counts to be fitted are sums of binning x binning native pixels.
+    free : sequence of str, optional
+        Names to fit. None: FIT_COLUMNS, and whatever else the preset draws from a range; for images whose photon scale or
+        background is unknown (`units` "normalised", or a preset with an exposure) amplitude and sky too. The preset's ranges
+        do not bound a fit: an image that lies outside them is to be seen. A known parameter that is freed has a Gaussian about
+        its preset's value.
+    units : str
+        "counts" or "normalised", of the images.
+    dtype : torch.dtype
+        Of the model.
+    device : torch.device or str
+        Of the model.
 
-    Raises D4LensError for an unknown preset, PhysicsError as SmoothLensModel does.
+    Returns
+    -------
+    SmoothLensModel
+        The model.
+
+    Raises
+    ------
+    D4LensError
+        For an unknown preset.
+    PhysicsError
+        As SmoothLensModel does.
     """
     source = preset(name)
     observation = observation or source.observation
@@ -84,11 +105,21 @@ def preset_model(
 
 
 def pseudo_counts(pixels: Tensor) -> Tensor:
-    """Return counts (B, N, N) float32 to fit where images (B, N, N) run from 0 to 1 and their photon scale is lost.
+    """Return counts to fit where images run from 0 to 1 and their photon scale is lost.
 
     Each image is scaled to 1000 at its brightest and raised until its darkest corner's mean is that corner's variance,
     as a sky of photons has it: the background's weight is then right, that of the bright pixels a convention. A corner
     without noise is raised to one count. Pixels that are not finite stay so; the corners are then those of what is seen.
+
+    Parameters
+    ----------
+    pixels : Tensor
+        (B, N, N).
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float32.
     """
     scaled = pixels.float() * _FULL_SCALE
     return torch.stack([image + _raise(image) for image in scaled])

@@ -24,12 +24,25 @@ source's light says nothing."""
 
 
 def significance_maps(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> Tensor:
-    """Signed significance S (B, N, N), float32, of one more point mass at each pixel's centre, in standard deviations.
+    """Compute the signed significance of one more point mass at each pixel's centre.
 
-    counts: (B, N, N) photons per pixel of `model`. parameters: (B, F) the best fit, in the order of `model.free`, which
-    must hold source_x and source_y. Noise alone gives values of standard deviation 1 where the source's light reaches,
-    a mass a positive peak, a hole a negative one. A scalar under D4. Pixels whose counts are not finite carry no weight;
-    a mass behind them shows in those around. The map of an image is the same to the bit whatever the others are.
+    Noise alone gives values of standard deviation 1 where the source's light reaches, a mass a positive peak, a hole a
+    negative one. The map is a scalar under D4. Pixels whose counts are not finite carry no weight; a mass behind them shows
+    in those around. The map of an image is the same to the bit whatever the others are.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N) photons per pixel of `model`.
+    parameters : Tensor
+        (B, F) the best fit, in the order of `model.free`.
+    model : SmoothLensModel
+        Its free parameters hold source_x and source_y.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float32, in standard deviations.
     """
     kernels = Kernels(model)
     threads = torch.get_num_threads() if model.device.type == "cpu" else 1
@@ -39,7 +52,13 @@ def significance_maps(counts: Tensor, parameters: Tensor, model: SmoothLensModel
 
 
 class Kernels:
-    """Fourier transforms of a_x, a_y and their products on a grid of twice the image's side, so that nothing wraps."""
+    """Fourier transforms of a_x, a_y and their products on a grid of twice the image's side, so that nothing wraps.
+
+    Parameters
+    ----------
+    model : SmoothLensModel
+        Its pixels and device.
+    """
 
     def __init__(self, model: SmoothLensModel) -> None:
         self.n, scale = model.n_pixels, model.observation.pixel_scale * model.binning
@@ -52,7 +71,20 @@ class Kernels:
         self.planes = torch.fft.rfft2(planes).conj().to(model.device, torch.complex64)
 
     def correlate(self, fields: Tensor, planes: slice) -> Tensor:
-        """Sum over the last-but-two axis of fields (..., k, N, N) correlated with k kernels -> (..., N, N)."""
+        """Sum fields correlated with as many kernels.
+
+        Parameters
+        ----------
+        fields : Tensor
+            (..., k, N, N).
+        planes : slice
+            Which k kernels.
+
+        Returns
+        -------
+        Tensor
+            (..., N, N).
+        """
         size = (2 * self.n, 2 * self.n)
         spectrum = (torch.fft.rfft2(fields, s=size) * self.planes[planes]).sum(-3)
         correlated: Tensor = torch.fft.irfft2(spectrum, s=size)

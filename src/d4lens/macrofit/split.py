@@ -40,13 +40,37 @@ def fit_split(
     smooth_lens: str = SPECIALIST,
     **options: Any,
 ) -> pd.DataFrame:
-    """Fit every image of `counts` (n, N, N) and write the maps and the table of the fits to `folder`.
+    """Fit every image of a split and write the maps and the table of the fits.
 
-    The maps are MAPS (`{split}_residual.npy`, `{split}_significance.npy`; float16), the table is `{split}_fit.csv`.
+    The maps are MAPS (`{split}_residual.npy`, `{split}_significance.npy`; float16), the table is `{split}_fit.csv`; each
+    appears whole. Finished pieces wait in the sibling `{folder}.partial`. A later call with the same source, model, options
+    and code goes on after them; with any other it starts afresh.
 
-    `source` names the images (a hash of their manifest), `smooth_lens` is one of `world.MODELS`, `options` go to `fit`. Finished pieces wait in the sibling
-    `{folder}.partial`; a later call with the same source, model, options and code goes on after them, with any other it
-    starts afresh. Each file appears whole. Returns the table.
+    Parameters
+    ----------
+    counts : numpy.ndarray
+        (n, N, N) photons per pixel, or from 0 to 1.
+    paths : sequence of str
+        The images' names.
+    model : SmoothLensModel
+        What is fitted.
+    folder : str or Path
+        Where the files go.
+    split : str
+        The split's name.
+    source : str
+        Which images these are: a hash of their manifest.
+    units : str
+        "counts" or "normalised".
+    smooth_lens : str
+        One of `world.MODELS`.
+    **options
+        Of `fit`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The table.
     """
     folder = Path(folder)
     partial = folder.with_name(f"{folder.name}.partial") / split
@@ -158,10 +182,26 @@ def fit_shared(
     batch_size: int = 64,
     **options: Any,
 ) -> pd.DataFrame:
-    """`fit_split` by all of `ranks` at once, with the same files and the same table in each process.
+    """Do as `fit_split` by several processes at once, with the same files and the same table in each.
 
     A process's part waits beside `folder` until all are done; after an interruption as many processes go on with the
     parts that are not finished.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        The processes.
+    counts, paths, model, folder, split, source
+        As for `fit_split`.
+    batch_size : int
+        As for `fit`.
+    **options
+        As for `fit_split`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The table.
     """
     folder = Path(folder)
     if ranks.world == 1:
@@ -183,7 +223,15 @@ def fit_shared(
 
 
 def remove_parts(ranks: Ranks, folder: str | Path) -> None:
-    """Remove what the processes left beside `folder`, once every split is joined."""
+    """Remove what the processes left beside `folder`, once every split is joined.
+
+    Parameters
+    ----------
+    ranks : Ranks
+        The processes.
+    folder : str or Path
+        As for `fit_shared`.
+    """
     if ranks.world > 1 and ranks.is_main:
         for part in ranks.parts(Path(folder)):
             shutil.rmtree(part, ignore_errors=True)

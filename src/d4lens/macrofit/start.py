@@ -12,10 +12,23 @@ VARIANTS = ((0.9, 0.5, 0.5), (0.8, 0.0, 1.0), (1.0, 0.0, 0.0), (0.7, 1.0, 0.25),
 
 
 def moments(counts: Tensor, model: SmoothLensModel) -> Tensor:
-    """(B, 5) mean radius, second moments (x² - y², 2xy) over r², and centroid (arcsec) of the light in (B, N, N) counts.
+    """Measure the moments of the light in images.
 
     Light is what stands three standard deviations above the sky. An image without any has a mean radius of a quarter
-    of its half-width, the rest zero; a pixel that is not finite has none. Moments do not depend on the other images, nor on their number.
+    of its half-width, the rest zero; a pixel that is not finite has none. Moments depend neither on the other images nor
+    on their number.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N) photons per pixel.
+    model : SmoothLensModel
+        Its pixels and sky.
+
+    Returns
+    -------
+    Tensor
+        (B, 5): mean radius (arcsec), second moments (x² - y², 2xy) over r², centroid (arcsec).
     """
     sky = model.constants["sky"] * model.binning**2
     x, y = (axis.to("cpu", torch.float64) for axis in model.pixel_centres())
@@ -31,7 +44,22 @@ def moments(counts: Tensor, model: SmoothLensModel) -> Tensor:
 
 
 def starting_point(from_moments: Tensor, model: SmoothLensModel, variant: int) -> Tensor:
-    """Start (B, F) number `variant` for moments (B, 5); parameters of which they say nothing start at their constants."""
+    """Return where a fit sets out. Parameters of which the moments say nothing start at their constants.
+
+    Parameters
+    ----------
+    from_moments : Tensor
+        (B, 5), as of `moments`.
+    model : SmoothLensModel
+        What is fitted.
+    variant : int
+        Which of VARIANTS.
+
+    Returns
+    -------
+    Tensor
+        (B, F), in the order of `model.free`.
+    """
     size, pull, place = VARIANTS[variant]
     radius, second_x, second_y, centre_x, centre_y = from_moments.unbind(1)
     known = {

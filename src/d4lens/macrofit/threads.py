@@ -11,10 +11,24 @@ Result = TypeVar("Result")
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> list[Result]:
-    """`work` of every item, in order, on `threads` threads with one of torch's each; torch's own number is restored.
+    """Do work on every item, on threads with one of torch's each; torch's own number is restored.
 
     Numbers below 1e-38, such as the light of a source far away, count as zero there: some processors multiply a matrix that
     holds them eight times slower.
+
+    Parameters
+    ----------
+    work : callable
+        Of one item.
+    items : iterable
+        The items.
+    threads : int
+        How many at once.
+
+    Returns
+    -------
+    list
+        The results in the items' order.
     """
     had = torch.get_num_threads()
 

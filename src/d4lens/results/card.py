@@ -107,7 +107,7 @@ def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shippe
     arm = description.get("arm", description["name"])
     scores = read_json(folder / "evaluation" / f"{arm}-{description['seed']}.json")
     check(description, scores, f"the network of profile {profile}")
-    return text(description, profile, scores, genuine(description, folder / "genuine.json"), shipped)
+    return text(description, profile, scores, genuine_sentence(description, folder / "genuine.json"), shipped)
 
 
 def check(description: Mapping[str, Any], scores: Mapping[str, Any], where: object) -> None:
@@ -135,7 +135,7 @@ def check(description: Mapping[str, Any], scores: Mapping[str, Any], where: obje
         )
 
 
-def genuine(description: Mapping[str, Any], path: str | Path) -> str:
+def genuine_sentence(description: Mapping[str, Any], path: str | Path) -> str:
     """Say in a sentence how these very weights classified genuine images.
 
     Parameters

@@ -20,19 +20,64 @@ SIDE = 240
 
 
 def nominal(name: str, title: str | None = None, **more: Any) -> Field:
-    """Encode a column of names, in the order of its rows."""
+    """Encode a column of names, in the order of its rows.
+
+    Parameters
+    ----------
+    name : str
+        The column.
+    title : str, optional
+        Of the axis or legend.
+    **more
+        Further options of the encoding.
+
+    Returns
+    -------
+    dict
+        The encoding.
+    """
     return {"field": name, "type": "nominal", "sort": None, "title": title, **more}
 
 
 def number(name: str, title: str | None = None, *, log: bool = False, **scale: Any) -> Field:
-    """Encode a column of numbers; `scale` has options of the scale."""
+    """Encode a column of numbers.
+
+    Parameters
+    ----------
+    name : str
+        The column.
+    title : str, optional
+        Of the axis.
+    log : bool
+        Whether the axis is logarithmic.
+    **scale
+        Options of the scale.
+
+    Returns
+    -------
+    dict
+        The encoding.
+    """
     scale = {"nice": True} | ({"type": "log"} if log else {"zero": False}) | scale
     axis = {"labelOverlap": True} | ({"format": "~e"} if log else {})
     return {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
 def lines(at: Sequence[float], **mark: Any) -> dict[str, Any]:
-    """Draw vertical lines at values of the x axis; `mark` has options of the mark."""
+    """Draw vertical lines.
+
+    Parameters
+    ----------
+    at : sequence of float
+        Values of the x axis.
+    **mark
+        Options of the mark.
+
+    Returns
+    -------
+    dict
+        A layer.
+    """
     values = [{"at": value} for value in at]
     encoding = {"x": {"field": "at", "type": "quantitative"}}
     return {"data": {"values": values}, "mark": {"type": "rule", **mark}, "encoding": encoding}
@@ -128,7 +173,18 @@ def intervals(
 
 
 def template(spec: Spec) -> dict[str, Any]:
-    """Turn a specification into a template of DVC's, revisions below each other."""
+    """Turn a specification into a template of DVC's, revisions below each other.
+
+    Parameters
+    ----------
+    spec : dict
+        A chart in facets.
+
+    Returns
+    -------
+    dict
+        What DVC reads.
+    """
     return {
         "$schema": _SCHEMA,
         **spec,
@@ -162,7 +218,22 @@ def filled(text: str, table: pd.DataFrame, colours: Mapping[str, str]) -> dict[s
 
 
 def with_data(spec: Spec, table: pd.DataFrame, colours: Mapping[str, str]) -> dict[str, Any]:
-    """Put a table into a specification, as `filled` does."""
+    """Put a table into a specification, as `filled` does.
+
+    Parameters
+    ----------
+    spec : dict
+        A chart.
+    table : pandas.DataFrame
+        Its data.
+    colours : mapping of str to str
+        Colour by name.
+
+    Returns
+    -------
+    dict
+        The chart with the data, of six digits.
+    """
     values = json.loads(
         table.to_json(orient="records", double_precision=15), parse_float=lambda text: float(f"{float(text):.6g}")
     )

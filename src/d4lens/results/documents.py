@@ -39,19 +39,62 @@ _NUMBER = re.compile(r"<!--n ([^>]+?)-->([^<]*)<!--/n-->")
 
 
 def of(root: str | Path) -> list[Path]:
-    """List the documents of a project: README.md and the others beside it, and those of docs/."""
+    """List the documents of a project.
+
+    Parameters
+    ----------
+    root : str or Path
+        The project.
+
+    Returns
+    -------
+    list of Path
+        README.md and the others beside it, and those of docs/.
+    """
     root = Path(root)
     return sorted([*root.glob("*.md"), *root.glob("docs/*.md")])
 
 
 def stale(root: str | Path) -> list[Path]:
-    """List the documents that say another than the metrics. Raises D4LensError for a marker that leads nowhere."""
+    """List the documents that say another than the metrics.
+
+    Parameters
+    ----------
+    root : str or Path
+        The project.
+
+    Returns
+    -------
+    list of Path
+        The documents.
+
+    Raises
+    ------
+    D4LensError
+        For a marker that leads nowhere.
+    """
     metrics = Path(root) / "metrics"
     return [path for path in of(root) if (text := path.read_text(encoding="utf-8")) != refreshed(text, metrics)]
 
 
 def update(root: str | Path) -> list[Path]:
-    """Bring all documents to what the metrics say, and list those that changed. Raises D4LensError as `stale`."""
+    """Bring all documents to what the metrics say.
+
+    Parameters
+    ----------
+    root : str or Path
+        The project.
+
+    Returns
+    -------
+    list of Path
+        The documents that changed.
+
+    Raises
+    ------
+    D4LensError
+        For a marker that leads nowhere.
+    """
     metrics = Path(root) / "metrics"
     changed = stale(root)
     texts = [refreshed(path.read_text(encoding="utf-8"), metrics) for path in changed]

@@ -206,7 +206,18 @@ def _mean_of_drawn(drawn: Array, entropy: Sequence[int]) -> Array:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct the p-values of a family of tests for their number (Holm 1979), rounded to 6 decimals."""
+    """Correct the p-values of a family of tests for their number (Holm 1979).
+
+    Parameters
+    ----------
+    p_values : sequence of float
+        Of the family.
+
+    Returns
+    -------
+    list of float
+        In the same order, rounded to 6 decimals.
+    """
     corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

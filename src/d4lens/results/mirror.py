@@ -35,7 +35,7 @@ _DOCUMENTS = "documents"
 _log = logging.getLogger(__name__)
 
 
-def mirror(root: str | Path, profile: str, arms: Sequence[tuple[str, int]], page: str | Path) -> None:
+def mirror_profile(root: str | Path, profile: str, arms: Sequence[tuple[str, int]], page: str | Path) -> None:
     """Show a reproduction as one run with a child for each training, and register the model. What fails is one warning.
 
     Parameters

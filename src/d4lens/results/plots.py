@@ -87,7 +87,15 @@ def drawing(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
 
 
 def draw_roc(path: str | Path, table: pd.DataFrame) -> None:
-    """Draw the table of `curves`: one panel a class, one colour a model, one line a seed."""
+    """Draw ROC curves: one panel a class, one colour an arm, one line a seed.
+
+    Parameters
+    ----------
+    path : str or Path
+        The picture.
+    table : pandas.DataFrame
+        The table of `curves`.
+    """
     with drawing(path, (12, 4.4)) as figure:
         axes = figure.subplots(1, len(CLASSES), sharey=True)
         models = list(table["model"].unique())
@@ -104,7 +112,15 @@ def draw_roc(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def draw_confusion(path: str | Path, table: pd.DataFrame) -> None:
-    """Draw the table of `confusions`: one panel a model, seeds together, shares of each true class (row)."""
+    """Draw confusion matrices: one panel an arm, seeds together, shares of each true class (row).
+
+    Parameters
+    ----------
+    path : str or Path
+        The picture.
+    table : pandas.DataFrame
+        The table of `confusions`.
+    """
     models = list(table["model"].unique())
     n_columns = min(3, len(models))
     n_rows = -(-len(models) // n_columns)

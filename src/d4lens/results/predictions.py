@@ -49,7 +49,15 @@ def tabulate(paths: list[str], labels: ArrayLike, logits: dict[str, ArrayLike]) 
 
 
 def write(path: str | Path, table: pd.DataFrame) -> None:
-    """Write the table as parquet; equal tables give equal bytes."""
+    """Write the table as parquet; equal tables give equal bytes.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    table : pandas.DataFrame
+        The predictions.
+    """
     with atomic_path(path) as temporary:
         table.to_parquet(temporary, index=False)
 
@@ -98,7 +106,22 @@ def of_view(table: pd.DataFrame, view: str) -> tuple[list[str], NDArray[np.int64
 
 
 def score(table: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, Any]:
-    """Measure the metrics with intervals by view, as `metrics.with_intervals`; both views meet the same resamples."""
+    """Measure the metrics with intervals by view; both views meet the same resamples.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        The predictions.
+    n_resamples : int
+        Of the bootstrap.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    dict
+        For each of VIEWS what `metrics.with_intervals` returns.
+    """
     return {view: metrics.with_intervals(*of_view(table, view)[1:], n_resamples, seed) for view in VIEWS}
 
 
@@ -125,7 +148,22 @@ def flat(scored: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, f
 
 
 def seconds(train_minutes: float, images_per_second: Mapping[str, float], n_images: int) -> float:
-    """Add up what a training and its evaluation took, from the numbers that timing.json keeps; `n_images` were tested."""
+    """Add up what a training and its evaluation took, from the numbers that timing.json keeps.
+
+    Parameters
+    ----------
+    train_minutes : float
+        The training.
+    images_per_second : mapping of str to float
+        The prediction's speed by view.
+    n_images : int
+        How many were tested.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
     return 60 * train_minutes + sum(n_images / speed for speed in images_per_second.values())
 
 

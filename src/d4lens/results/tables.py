@@ -174,7 +174,15 @@ def write_profile(
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table atomically; equal tables give equal bytes."""
+    """Write a table atomically; equal tables give equal bytes.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    table : pandas.DataFrame
+        The table; its index is left out.
+    """
     with atomic_path(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
@@ -235,7 +243,18 @@ def join_profiles(metrics: str | Path) -> pd.DataFrame:
 
 
 def profiles(metrics: str | Path) -> list[str]:
-    """List the profiles that have results."""
+    """List the profiles that have results.
+
+    Parameters
+    ----------
+    metrics : str or Path
+        The folder of the metrics.
+
+    Returns
+    -------
+    list of str
+        Their names, sorted.
+    """
     return sorted(path.parent.name for path in Path(metrics).glob(f"*/{RESULTS}"))
 
 
@@ -277,7 +296,18 @@ def markdown(
 
 
 def table_text(folder: str | Path) -> str:
-    """Write the results of a folder metrics/<profile>/ for the terminal."""
+    """Write a profile's results for the terminal.
+
+    Parameters
+    ----------
+    folder : str or Path
+        metrics/<profile>.
+
+    Returns
+    -------
+    str
+        The tables with their headlines.
+    """
     results, caption, comparisons = read_profile(folder)
     blocks = []
     for title, rows, _ in _parts(results, comparisons, read_families(folder)):
@@ -330,19 +360,52 @@ def read_profile(folder: str | Path) -> tuple[pd.DataFrame, str, list[dict[str, 
 
 
 def read_families(folder: str | Path) -> dict[str, Family]:
-    """Read the families of a folder metrics/<profile>/ by their titles."""
+    """Read the families of a folder metrics/<profile>/ by their titles.
+
+    Parameters
+    ----------
+    folder : str or Path
+        metrics/<profile>.
+
+    Returns
+    -------
+    dict of str to Family
+        Empty where there are none.
+    """
     found = read_json(Path(folder) / REPORT).get("families", {})
     return {title: Family(tuple(family["models"]), family["comparisons"]) for title, family in found.items()}
 
 
 def read_baselines(folder: str | Path) -> Baselines:
-    """Read the baselines without a network of a folder metrics/<profile>/; none where they were not measured."""
+    """Read a profile's baselines without a network.
+
+    Parameters
+    ----------
+    folder : str or Path
+        metrics/<profile>.
+
+    Returns
+    -------
+    dict
+        Metrics by the baseline's name; empty where they were not measured.
+    """
     found: Baselines = read_json(Path(folder) / REPORT).get("baselines", {})
     return found
 
 
 def without_network(baselines: Baselines) -> list[str]:
-    """Write the baselines without a network as lines of Markdown: an empty one, a sentence, another and an item each."""
+    """Write the baselines without a network as lines of Markdown.
+
+    Parameters
+    ----------
+    baselines : dict
+        As of `read_baselines`.
+
+    Returns
+    -------
+    list of str
+        An empty line, a sentence, another empty line, and an item each.
+    """
     lines = ["", "Macro AUC without a network, of a random forest on numbers of the smooth fit:", ""]
     for name, measured in baselines.items():
         auc = measured["auc_macro"]
@@ -402,7 +465,20 @@ def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def headline(results: pd.DataFrame, caption: str) -> str:
-    """Say what the numbers were made with, from the rows themselves, then the caption."""
+    """Say what the numbers were made with, from the rows themselves, then the caption.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        The rows of a table.
+    caption : str
+        What else is to be said.
+
+    Returns
+    -------
+    str
+        In Markdown.
+    """
 
     def each(column: str) -> str:
         values = sorted(results[column].unique())

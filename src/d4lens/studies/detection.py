@@ -17,7 +17,20 @@ _BATCH = 64
 
 
 def logits(network: nn.Module, batch: LensBatch) -> NDArray[np.float64]:
-    """Predict the logits (B, 3) of a batch of any size, in pieces."""
+    """Predict a batch of any size, in pieces.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    batch : LensBatch
+        B images.
+
+    Returns
+    -------
+    numpy.ndarray
+        Logits (B, 3), in the order of CLASSES.
+    """
     pieces = (batch.rows(slice(i, i + _BATCH)) for i in range(0, len(batch), _BATCH))
     return predict_logits(network, pieces, tta=False).double().numpy()
 
@@ -67,7 +80,24 @@ def threshold(of_no: ArrayLike, false_positive_rate: float) -> float:
 
 
 def scored(path: str | Path, view: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
-    """Read the paths, labels (n,) and evidence (n,) that an evaluation's table of predictions holds for a view."""
+    """Read the evidence that an evaluation's table of predictions holds for a view.
+
+    Parameters
+    ----------
+    path : str or Path
+        The table.
+    view : str
+        One of VIEWS.
+
+    Returns
+    -------
+    paths : list of str
+        The images' names.
+    labels : numpy.ndarray
+        (n,) indices into CLASSES.
+    evidence : numpy.ndarray
+        (n,) the evidence for substructure.
+    """
     table = read(path)
     table = table[table["tta"] == (view == "tta")]
     return table["path"].tolist(), table["label"].to_numpy(np.int64), evidence(table[LOGITS].to_numpy())

@@ -22,17 +22,30 @@ def intervals(
     marks: Sequence[float] = (),
     domain: Sequence[float] | None = None,
 ) -> Drawing:
-    """Points with error bars.
+    """Draw points with error bars.
 
     Parameters
     ----------
-    name, title, caption : as of `Drawing`.
-    records : what is drawn; records without a value are left out.
-    by : labels of the records that choose the panel, the line within it and the colour. Lines stand in the order in
-        which they first appear.
-    xlabel : of the values' axis, which is logarithmic if `log`.
-    marks : thin lines at these values.
-    domain : ends of the values' axis, beyond which nothing is drawn.
+    name, title, caption : str
+        As of `Drawing`.
+    records : sequence of mapping
+        What is drawn; records without a value are left out.
+    by : tuple of str
+        Labels of the records that choose the panel, the line within it and the colour. Lines stand in the order in which they
+        first appear.
+    xlabel : str
+        Of the values' axis.
+    log : bool
+        Whether that axis is logarithmic.
+    marks : sequence of float
+        Thin lines at these values.
+    domain : sequence of float, optional
+        Ends of the values' axis, beyond which nothing is drawn.
+
+    Returns
+    -------
+    Drawing
+        A panel for each of the first label's values.
     """
     drawn = [r for r in records if r["value"] is not None]
     table = pd.DataFrame(drawn, columns=None if drawn else [*dict.fromkeys(by), *MEASURED])

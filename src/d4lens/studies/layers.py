@@ -60,7 +60,23 @@ class Layer:
 
 
 def layers_of(network: nn.Module) -> list[Layer]:
-    """List the layers of a network of this project, from the input to the logits. Raises TypeError for any other."""
+    """List the layers of a network, from the input to the logits.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A network of this project.
+
+    Returns
+    -------
+    list of Layer
+        The layers.
+
+    Raises
+    ------
+    TypeError
+        For any other network.
+    """
     if isinstance(network, ResNet):
         names = [("stem", "maxpool"), *((f"layer{i}",) * 2 for i in range(1, 5)), ("pool", "global_pool")]
         trunk = _chain(
@@ -160,7 +176,22 @@ def _has(network: nn.Module, name: str) -> bool:
 
 
 def turned(layer: Layer, x: Tensor, g: int) -> Tensor:
-    """Turn an activation as it should turn with the image under element `g` of D4; a plain map counts as scalars."""
+    """Turn an activation as it should turn with the image; a plain map counts as scalars.
+
+    Parameters
+    ----------
+    layer : Layer
+        Whose activation it is.
+    x : Tensor
+        The activation (B, ...).
+    g : int
+        An element of D4, 0 to 7.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape.
+    """
     if layer.kind == "fit":
         return turned_fit(x, g)
     if x.ndim < 3:
@@ -223,7 +254,22 @@ def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tu
 
 
 def outputs(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> dict[str, Any]:
-    """Record what the modules that some layer leaves untouched return, so that `run_edited` need not compute it again."""
+    """Record what the modules that some layer leaves untouched return, so that `run_edited` need not compute it again.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    batch : LensBatch
+        The images.
+    layers : sequence of Layer
+        The layers that are to be edited.
+
+    Returns
+    -------
+    dict
+        What each module returned, by name.
+    """
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         for name in {module for layer in layers for module in layer.untouched}:
@@ -236,9 +282,21 @@ def outputs(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> di
 
 
 def blended(donor: Tensor, mask: Tensor | None = None) -> Edit:
-    """Make the edit that replaces the activation by `donor`, or only where `mask` (B, n, n) is true.
+    """Make the edit that replaces an activation.
 
     A map larger than the image has a margin on all sides, which is not patched.
+
+    Parameters
+    ----------
+    donor : Tensor
+        What takes its place, of its shape.
+    mask : Tensor, optional
+        (B, n, n) bool: where it is replaced; None for everywhere.
+
+    Returns
+    -------
+    callable
+        The edit.
     """
     if mask is None:
         return lambda _: donor

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from d4lens import flags
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
-from d4lens.data import images as observed
+from d4lens.data.images import recover_counts
 from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts, significance_maps
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
@@ -83,7 +83,18 @@ class Case:
 
 
 def cases(psf_sigma: float) -> tuple[Case, ...]:
-    """All cases for a telescope whose PSF the training took to be `psf_sigma` (arcsec)."""
+    """List all cases.
+
+    Parameters
+    ----------
+    psf_sigma : float
+        What the training took the PSF to be, arcsec.
+
+    Returns
+    -------
+    tuple of Case
+        The cases, the training's own kind first.
+    """
     found = [Case("deeplense", "the training's own kind", freed=_LENS + _SOURCE)]
     turned = {"gamma_phi": [0.0, math.pi], "source_phi": [0.0, math.pi]}
     found.append(Case("random_orientation", "shear and source at every angle", turned))
@@ -162,7 +173,24 @@ class CaseFit:
 
 
 def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -> Iterator[CaseFit]:
-    """Fit images (n, N, N) under each of CONSTANTS that the case has, one at a time to keep memory flat."""
+    """Fit images under each of CONSTANTS that the case has, one at a time to keep memory flat.
+
+    Parameters
+    ----------
+    case : Case
+        What the images are.
+    native_counts : Tensor
+        (n, N, N) photons per native pixel.
+    native : Observation
+        The native pixels.
+    binning : int
+        Native pixels a side of one that is fitted.
+
+    Yields
+    ------
+    CaseFit
+        The fit under one of CONSTANTS.
+    """
     standard = preset_model("deeplense", native, binning)
     if case.simulator == "deeplense":
         counts = bin_pixels(native_counts.double(), binning).float()
@@ -176,7 +204,7 @@ def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -
     # As a user meets them: scaled to [0, 1]. `predict` takes them for photon counts over the training's sky; who knows
     # that the photon scale is lost has the preprocessing raise them until the background is Poisson's.
     scaled = _normalised(native_counts)
-    taken = [observed.observe(image, native.sky, binning, units=observed.COUNTS).pixels for image in scaled.numpy()]
+    taken = [bin_pixels(recover_counts(image, native.sky).k, binning) for image in scaled.numpy()]
     yield _fitted("default", torch.from_numpy(np.stack(taken).astype(np.float32)), standard)
     raised = pseudo_counts(_normalised(bin_pixels(scaled.double(), binning)))
     source = preset(case.simulator).observation
@@ -187,7 +215,20 @@ def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -
 
 
 def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> SmoothLensModel:
-    """Copy a smooth lens with other constants."""
+    """Copy a smooth lens with other constants.
+
+    Parameters
+    ----------
+    model : SmoothLensModel
+        The lens.
+    values : mapping of str to float
+        The constants that are to be others.
+
+    Returns
+    -------
+    SmoothLensModel
+        The copy.
+    """
     constants = {**model.constants, **values}
     return SmoothLensModel(
         model.observation,
@@ -382,7 +423,22 @@ def measure_all(
 
 
 def outcome(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) -> Outcome:
-    """Compose the study's outcome from the rows of `measure_all`; `arm` is the network that the answers speak of."""
+    """Compose the study's outcome.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Of `measure_all`.
+    native : Observation
+        The native pixels.
+    arm : str
+        The network that the answers speak of.
+
+    Returns
+    -------
+    Outcome
+        The outcome.
+    """
     words = {case.name: case.words for case in cases(native.psf_sigma)}
     records = [
         record(row["value"], row["low"], row["high"], row["n"]) | {name: row[name] for name in _LABELS} for row in rows
@@ -403,7 +459,22 @@ def outcome(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) ->
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
-    """Simulate, fit and classify every case, on the pixels of the profile's images."""
+    """Simulate, fit and classify every case, on the pixels of the profile's images.
+
+    Parameters
+    ----------
+    params : Parameters
+        The study's group.
+    inputs : Inputs
+        What the study needs.
+
+    Returns
+    -------
+    outcome : Outcome
+        The outcome.
+    drawings : list of Drawing
+        The drawings.
+    """
     facts = arrays.load_facts(inputs.folder("arrays"))
     native = Observation.from_dict(facts["native"])
     arms = first_networks(inputs.arms(params.arms, every=True))

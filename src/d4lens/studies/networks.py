@@ -23,17 +23,45 @@ class TrainedArm:
     config: dict[str, Any]
 
     @property
-    def observation(self) -> Observation:
+    def observation(self) -> Observation:  # numpydoc ignore=RT01
         """The pixels, PSF and sky it was trained on."""
         return Observation.from_dict(self.config["observation"])
 
     def untrained(self, seed: int) -> nn.Module:
-        """Build the same network before training, exported; `seed` draws its weights."""
+        """Build the same network before training, exported.
+
+        Parameters
+        ----------
+        seed : int
+            It draws the weights.
+
+        Returns
+        -------
+        nn.Module
+            The network.
+        """
         return untrained(self.config["name"], self.observation, seed, **self.config["options"])
 
 
 def untrained(name: str, observation: Observation, seed: int, **options: Any) -> nn.Module:
-    """Build a fresh network, exported, whose weights `seed` draws; torch's random state stays as it was."""
+    """Build a fresh network, exported; torch's random state stays as it was.
+
+    Parameters
+    ----------
+    name : str
+        One of `models.NAMES`.
+    observation : Observation
+        Pixels, PSF and sky of the images.
+    seed : int
+        It draws the weights.
+    **options
+        Of the network.
+
+    Returns
+    -------
+    nn.Module
+        The network.
+    """
     options = {key: value for key, value in options.items() if key != "pretrained"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,6 +108,17 @@ def load_arms(
 
 
 def first_networks(arms: Sequence[TrainedArm]) -> dict[str, nn.Module]:
-    """By arm, the network of its first seed, on the GPU if there is one."""
+    """Take the network of each arm's first seed, on the GPU if there is one.
+
+    Parameters
+    ----------
+    arms : sequence of TrainedArm
+        The arms.
+
+    Returns
+    -------
+    dict of str to nn.Module
+        By arm.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {arm.name: arm.networks[0].to(device) for arm in arms}

@@ -17,7 +17,7 @@ MEASURED = ("value", "ci_low", "ci_high", "n")
 
 
 @dataclass(frozen=True)
-class Figure:
+class DrawingRecord:
     """A drawing as it is recorded: its table, `file` from the project's root, its caption, and the command that makes it."""
 
     file: str
@@ -44,12 +44,27 @@ class Outcome:
     answers: Sequence[str]
     cannot_tell: Sequence[str]
     records: Sequence[Mapping[str, Any]]
-    figures: Sequence[Figure] = ()
+    figures: Sequence[DrawingRecord] = ()
     controls: Mapping[str, str] = field(default_factory=dict)
 
 
 def record(value: float, low: float, high: float, n: int, **labels: Any) -> dict[str, Any]:
-    """One row of a study; what is not finite becomes None."""
+    """Make one row of a study.
+
+    Parameters
+    ----------
+    value, low, high : float
+        What was measured, and the ends of its interval; what is not finite becomes None.
+    n : int
+        Of how many images, or other things counted.
+    **labels
+        What was measured.
+
+    Returns
+    -------
+    dict
+        The labels, then MEASURED.
+    """
     measured = (None if not math.isfinite(x) else round(float(x), 6) for x in (value, low, high))
     return labels | dict(zip(MEASURED, (*measured, int(n)), strict=True))
 
@@ -96,6 +111,6 @@ def read(path: str | Path) -> Outcome:
     values = read_json(path)
     values.pop("name", None)
     try:
-        return Outcome(**values | {"figures": [Figure(**figure) for figure in values.get("figures", [])]})
+        return Outcome(**values | {"figures": [DrawingRecord(**figure) for figure in values.get("figures", [])]})
     except TypeError:
         raise D4LensError(f"{path} is no study of d4lens; run the stage that writes it again") from None

@@ -36,13 +36,41 @@ SIGMA_EDGES = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 5
 
 
 def poisson_deviance(counts: Tensor, expected: Tensor) -> Tensor:
-    """Compute the Poisson deviance (B,) float64 of counts (B, N, N) given their means: 2 sum[k ln(k/m) - (k - m)]."""
+    """Compute the Poisson deviance 2 sum[k ln(k/m) - (k - m)].
+
+    Parameters
+    ----------
+    counts : Tensor
+        k, (B, N, N).
+    expected : Tensor
+        m, (B, N, N), above 0.
+
+    Returns
+    -------
+    Tensor
+        (B,) float64.
+    """
     k, m = counts.double(), expected.double()
     return 2 * (torch.xlogy(k, k / m) - (k - m)).flatten(1).sum(1)
 
 
 def mean_counts(truth: Truth, preset: Preset, binning: int) -> Tensor:
-    """Render images (B, N, N) float64 without noise, summed over binning x binning pixels."""
+    """Render images without noise.
+
+    Parameters
+    ----------
+    truth : Truth
+        What is in them.
+    preset : Preset
+        How they are observed.
+    binning : int
+        Native pixels a side of one.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) float64, photons summed over binning x binning pixels.
+    """
     return bin_mean(render(truth, preset, noise=False), binning) * binning**2
 
 
@@ -87,7 +115,21 @@ class Search:
     def statistic(self, counts: Tensor, fitted: Tensor, lens: SmoothLensModel) -> float:
         """Compute the logarithm of the likelihood ratio averaged over places and masses, smooth lens profiled out.
 
-        To first order in the mass. counts: (N, N). fitted: (F,) parameters of the smooth lens.
+        It is of first order in the mass.
+
+        Parameters
+        ----------
+        counts : Tensor
+            (N, N) photons per pixel of `lens`.
+        fitted : Tensor
+            (F,) parameters of the smooth lens.
+        lens : SmoothLensModel
+            The smooth lens.
+
+        Returns
+        -------
+        float
+            The statistic.
         """
         image = profiled(counts, fitted, lens)
         explained, information = image.explained(whitened(counts, fitted, lens)), image.information
@@ -123,7 +165,25 @@ def measured_gain(counts: Tensor, smooth: Tensor, mean: Tensor, n_free: int) -> 
 
 
 def ideal_rate(gained: ArrayLike, false_positive_rate: float) -> Array:
-    """Compute the detection probability of the matched filter that knows place and shape: P(N(sqrt(gain), 1) > z)."""
+    """Compute the detection probability of the matched filter that knows place and shape: P(N(sqrt(gain), 1) > z).
+
+    Parameters
+    ----------
+    gained : array_like
+        (n,) chi-squared gained by the true substructure.
+    false_positive_rate : float
+        Between 0 and 1.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,).
+
+    Raises
+    ------
+    PhysicsError
+        For a rate out of range.
+    """
     if not 0 < false_positive_rate < 1:
         raise PhysicsError(f"false_positive_rate must lie between 0 and 1, not {false_positive_rate}")
     signal = np.sqrt(np.maximum(np.asarray(gained, np.float64), 0.0))
@@ -200,7 +260,24 @@ def one_subhalo(preset: Preset, seed: int, masses: ArrayLike, radii: ArrayLike, 
 def grid_of(
     mass_edges: Sequence[float], radius_edges: Sequence[float], per_cell: int, seed: int
 ) -> tuple[Array, Array, Array]:
-    """Draw masses, radii and azimuths (n,), `per_cell` to each cell of the two edges: log-uniform, uniform, uniform."""
+    """Draw masses, radii and azimuths in the cells of a grid: log-uniform, uniform, uniform.
+
+    Parameters
+    ----------
+    mass_edges : sequence of float
+        Edges of the cells, Msun.
+    radius_edges : sequence of float
+        Edges of the cells, in Einstein radii.
+    per_cell : int
+        Draws in each cell.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    masses, radii, azimuths : numpy.ndarray
+        (n,) each: Msun, Einstein radii, rad.
+    """
     draws = np.random.default_rng([seed, 1]).random((3, len(mass_edges) - 1, len(radius_edges) - 1, per_cell))
     m, r = np.log10(np.asarray(mass_edges)), np.asarray(radius_edges, np.float64)
     log_mass = m[:-1, None, None] + np.diff(m)[:, None, None] * draws[0]

@@ -82,7 +82,18 @@ def maps(network: nn.Module, batches: Iterable[LensBatch], rod_theta_E: ArrayLik
 
 
 def correlations(predicted: ArrayLike, true: ArrayLike) -> Array:
-    """Pearson's correlation (n,) of each predicted map (n, N, N) with the true one; NaN where either is constant."""
+    """Compute Pearson's correlation of each predicted map with the true one.
+
+    Parameters
+    ----------
+    predicted, true : array_like
+        (n, N, N).
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,), NaN where either map is constant.
+    """
     a, b = (np.asarray(maps, np.float64).reshape(len(np.asarray(maps)), -1) for maps in (predicted, true))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     norm = np.sqrt((a * a).sum(1) * (b * b).sum(1))
@@ -91,12 +102,38 @@ def correlations(predicted: ArrayLike, true: ArrayLike) -> Array:
 
 
 def pooled_correlation(predicted: ArrayLike, true: ArrayLike) -> float:
-    """Pearson's correlation over all pixels of all images together; NaN where either is constant."""
+    """Compute Pearson's correlation over all pixels of all images together.
+
+    Parameters
+    ----------
+    predicted, true : array_like
+        (n, N, N).
+
+    Returns
+    -------
+    float
+        NaN where either is constant.
+    """
     return float(correlations(np.asarray(predicted)[None], np.asarray(true)[None])[0])
 
 
 def median_interval(values: Array, n_resamples: int, seed: int) -> tuple[float, float, float]:
-    """Median of the finite values with its 95 % percentile bootstrap interval; NaN of none."""
+    """Take the median of the finite values with its 95 % percentile bootstrap interval.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        (n,).
+    n_resamples : int
+        Of the bootstrap.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    median, low, high : float
+        NaN of no finite value.
+    """
     values = values[np.isfinite(values)]
     if not len(values):
         return math.nan, math.nan, math.nan
@@ -165,5 +202,16 @@ class Scale:
 
 
 def relative_error(estimate: Array, true: Array) -> Array:
-    """Return |estimate / true - 1|, (n,)."""
+    """Compute |estimate / true - 1|.
+
+    Parameters
+    ----------
+    estimate, true : numpy.ndarray
+        (n,).
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,).
+    """
     return np.asarray(np.abs(estimate / true - 1))

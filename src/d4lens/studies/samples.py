@@ -42,12 +42,23 @@ class Samples:
         return len(self.truth)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> NDArray[np.int64]:  # numpydoc ignore=RT01
         """(B,) class indices."""
         return np.array(self.truth.images["class"].map(CLASSES.index), np.int64)
 
     def rows(self, chosen: slice) -> LensBatch:
-        """Take the batch of some lenses."""
+        """Take the batch of some lenses.
+
+        Parameters
+        ----------
+        chosen : slice
+            Which lenses.
+
+        Returns
+        -------
+        LensBatch
+            The batch.
+        """
         return self.batch.rows(chosen)
 
 
@@ -154,7 +165,18 @@ def distance(samples: Samples) -> Tensor:
 
 
 def radius(samples: Samples) -> Tensor:
-    """Measure each pixel's distance from the lens's centre less the true Einstein radius, (B, N, N) arcsec."""
+    """Measure each pixel's distance from the lens's centre less the true Einstein radius.
+
+    Parameters
+    ----------
+    samples : Samples
+        B lenses.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) arcsec.
+    """
     x, y = lensing.grid(samples.observation.n_pixels, samples.observation.pixel_scale, torch.float64)
     theta_E = torch.from_numpy(samples.truth.images["theta_E"].to_numpy(np.float64, copy=True))
     return torch.hypot(x, y) - theta_E[:, None, None]

@@ -146,7 +146,20 @@ class Blind:
 
 
 def blind(scene: Scene, params: Parameters) -> Blind:
-    """Let the detectors that search without a network look at the test split's images without substructure."""
+    """Let the detectors that search without a network look at the test split's images without substructure.
+
+    Parameters
+    ----------
+    scene : Scene
+        The test split.
+    params : Parameters
+        The study's group.
+
+    Returns
+    -------
+    Blind
+        The search, and what it says of each image.
+    """
     halo = float(scene.truth.images["halo_mass"].iloc[0])
     low, high = params.mass_edges[0] / halo, params.mass_edges[-1] / halo
     search = physical_limit.Search((params.radius_edges[0], params.radius_edges[-1]), (low, high))
@@ -158,7 +171,26 @@ def blind(scene: Scene, params: Parameters) -> Blind:
 def searched(
     search: physical_limit.Search, counts: Tensor, fitted: Tensor, lens: SmoothLensModel
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the ideal search's statistic (n,) and the command's probability of a false alarm (n,) of images (n, N, N)."""
+    """Run the searches without a network on images.
+
+    Parameters
+    ----------
+    search : physical_limit.Search
+        The ideal search.
+    counts : Tensor
+        (n, N, N) photons per pixel of `lens`.
+    fitted : Tensor
+        (n, F) parameters of the smooth lens.
+    lens : SmoothLensModel
+        The smooth lens.
+
+    Returns
+    -------
+    ratios : numpy.ndarray
+        (n,) the ideal search's statistic.
+    p_false : numpy.ndarray
+        (n,) the probability of a false alarm that `detect` gives.
+    """
 
     def one(row: tuple[Tensor, Tensor]) -> tuple[float, float]:
         image, residual = profiled(*row, lens), whitened(*row, lens)
@@ -174,7 +206,23 @@ def searched(
 
 
 def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
-    """Read the scene. Raises D4LensError where the images have no truth or no photon counts."""
+    """Read the test split.
+
+    Parameters
+    ----------
+    arrays_folder, macrofit_folder : str or Path
+        Outs of the stages `preprocess` and `macrofit`.
+
+    Returns
+    -------
+    Scene
+        Images, truth and fits.
+
+    Raises
+    ------
+    D4LensError
+        If the images have no truth or no photon counts, or the fits are of other images or of another smooth lens.
+    """
     facts, images = arrays.load_facts(arrays_folder), arrays.load_split(arrays_folder, "test")
     truth = arrays.load_truth(arrays_folder, "test")
     if truth is None or facts["units"] != "counts":
@@ -201,9 +249,26 @@ def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
 def evidence_by_arm(
     predicted: Mapping[str, Path], view: str, labels: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Evidence for substructure (n,) by arm, from the files of their predictions.
+    """Read the evidence for substructure from the files of the arms' predictions.
 
-    Raises D4LensError for predictions of other images.
+    Parameters
+    ----------
+    predicted : mapping of str to Path
+        The files by arm.
+    view : str
+        One of VIEWS.
+    labels : numpy.ndarray
+        (n,) the images' own, indices into CLASSES.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        (n,) by arm.
+
+    Raises
+    ------
+    D4LensError
+        For predictions of other images.
     """
     found = {}
     for arm, path in predicted.items():
@@ -230,6 +295,20 @@ def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: floa
     The detectors are each arm with TTA, and the significance map without a network.
 
     An arm detects what exceeds the threshold that the given share of the images without substructure exceeds.
+
+    Parameters
+    ----------
+    scene : Scene
+        The test split.
+    predicted : mapping of str to Path
+        The files of the predictions by arm.
+    false_positive_rate : float
+        The share, between 0 and 1.
+
+    Returns
+    -------
+    Limit
+        Gains, rates and rows of the study.
     """
     counts, labels, lens = scene.counts, scene.labels, scene.lens
     expected, measured = [], []
@@ -351,7 +430,25 @@ def subhalo_map(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Map the detection rate of a single subhalo over its mass and radius, and over its significance.
 
-    The columns are those of `physical_limit.rates` and `physical_limit.curve`.
+    Parameters
+    ----------
+    scene : Scene
+        The test split.
+    arms : mapping of str to nn.Module
+        The networks.
+    predicted : mapping of str to Path
+        The files of the predictions by arm.
+    params : Parameters
+        The study's group.
+    without : Blind
+        What the searches say of images without substructure.
+
+    Returns
+    -------
+    cells : pandas.DataFrame
+        As of `physical_limit.rates`.
+    curve : pandas.DataFrame
+        As of `physical_limit.curve`.
     """
     rate, edges = params.false_positive_rate, (params.mass_edges, params.radius_edges)
     masses, radii, azimuths = physical_limit.grid_of(*edges, params.per_cell, params.seed)
@@ -367,7 +464,21 @@ def place_map(
 ) -> pd.DataFrame:
     """Map the detection rate of a subhalo of one mass over its place in the fiducial lens.
 
-    The columns are arm, x, y (arcsec), rate, images.
+    Parameters
+    ----------
+    scene : Scene
+        The test split.
+    arms : mapping of str to nn.Module
+        The networks.
+    predicted : mapping of str to Path
+        The files of the predictions by arm.
+    params : Parameters
+        The study's group.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns arm, x, y (arcsec), rate, images.
     """
     rate, at = params.false_positive_rate, params.places
     native = scene.made_by.observation
@@ -388,9 +499,23 @@ def place_map(
 
 
 def maps(network: nn.Module, images: Images, truth: Truth | None, at_most: int) -> recovery.Maps:
-    """Take `recovery.maps` of up to `at_most` images of a split, evenly spread over it (the splits are sorted by class).
+    """Take `recovery.maps` of images evenly spread over a split, which is sorted by class.
 
-    images: `images[rows]` is the batch of these rows, as `train.data.Lenses` gives it with NEEDS and the convergence.
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    images : Images
+        `images[rows]` is the batch of these rows, as `train.data.Lenses` gives it with NEEDS and the convergence.
+    truth : Truth
+        Of the split.
+    at_most : int
+        Images taken.
+
+    Returns
+    -------
+    recovery.Maps
+        The maps.
     """
     assert truth is not None  # `scene` has refused images without
     rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), at_most)).round().astype(np.int64))
@@ -429,7 +554,26 @@ _MASSES = {
 
 
 def recover(select: recovery.Maps, test: recovery.Maps, pixel_scale: float, n_resamples: int, seed: int) -> Recovered:
-    """How far the predicted convergence is the true one, and the rods' masses in it; calibrated on `select` alone."""
+    """Measure how far the predicted convergence is the true one, and the rods' masses in it.
+
+    Parameters
+    ----------
+    select : recovery.Maps
+        Of the selection split, on which alone the masses are calibrated.
+    test : recovery.Maps
+        Of the test split.
+    pixel_scale : float
+        Arcsec per pixel.
+    n_resamples : int
+        Of the bootstrap.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    Recovered
+        Records and what is drawn.
+    """
     records = []
 
     def median(quantity: str, of: str, by: str, values: NDArray[np.float64]) -> None:
@@ -457,7 +601,20 @@ def recover(select: recovery.Maps, test: recovery.Maps, pixel_scale: float, n_re
 
 
 def curve_records(curve: pd.DataFrame, of: str) -> list[Row]:
-    """Turn detection rates over significance into rows of the study."""
+    """Turn detection rates over significance into rows of the study.
+
+    Parameters
+    ----------
+    curve : pandas.DataFrame
+        As of `physical_limit.curve`.
+    of : str
+        What it is of, the records' class.
+
+    Returns
+    -------
+    list of dict
+        A row for each arm and bin.
+    """
     rows = []
     for r in curve.to_dict("records"):
         bins = {key: float(r[key]) for key in ("sigma_low", "sigma_high")}
@@ -466,7 +623,18 @@ def curve_records(curve: pd.DataFrame, of: str) -> list[Row]:
 
 
 def map_records(table: pd.DataFrame) -> list[Row]:
-    """Turn the map over mass and radius into rows of the study."""
+    """Turn the map over mass and radius into rows of the study.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As of `physical_limit.rates`.
+
+    Returns
+    -------
+    list of dict
+        A row for each arm and cell.
+    """
     keys = ("mass_low", "mass_high", "radius_low", "radius_high")
     rows = table.to_dict("records")
     return [
@@ -483,7 +651,18 @@ def map_records(table: pd.DataFrame) -> list[Row]:
 
 
 def place_records(table: pd.DataFrame) -> list[Row]:
-    """Take the mean detection rate over all places of the fiducial lens: what share of the field is open to a subhalo of its mass."""
+    """Take the mean detection rate over all places of the fiducial lens: what share of the field is open to a subhalo of its mass.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As of `place_map`.
+
+    Returns
+    -------
+    list of dict
+        A row for each arm.
+    """
     found = []
     for arm, rows in table.groupby("arm", sort=False):
         found.append(_row("detected_anywhere", "one subhalo", str(arm), (float(rows["rate"].mean()),), len(rows)))
@@ -491,7 +670,20 @@ def place_records(table: pd.DataFrame) -> list[Row]:
 
 
 def false_alarm_records(p_false: NDArray[np.float64], false_positive_rate: float) -> list[Row]:
-    """Say how often DETECT alarms falsely, and how likely its probabilities are uniform as they should be (Kolmogorov-Smirnov)."""
+    """Say how often DETECT alarms falsely, and how likely its probabilities are uniform as they should be (Kolmogorov-Smirnov).
+
+    Parameters
+    ----------
+    p_false : numpy.ndarray
+        (n,) its probabilities for images without substructure.
+    false_positive_rate : float
+        At which it alarms.
+
+    Returns
+    -------
+    list of dict
+        Two rows; none without images.
+    """
     if not len(p_false):
         return []
     hits, n = int((p_false < false_positive_rate).sum()), len(p_false)
@@ -503,7 +695,18 @@ def false_alarm_records(p_false: NDArray[np.float64], false_positive_rate: float
 
 
 def half_masses(table: pd.DataFrame) -> list[Row]:
-    """Find the mass (Msun) that each arm detects every second time on the ring."""
+    """Find the mass that each arm detects every second time on the ring.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As of `physical_limit.rates`.
+
+    Returns
+    -------
+    list of dict
+        A row for each arm, in Msun.
+    """
     rows = []
     for arm in table["arm"].unique():
         mass = physical_limit.half_mass(table, arm, *_RING)
@@ -514,7 +717,22 @@ def half_masses(table: pd.DataFrame) -> list[Row]:
 
 
 def answers(records: Sequence[Row], arm: str, false_positive_rate: float) -> list[str]:
-    """Say the study's outcome in sentences; `arm` is the network spoken of."""
+    """Say the study's outcome in sentences.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        The study's rows.
+    arm : str
+        The network spoken of.
+    false_positive_rate : float
+        At which it detects.
+
+    Returns
+    -------
+    list of str
+        The sentences.
+    """
     found = {(r["quantity"], r["class"], r["by"]): r for r in records if "sigma_low" not in r and "mass_low" not in r}
 
     def value(quantity: str, of: str, by: str) -> float:
@@ -570,7 +788,28 @@ def outcome(
     params: Parameters,
     without: Blind,
 ) -> Outcome:
-    """Compose the study's outcome from its parts."""
+    """Compose the study's outcome from its parts.
+
+    Parameters
+    ----------
+    limit : Limit
+        Of the test split.
+    subhalos : tuple of pandas.DataFrame
+        As of `subhalo_map`.
+    places : pandas.DataFrame
+        As of `place_map`.
+    recovered : Recovered
+        Of the recovery of the substructure.
+    params : Parameters
+        The study's group.
+    without : Blind
+        What the searches say of images without substructure.
+
+    Returns
+    -------
+    Outcome
+        The outcome.
+    """
     cells, curve = subhalos
     records = [
         *limit.records,
@@ -735,7 +974,18 @@ def drawings(
     recovered: Recovered,
     params: Parameters,
 ) -> list[Drawing]:
-    """List the study's drawings from its parts."""
+    """List the study's drawings from its parts.
+
+    Parameters
+    ----------
+    limit, subhalos, places, recovered, params
+        As for `outcome`.
+
+    Returns
+    -------
+    list of Drawing
+        The drawings.
+    """
     cells, curve = subhalos
     rate, mass = params.false_positive_rate, params.places.mass
     both = pd.concat([limit.curve.assign(images_of="test split"), curve.assign(images_of="one subhalo")])
@@ -777,7 +1027,22 @@ def drawings(
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
-    """Measure the test split, single subhalos and the recovery of the substructure."""
+    """Measure the test split, single subhalos and the recovery of the substructure.
+
+    Parameters
+    ----------
+    params : Parameters
+        The study's group.
+    inputs : Inputs
+        What the study needs.
+
+    Returns
+    -------
+    outcome : Outcome
+        The outcome.
+    drawings : list of Drawing
+        The drawings.
+    """
     folder, fits = inputs.folder("arrays"), inputs.folder("fits")
     predicted, arms = inputs.predictions(), first_networks(inputs.arms(params.arms, every=True))
     seen = scene(folder, fits)

@@ -17,7 +17,7 @@ from d4lens.params import ParameterGroup
 from d4lens.results import charts
 from d4lens.results.tables import write_csv
 from d4lens.studies.networks import TrainedArm, load_arms
-from d4lens.studies.outcome import Figure, Outcome, write
+from d4lens.studies.outcome import DrawingRecord, Outcome, write
 
 NEEDS = {
     "arrays": "data/{profile}/arrays",
@@ -92,11 +92,30 @@ class Inputs:
         return path
 
     def arms(self, wanted: Sequence[str], every: bool = False) -> list[TrainedArm]:
-        """Load the trained arms `wanted`, as `load_arms` does; needs "networks"."""
+        """Load trained arms; needs "networks".
+
+        Parameters
+        ----------
+        wanted : sequence of str
+            The arms.
+        every : bool
+            As for `load_arms`.
+
+        Returns
+        -------
+        list of TrainedArm
+            As `load_arms` returns them.
+        """
         return load_arms(self.folder("networks"), wanted, self.profile_arms, self.seeds, every)
 
     def predictions(self) -> dict[str, Path]:
-        """Name by arm the file of the first seed's predictions of the test split; needs "predictions"."""
+        """Name the file of each arm's predictions of the test split by its first seed; needs "predictions".
+
+        Returns
+        -------
+        dict of str to Path
+            By arm.
+        """
         folder = self.folder("predictions")
         return {arm: folder / f"{arm}-{self.seeds[0]}.parquet" for arm in self.profile_arms}
 
@@ -144,5 +163,5 @@ def publish(name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawin
             write_csv(temporary / f"{drawing.name}.csv", drawing.table)
             write_json(temporary / f"{drawing.name}.json", charts.template(drawing.spec))
     command = f"python stages/study.py --profile {profile} --study {name}"
-    figures = [Figure(f"{folder}/{d.name}.csv", d.title, d.caption, command) for d in drawings]
+    figures = [DrawingRecord(f"{folder}/{d.name}.csv", d.title, d.caption, command) for d in drawings]
     write(root / "metrics" / profile / "studies" / f"{name}.json", replace(outcome, figures=figures))

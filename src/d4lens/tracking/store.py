@@ -22,12 +22,29 @@ class StoreError(Exception):
 
 
 def uri(folder: str | Path) -> str:
-    """Return the store's address: absolute, since MLflow takes a relative one from the folder it happens to run in."""
+    """Return the store's address. It is absolute, since MLflow takes a relative one from the folder it happens to run in.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The project.
+
+    Returns
+    -------
+    str
+        For SQLAlchemy.
+    """
     return f"sqlite:///{Path(folder).resolve() / DATABASE}"
 
 
 def mlflow_client() -> Any:
-    """Import MLflow's client class and keep it quiet."""
+    """Import MLflow's client class and keep it quiet.
+
+    Returns
+    -------
+    type
+        The class.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
@@ -38,7 +55,18 @@ def mlflow_client() -> Any:
 
 
 def client(store: Path) -> Any:
-    """Make a client of the store in the folder `store`."""
+    """Make a client of a store.
+
+    Parameters
+    ----------
+    store : Path
+        The folder it lies in.
+
+    Returns
+    -------
+    mlflow.MlflowClient
+        The client.
+    """
     return mlflow_client()(tracking_uri=uri(store))
 
 
@@ -75,5 +103,16 @@ def probe(store: Path, seconds: float) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """Return the first line of an exception's message, or its kind."""
+    """Return the first line of an exception's message, or its kind.
+
+    Parameters
+    ----------
+    error : Exception
+        The exception.
+
+    Returns
+    -------
+    str
+        One line.
+    """
     return str(error).splitlines()[0] if str(error) else type(error).__name__

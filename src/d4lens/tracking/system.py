@@ -5,7 +5,13 @@ import sys
 
 
 def watching() -> bool:
-    """Tell whether to sample: unless the environment says MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false."""
+    """Tell whether to sample: unless the environment says MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false.
+
+    Returns
+    -------
+    bool
+        Whether to sample.
+    """
     return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0")
 
 

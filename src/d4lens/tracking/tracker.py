@@ -101,7 +101,15 @@ class Tracker:
         self._flush()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Write metrics of one step (an epoch) now. What the run has already, from an earlier go, is not repeated."""
+        """Write metrics of one step now. What the run has already, from an earlier go, is not repeated.
+
+        Parameters
+        ----------
+        metrics : mapping of str to float
+            Values by name.
+        step : int
+            The epoch.
+        """
         now = time.time_ns() // 1_000_000
         rows = [(name, float(value), now, step) for name, value in metrics.items()]
         seen = system.sample() if self._watch else {}
@@ -109,7 +117,15 @@ class Tracker:
         self._do(lambda: self._write_metrics(rows, beside))
 
     def log_artifact(self, path: str | Path, folder: str = "") -> None:
-        """Copy a file, or all of a folder, into the run's artefacts under `folder`."""
+        """Copy a file, or all of a folder, into the run's artefacts.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file or folder.
+        folder : str
+            Where in the artefacts.
+        """
         path = Path(path)
 
         def copy() -> None:
@@ -121,16 +137,36 @@ class Tracker:
         self._do(copy)
 
     def log_text(self, text: str, name: str) -> None:
-        """Write a text into the run's artefacts as the file `name`."""
+        """Write a text into the run's artefacts.
+
+        Parameters
+        ----------
+        text : str
+            The text.
+        name : str
+            The file's name.
+        """
         self._do(lambda: self._client.log_text(self.run_id, text, name))
 
     def adopt(self, parent: str | None) -> None:
-        """Show the run below another one, taking it from where it was."""
+        """Show the run below another one, taking it from where it was.
+
+        Parameters
+        ----------
+        parent : str, optional
+            The other run's id; None leaves the run where it is.
+        """
         if parent is not None:
             self._do(lambda: self._client.set_tag(self.run_id, PARENT, parent))
 
     def close(self, status: str = "FINISHED") -> None:
-        """Mark the run FINISHED, FAILED or KILLED; warns if something could not be written by now."""
+        """Mark the run's end. It warns if something could not be written by now.
+
+        Parameters
+        ----------
+        status : str
+            FINISHED, FAILED or KILLED.
+        """
         self._patience = store.PATIENCE_SECONDS
         self._do(self._end(status))
         if self._pending:
@@ -257,12 +293,31 @@ def _stored(value: float) -> float | None:
 
 
 def enabled() -> bool:
-    """Tell whether the stages track: unless the environment says D4LENS_TRACKING=off. No result depends on it."""
+    """Tell whether the stages track: unless the environment says D4LENS_TRACKING=off. No result depends on it.
+
+    Returns
+    -------
+    bool
+        Whether they do.
+    """
     return os.environ.get("D4LENS_TRACKING", "on").lower() not in ("off", "0", "false", "no")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Write nested parameters as text: {"train": {"epochs": 8}} -> {"train.epochs": "8"}; lists as JSON."""
+    """Write nested parameters as text: {"train": {"epochs": 8}} -> {"train.epochs": "8"}.
+
+    Parameters
+    ----------
+    values : mapping
+        The parameters; lists become JSON.
+    prefix : str
+        What stands before every name.
+
+    Returns
+    -------
+    dict of str to str
+        Values by dotted name.
+    """
     result: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -52,7 +52,18 @@ def compare_urls(folder: str | Path, address: str) -> dict[str, str]:
 
 
 def list_urls(folder: str | Path, address: str) -> dict[str, str]:
-    """Find the pages of the UI that list each experiment's runs, the best arm first; arguments as of `compare_urls`."""
+    """Find the pages of the UI that list each experiment's runs, the best arm first.
+
+    Parameters
+    ----------
+    folder, address
+        As for `compare_urls`.
+
+    Returns
+    -------
+    dict of str to str
+        The page of each experiment by its name.
+    """
     store.probe(Path(folder).resolve(), store.PATIENCE_SECONDS)
     order = f"orderByKey={quote(f'metrics.`{BEST}`')}&orderByAsc=false"
     found = store.client(Path(folder).resolve()).search_experiments()

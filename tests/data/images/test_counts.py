@@ -4,11 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d4lens import simulator
-from d4lens.data.images import COUNTS, NORMALISED, as_image, find, observe, recover_counts
+from d4lens.data.images import as_image, find, recover_counts
 from d4lens.data.images import counts as module
 from d4lens.data.images.counts import dark_sky, measure_noise
 from d4lens.errors import D4LensError
-from d4lens.observation import bin_pixels
 
 
 def test_genuine_images_are_counts(real_samples):
@@ -173,32 +172,6 @@ def test_plain_counts_are_taken_as_they_are(make, dtype):
     assert np.array_equal(found.k, counts)
     assert (found.k_min, found.n_levels) == (counts.min(), np.ptp(counts))
     assert not recover_counts((counts - 200).astype(np.int32), 10.0).is_counts
-
-
-def test_observe_bins_and_names_units(make):
-    counts = make.photons(1, n=49)
-    seen = observe(make.disguise(counts)[0], make.sky, factor=2)
-    assert seen.units == COUNTS
-    assert seen.pixels.dtype == np.uint16
-    assert seen.pixels.shape == (24, 24)
-    assert np.array_equal(seen.pixels, counts[:48, :48].reshape(24, 2, 24, 2).sum((1, 3)))
-    noise = np.random.default_rng(0).normal(size=(48, 48))
-    plain = observe(noise, make.sky, factor=2)
-    assert (plain.units, plain.pixels.dtype, plain.pixels.min(), plain.pixels.max()) == (NORMALISED, np.float32, 0, 1)
-    binned = bin_pixels(noise, 2)
-    assert np.allclose(plain.pixels, (binned - binned.min()) / np.ptp(binned), atol=1e-6)
-    assert observe(make.disguise(counts)[0], make.sky, units=NORMALISED).units == NORMALISED
-    assert observe(make.disguise(counts)[0], sky=0.0).units == NORMALISED
-    assert observe(counts, sky=0.0, units=COUNTS).units == COUNTS
-    with pytest.raises(D4LensError, match="no lattice of photon counts"):
-        observe(noise, make.sky, units=COUNTS)
-    with pytest.raises(D4LensError, match="exceed 65535"):
-        observe(make.photons(0) + 60_000, make.sky, factor=2)
-    with pytest.raises(D4LensError, match="leaves 4 of 16 pixels"):
-        observe(make.photons(0, n=16), make.sky, factor=4)
-    checks = np.indices((16, 16)).sum(0) % 2
-    with pytest.raises(D4LensError, match="constant within the field of view once binned"):
-        observe(checks, make.sky, factor=2)
 
 
 def test_one_image_is_square_finite_and_not_constant(make):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d4lens.data.images import COUNTS, NORMALISED, Header, Raw, instrument, observe, prepare
+from d4lens.data.images import COUNTS, NORMALISED, Header, Raw, instrument, prepare
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag
 from d4lens.observation import Observation, bin_pixels
@@ -37,7 +37,7 @@ def test_published_images_go_the_way_they_always_went(make, factor):
         done = prepare(Raw(image), grid)
         assert done.standard
         assert (done.units, done.noise, done.centre) == (COUNTS, 1.0, (0.0, 0.0))
-        assert np.array_equal(done.pixels, observe(image, sky, factor, units=COUNTS).pixels)
+        assert np.array_equal(done.pixels, counts.reshape(48, factor, 48, factor).sum((1, 3)))
 
 
 @pytest.mark.parametrize(("n", "scale"), [(64, 0.05), (131, 0.07), (512, 0.013), (70, 0.13), (36, 0.2)])

@@ -67,7 +67,7 @@ def project(tmp_path_factory):
     records = {"arm": ["resnet18", "other"], "layer": ["a", "b"], "quantity": "q", "value": [1e-9, 0.5]}
     tables.write_csv(root / "plots" / "map.csv", pd.DataFrame(records).assign(ci_low=[None, 0.4], ci_high=[None, 0.6]))
     for name in ("sensitivity", "patching"):
-        figure = outcome.Figure("plots/map.csv", f"Map of {name}", "Teal <everywhere>.", "python stages/x.py")
+        figure = outcome.DrawingRecord("plots/map.csv", f"Map of {name}", "Teal <everywhere>.", "python stages/x.py")
         record = outcome.record(0.5, 0.4, 0.6, 10, quantity="auc")
         undefined = outcome.record(float("nan"), 0, 0, 0, quantity="control", layer=3)
         study = outcome.Outcome(

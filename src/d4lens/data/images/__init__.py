@@ -6,17 +6,15 @@ from d4lens.data.images.counts import (
     MIN_SIDE,
     NORMALISED,
     Counts,
-    Observed,
     as_image,
-    observe,
     recover_counts,
 )
 from d4lens.data.images.formats import READERS, Raw, parse_npy
 from d4lens.data.images.headers import Header, header_of
-from d4lens.data.images.instrument import Instrument, instrument
+from d4lens.data.images.instruments import Instrument, instrument
 from d4lens.data.images.psf import Psf
 from d4lens.data.images.regrid import SAME_SCALE, Prepared, prepare
-from d4lens.data.images.sources import ImageSource, find, masked, noisy, read
+from d4lens.data.images.sources import ImageSource, find, read
 
 __all__ = [
     "COUNTS",
@@ -29,7 +27,6 @@ __all__ = [
     "Header",
     "ImageSource",
     "Instrument",
-    "Observed",
     "Prepared",
     "Psf",
     "Raw",
@@ -37,9 +34,6 @@ __all__ = [
     "find",
     "header_of",
     "instrument",
-    "masked",
-    "noisy",
-    "observe",
     "parse_npy",
     "prepare",
     "read",

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d4lens.errors import D4LensError
-from d4lens.observation import bin_pixels
 
 Array = NDArray[Any]
 MIN_SIDE = 8
@@ -57,7 +56,7 @@ class Counts:
     noise: "Noise | None" = None
 
     @property
-    def sky_variance(self) -> float:
+    def sky_variance(self) -> float:  # numpydoc ignore=RT01
         """Variance of the sky; for photons its mean, whatever k_min is."""
         return self.noise.variance if self.noise else 0.0
 
@@ -118,19 +117,6 @@ class Noise:
         bool
         """
         return self.gain + 4 * self.gain_sigma < 1 and self.variance < (1 - 3.5 * self.variance_sigma) * sky
-
-
-@dataclass(frozen=True)
-class Observed:
-    """An image as the networks and the fit take it.
-
-    `pixels` is (n, n): uint16 photon counts if `units` is "counts", float32 from 0 to 1 if "normalised". `counts` is
-    the native image's lattice, before binning.
-    """
-
-    pixels: Array
-    units: str
-    counts: Counts
 
 
 def as_image(array: Array, where: str) -> Array:
@@ -217,7 +203,7 @@ def recover_counts(image: Array, sky: float) -> Counts:
 
 def _whole_counts(values: Array, seen: NDArray[np.bool_], low: int, high: int, sky: float) -> Counts:
     if low < 0 or high > MAX_COUNT or high - low < MIN_LEVELS:
-        return _no_counts()
+        return no_counts()
     rank = (values.astype(np.int64) - low).astype(np.int32)
     noise = _noise_of(rank, seen)
     own_sky = max(noise.mean + low - _LIGHT, 1e-9)
@@ -237,7 +223,7 @@ def _counts_of(
     """Find the counts on the lattice of `values` in [0, 1] (those of the pixels `seen`), or on the photons' within it."""
     finer = _rounded_lattice(values, lattice[1] if lattice else None) if sky else None
     if finer is None and lattice is None:
-        return _no_counts()
+        return no_counts()
     rank, n_levels = finer or lattice  # type: ignore[misc]  # one of them is there
     noise = _noise_of(rank, seen)
     k_min = max(0, round(sky - (noise.mean - _LIGHT)))
@@ -259,7 +245,18 @@ def _noise_of(rank: NDArray[np.int32], seen: NDArray[np.bool_]) -> Noise:
 
 
 def is_format(n_levels: int) -> bool:
-    """Whether a whole number of bits, 8 or more, has so many steps."""
+    """Tell whether a whole number of bits, 8 or more, has so many steps.
+
+    Parameters
+    ----------
+    n_levels : int
+        Steps from the lowest level to the highest.
+
+    Returns
+    -------
+    bool
+        Whether it has.
+    """
     return n_levels >= 255 and (n_levels + 1).bit_count() == 1
 
 
@@ -409,7 +406,14 @@ def _filtered(image: NDArray[np.float64], taps: NDArray[np.float64]) -> NDArray[
     return image
 
 
-def _no_counts() -> Counts:
+def no_counts() -> Counts:
+    """Return what an image without a lattice of counts says of photons.
+
+    Returns
+    -------
+    Counts
+        Of no levels, its `k` empty.
+    """
     return Counts(False, np.zeros((0, 0), np.int32))
 
 
@@ -436,47 +440,3 @@ def normalised(pixels: Array) -> NDArray[np.float32]:
         raise D4LensError("it is constant within the field of view once binned; it holds no image")
     scaled: NDArray[np.float32] = ((pixels - low) / (high - low)).astype(np.float32)
     return scaled
-
-
-def observe(image: Array, sky: float, factor: int = 1, units: str | None = None) -> Observed:
-    """Return an image as training takes it: its counts, or else its values scaled to [0, 1], binned.
-
-    `regrid.prepare` takes an image of the same kind to the same pixels. It recovers counts, bins and scales by the same
-    functions, and takes more kinds of images beside: this one assumes that all pixels hold data, that the sky is known and
-    that levels coarser than photons are no counts.
-
-    Parameters
-    ----------
-    image : ndarray, (N, N)
-        As `as_image` gives it.
-    sky : float
-        Mean sky counts per native pixel; 0 says that none is known.
-    factor : int
-        Side of the blocks of pixels that are summed.
-    units : str, optional
-        "counts" or "normalised" to demand one of them; None takes counts where the image has them and its sky is known.
-        DeepLenseSim's Model I, for one, ends on whole numbers that are no Poisson counts over a sky.
-
-    Returns
-    -------
-    Observed
-
-    Raises
-    ------
-    D4LensError
-        If counts are demanded and the image has none, if they exceed 16 bits, or if fewer than 8 pixels a side are left.
-    """
-    n = len(image) // factor
-    if n < MIN_SIDE:
-        raise D4LensError(f"bin = {factor} leaves {n} of {len(image)} pixels a side; at least {MIN_SIDE} are needed")
-    if units is None and sky == 0:
-        units = NORMALISED
-    counts = recover_counts(image, sky) if units != NORMALISED else _no_counts()
-    if counts.is_counts or (units == COUNTS and counts.n_levels):
-        pixels = bin_pixels(counts.k, factor)
-        if pixels.max() > MAX_COUNT:
-            raise D4LensError(f"counts up to {pixels.max()} exceed {MAX_COUNT}, the most that 16 bits hold; bin less")
-        return Observed(pixels.astype(np.uint16), COUNTS, counts)
-    if units == COUNTS:
-        raise D4LensError("the values lie on no lattice of photon counts; they were resampled, filtered or rounded")
-    return Observed(normalised(bin_pixels(image.astype(np.float64), factor)), NORMALISED, counts)

@@ -134,12 +134,47 @@ def choose(names: Sequence[str], band: str | None, where: str) -> int:
 
 
 def read_npy(data: bytes, where: str, band: str | None = None) -> Raw:
-    """Return an .npy image: (H, W), or three axes of which the shortest counts the bands."""
+    """Return an .npy image.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    where : str
+        Its name, for messages.
+    band : str, optional
+        Name or number of one of several bands.
+
+    Returns
+    -------
+    Raw
+        The image: (H, W), or three axes of which the shortest counts the bands.
+    """
     return _plane(parse_npy(data, where), where, band)
 
 
 def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
-    """One array of an .npz file, the others unread."""
+    """Return one array of an .npz file, the others unread.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    where : str
+        Its name, for messages.
+    band : str, optional
+        Name or number of one of several arrays.
+
+    Returns
+    -------
+    Raw
+        The image.
+
+    Raises
+    ------
+    D4LensError
+        If the file is damaged, holds no image, or several and none is named.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if not info.is_dir()}
@@ -291,7 +326,18 @@ READERS: dict[str, Reader] = {
 
 
 def reader_of(name: str) -> Reader | None:
-    """Return the reader for a file's name; None if its format is not read."""
+    """Return the reader for a file's name.
+
+    Parameters
+    ----------
+    name : str
+        The file's.
+
+    Returns
+    -------
+    callable or None
+        As READERS has it; None if the format is not read.
+    """
     return next((reader for suffix, reader in READERS.items() if name.lower().endswith(suffix)), None)
 
 

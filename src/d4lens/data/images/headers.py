@@ -111,13 +111,35 @@ class Header:
     wcs: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def said(self, quantity: str) -> str:
-        """Return what wins and over what, such as " of ATODGAIN before CCDGAIN 2"; "" where nothing else is said."""
+        """Return what wins and over what, such as " of ATODGAIN before CCDGAIN 2"; "" where nothing else is said.
+
+        Parameters
+        ----------
+        quantity : str
+            One of KEYWORDS.
+
+        Returns
+        -------
+        str
+            The words.
+        """
         first, *rest = self.statements.get(quantity, (("", 0.0),))
         others = [f"{key} {value:.5g}" for key, value in rest if abs(value / first[1] - 1) > 1e-4]
         return f" of {first[0]} before {', '.join(others)}" if others else ""
 
     def sky(self, shape: tuple[int, ...]) -> Sky | None:
-        """Return where an image of `shape` (H, W) lies by the WCS, distortions included; None where there is none of the sky."""
+        """Return where an image lies on the sky by the WCS, distortions included.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            (H, W).
+
+        Returns
+        -------
+        Sky or None
+            None where the header has no WCS of the sky.
+        """
         from astropy.io import fits
         from astropy.wcs import WCS
 
@@ -150,7 +172,18 @@ class Header:
         return Sky((float(world[0, 0]), float(world[0, 1])), derivatives, frame)
 
     def disputed(self, quantity: str) -> str:
-        """Return the quantity and its statements where two of them disagree by more than its tolerance, else ""."""
+        """Return the quantity and its statements where two of them disagree by more than its tolerance, else "".
+
+        Parameters
+        ----------
+        quantity : str
+            One of KEYWORDS.
+
+        Returns
+        -------
+        str
+            The words.
+        """
         found = self.statements.get(quantity, ())
         if not found:
             return ""
@@ -172,12 +205,17 @@ def header_of(fits_header: Any, hdulist: Any = None) -> Header:
 
     Parameters
     ----------
-    fits_header: astropy.io.fits.Header of the image's HDU, or a dictionary like it.
-    hdulist: the HDUs of its file, if there are others: the primary one is asked for what the image's does not say, and
-        any other of the same shape, or without an image, for the WCS.
+    fits_header : astropy.io.fits.Header
+        Of the image's HDU, or a dictionary like it.
+    hdulist : astropy.io.fits.HDUList, optional
+        The HDUs of its file, if there are others: the primary one is asked for what the image's does not say, and any other of
+        the same shape, or without an image, for the WCS.
 
-    Returns Header. A pixel scale that stands there but is not understood, or pixels that are not square, leave
-    `pixel_scale` None and say why in `unread`.
+    Returns
+    -------
+    Header
+        A pixel scale that stands there but is not understood, or pixels that are not square, leave `pixel_scale` None and say
+        why in `unread`.
     """
     others = [hdu.header for hdu in hdulist or () if hdu.header is not fits_header]
     primary = others[:1] if others and hdulist[0].header is not fits_header else []
@@ -225,7 +263,15 @@ def header_of(fits_header: Any, hdulist: Any = None) -> Header:
 def counting_unit(text: str) -> Unit | None:
     """Read a unit that counts: "ELECTRONS/S" -> Unit("electron", True, 1.0).
 
-    None for a unit that counts neither photons nor electrons nor steps of a converter.
+    Parameters
+    ----------
+    text : str
+        As a header has it.
+
+    Returns
+    -------
+    Unit or None
+        None for a unit that counts neither photons nor electrons nor steps of a converter.
     """
     unit = _unit(text)
     if unit is None:

@@ -28,7 +28,20 @@ _TRIED = 16  # values, the most frequent ones
 
 
 def without(image: Array, mask: Mask) -> Array:
-    """Return the image (H, W) with NaN where `mask` is True; as it is where that is nowhere."""
+    """Return an image with NaN where a mask is True.
+
+    Parameters
+    ----------
+    image : numpy.ndarray
+        (H, W).
+    mask : numpy.ndarray
+        (H, W) bool.
+
+    Returns
+    -------
+    numpy.ndarray
+        A copy, or the image itself where the mask is nowhere True.
+    """
     if not mask.any():
         return image
     image = image.astype(image.dtype if image.dtype.kind == "f" else np.float64)

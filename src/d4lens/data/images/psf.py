@@ -43,12 +43,23 @@ class Psf:
     step: float = field(default=0.0, compare=False)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:  # numpydoc ignore=RT01
         """All that there is to say."""
         return (*self.how, *([self.note] if self.note else []))
 
     def arcsec(self, pixel_scale: float) -> float:
-        """Its standard deviation in arcsec on pixels of `pixel_scale` arcsec."""
+        """Return its standard deviation in arcsec.
+
+        Parameters
+        ----------
+        pixel_scale : float
+            Of the image, arcsec per pixel.
+
+        Returns
+        -------
+        float
+            Arcsec.
+        """
         return self.sigma * pixel_scale if self.in_pixels else self.sigma
 
     def residual(self, light: Array, variance: Array, pixel_scale: float, grid_scale: float) -> float:

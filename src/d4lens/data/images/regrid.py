@@ -7,7 +7,7 @@ which conserves flux and the noise of any patch larger than a pixel but correlat
 falls below 1 by the factor that `Prepared.noise` gives.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, normalised, recover_counts
 from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
-from d4lens.data.images.instrument import Instrument
+from d4lens.data.images.instruments import Instrument
 from d4lens.data.images.masks import dead, without
 from d4lens.data.images.psf import Psf
 from d4lens.errors import D4LensError
@@ -50,6 +50,7 @@ class Prepared:
     pixels: (N, N) photon counts with their sky if `units` is "counts"; from 0 to 1 if "normalised"; NaN where there are no
         data: outside the image, or masked.
     units: "counts", or "normalised" where no photon counts can be had.
+    counts: the native image's lattice, before binning; None where it was not looked for.
     standard: the image is as the published ones are, so all that the preset knows holds for it.
     sky: mean sky counts per pixel of the grid (0 if normalised); `sky_known` says that the user told it.
     psf_sigma: arcsec, standard deviation of the PSF as the grid's pixels show it, their own width included.
@@ -78,6 +79,7 @@ class Prepared:
     lift: Array | None
     notes: tuple[str, ...]
     grid: Observation
+    counts: Counts | None = None
     exact: bool = True
     variance: Array | None = None
     flags: tuple[Raised, ...] = ()
@@ -99,6 +101,7 @@ class _Photons:
     raised: bool = False
     rough: bool = False
     variance: Array | None = None
+    counts: Counts | None = None
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,21 @@ class _Axis:
     centre: float
 
 
-def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Prepared:  # noqa: B008 - frozen
-    """Bring an image to photon counts on the pixels of a grid.
+def prepare(
+    raw: Raw,
+    grid: Observation,
+    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    *,
+    whole: bool = False,
+) -> Prepared:
+    """Bring an image to photon counts on the pixels of a grid: the one route, for training and for prediction.
 
     Pixel scale: told, else the header's, else such that the image has the grid's field of view, where it has a whole
     multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled. What lies outside the
     field is cut.
 
     Photons: `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie on.
-    Where all fail, units are "normalised".
+    Where all fail, and where neither the user nor the grid knows a sky, units are "normalised".
 
     No data are in what the image does not reach, in pixels that are not finite, and in those that show what no light
     makes (`masks.dead`). A pixel of the grid that any of these shines into holds none. They say nothing of the image's
@@ -138,6 +147,8 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
         The grid that a network knows; its sky and PSF are the image's where nothing else is known.
     told : Instrument
         What the user knows of the image.
+    whole : bool
+        Whether every pixel that is finite holds data, whatever it shows: as training takes a published set.
 
     Returns
     -------
@@ -159,7 +170,7 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
     ratio = float(round(factor)) if exact else factor
     axes = [_whole(side, n, round(factor), scale) if exact else _overlap(side, n, factor) for side in image.shape]
     rows, columns = axes
-    image, good = _with_data(image, rows, columns)
+    image, good = _with_data(image, rows, columns, whole)
     used = np.s_[rows.start : rows.stop, columns.start : columns.stop]
     if raw.noise is not None:
         photons = _by_noise(image, np.where(good, raw.noise[used], np.inf))
@@ -226,6 +237,7 @@ def prepare(raw: Raw, grid: Observation, told: Instrument = Instrument()) -> Pre
         lift=np.where(seen, ratio**2, 0.0).astype(np.float32) if photons.raised else None,
         notes=(*notes, *how),
         grid=grid,
+        counts=photons.counts,
         exact=exact,
         variance=None if variance is None else variance.astype(np.float32),
         flags=(*flags, *_disputes(raw, told), *(() if raw.noise is not None else _assumed(image, raw.header, told))),
@@ -320,14 +332,16 @@ def _shared(axis: _Axis) -> float:
     return float(((inside**2).sum(1) / inside.sum(1)).mean())
 
 
-def _with_data(image: Array, rows: _Axis, columns: _Axis) -> tuple[Array, NDArray[np.bool_]]:
+def _with_data(image: Array, rows: _Axis, columns: _Axis, whole: bool) -> tuple[Array, NDArray[np.bool_]]:
     """Find the pixels without data.
 
     Returns the image, or its used part with NaN in them if any pixel holds none, and which of the used pixels hold data.
     Raises D4LensError for an image without data or contrast.
     """
     used = image[rows.start : rows.stop, columns.start : columns.stop]
-    unseen = dead(image)[rows.start : rows.stop, columns.start : columns.stop] | ~np.isfinite(used)
+    unseen = ~np.isfinite(used)
+    if not whole:
+        unseen |= dead(image)[rows.start : rows.stop, columns.start : columns.stop]
     if unseen.all():
         raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
     if unseen.any() or not np.isfinite(image).all():
@@ -343,12 +357,15 @@ def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Pho
     if factor is not None:
         return _levelled(image * factor, told.sky, notes)
     if told.gain is None and told.exposure is None and not notes:
-        counts = recover_counts(image, told.sky or sky)
-        if counts.is_counts:
-            return _from_lattice(image, counts, told.sky, sky)
-        if counts.noise is not None:
-            return _from_levels(image, counts, told.sky or sky)
-        notes = ("no photon counts: the values lie on no lattice of them",)
+        if not (told.sky or sky):
+            notes = ("no photon counts: no sky is known",)
+        else:
+            counts = recover_counts(image, told.sky or sky)
+            if counts.is_counts:
+                return replace(_from_lattice(image, counts, told.sky, sky), counts=counts)
+            if counts.noise is not None:
+                return replace(_from_levels(image, counts, told.sky or sky), counts=counts)
+            notes = ("no photon counts: the values lie on no lattice of them",)
     return _Photons(image.astype(np.float64), NORMALISED, False, dark_sky(image)[0], notes)
 
 

@@ -34,20 +34,57 @@ class ImageSource:
     place: tuple[str, str] = ("", "")
 
     def load(self) -> Array:
-        """Return the file's only image, (N, N), held to what `as_image` demands."""
+        """Read the file's only image.
+
+        Returns
+        -------
+        numpy.ndarray
+            (N, N), held to what `as_image` demands.
+        """
         return as_image(self.read(None).pixels, self.name)
 
 
 def read(path: str | Path) -> Array:
     """Return the image in one file, as `as_image` gives it.
 
-    Raises D4LensError naming the file if it is missing or unusable.
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N, N).
+
+    Raises
+    ------
+    D4LensError
+        Naming the file, if it is missing or unusable.
     """
     return as_image(read_raw(path).pixels, str(path))
 
 
 def read_raw(path: str | Path, band: str | None = None) -> Raw:
-    """One band of one file. Raises D4LensError naming the file if it is missing or unusable."""
+    """Read one band of one file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    band : str, optional
+        Name or number of one of several bands.
+
+    Returns
+    -------
+    Raw
+        The band.
+
+    Raises
+    ------
+    D4LensError
+        Naming the file, if it is missing or unusable.
+    """
     path = Path(path)
     reader = reader_of(path.name)
     if reader is None:
@@ -67,11 +104,26 @@ def _bytes(path: Path) -> bytes:
 def find(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> Iterator[ImageSource]:
     """Find the images under files, folders (recursively), zips (in place) and patterns (`**` reaches into folders).
 
-    They come lazily, each path's in natural order; one that several paths lead to comes once.
+    They come lazily, each path's in natural order; one that several paths lead to comes once. Folders inside may have any
+    structure; files of other formats in folders, zips and patterns are passed over. What is wrong inside an image shows when
+    it is read.
 
-    Folders inside may have any structure; files of other formats in folders, zips and patterns are passed over. Raises
-    D4LensError for a path that is missing, of no readable format, or holds no image, and for a zip inside a zip; what is
-    wrong inside an image shows at `read`.
+    Parameters
+    ----------
+    paths : iterable of str or Path
+        Where to look.
+    limits : Limits
+        How large a zip may unpack.
+
+    Yields
+    ------
+    ImageSource
+        An image.
+
+    Raises
+    ------
+    D4LensError
+        For a path that is missing, of no readable format, or holds no image, and for a zip inside a zip.
     """
     seen: set[tuple[str, str]] = set()
     for path in paths:
@@ -152,9 +204,20 @@ def _in_zip(path: Path, limits: Limits) -> Iterator[_Found]:
 def read_masks(given: Any) -> tuple[Mask, ...]:
     """Return the masks in what a user gives.
 
-    That is a file, an array (H, W), or several of them (a list, or a stack (B, H, W)).
+    Parameters
+    ----------
+    given : str, Path, numpy.ndarray or a list of them
+        A file of any readable format, an array (H, W), or several of them: a list, or a stack (B, H, W).
 
-    A file is an image of any readable format. Raises D4LensError for anything else.
+    Returns
+    -------
+    tuple of numpy.ndarray
+        (H, W) bool each, True where there are no data.
+
+    Raises
+    ------
+    D4LensError
+        For anything else.
     """
     return _given(
         given, "a mask", "that is True or nonzero where there are no data", "biuf", _read_mask, lambda part: part != 0
@@ -194,13 +257,24 @@ def _read_mask(name: str) -> Mask:
 
 
 def read_noise(given: Any) -> tuple[Array, ...]:
-    """Return the noise maps in what a user gives: standard deviations in the image's units, infinite where there are no data.
+    """Return the noise maps in what a user gives.
 
-    That is a file, an array (H, W), or several of them (a list, or a stack (B, H, W)). A file is an image of any readable
-    format, as FILE:EXT if it holds several; of an .npz the key `noise` is taken. NaN counts as infinite, and so does what
-    is so large that its pixel weighs nothing.
+    Parameters
+    ----------
+    given : str, Path, numpy.ndarray or a list of them
+        A file of any readable format, as FILE:EXT if it holds several images (of an .npz the key `noise` is taken); an array
+        (H, W); or several of them: a list, or a stack (B, H, W).
 
-    Raises D4LensError for anything else, and for noise that is not above 0.
+    Returns
+    -------
+    tuple of numpy.ndarray
+        (H, W) each: standard deviations in the image's units, infinite where there are no data. NaN counts as infinite, and
+        so does what is so large that its pixel weighs nothing.
+
+    Raises
+    ------
+    D4LensError
+        For anything else, and for noise that is not above 0.
     """
     positive = partial(_positive, where="the noise map")
     return _given(given, "a noise map", "of standard deviations", "iuf", _read_noise, positive)
@@ -235,7 +309,27 @@ def _positive(noise: Array, where: str) -> Array:
 
 
 def file_and_band(path: str, what: str) -> tuple[str, str | None]:
-    """Split FILE or FILE:EXT, whatever colons FILE has itself. Raises D4LensError where there is no such file."""
+    """Split FILE or FILE:EXT, whatever colons FILE has itself.
+
+    Parameters
+    ----------
+    path : str
+        As a user gives it.
+    what : str
+        What it is, for the message.
+
+    Returns
+    -------
+    file : str
+        The file.
+    band : str or None
+        What stands after it.
+
+    Raises
+    ------
+    D4LensError
+        If there is no such file.
+    """
     file, band = path, None
     while not os.path.isfile(file):
         file, colon, _ = file.rpartition(":")
@@ -246,17 +340,47 @@ def file_and_band(path: str, what: str) -> tuple[str, str | None]:
 
 
 def masked(sources: Sequence[ImageSource], masks: Sequence[Mask] | None) -> list[ImageSource]:
-    """Return the sources, with NaN where their masks say so: one for all of them, or one each.
+    """Return the sources with NaN where their masks say so.
 
-    Raises D4LensError for another number of masks; `read` raises it for a mask of another shape than its image.
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        The images. Reading one raises D4LensError where its mask has another shape.
+    masks : sequence of numpy.ndarray, optional
+        (H, W) bool: one for all images, or one each.
+
+    Returns
+    -------
+    list of ImageSource
+        The images.
+
+    Raises
+    ------
+    D4LensError
+        For another number of masks.
     """
     return _each(sources, masks, "mask", lambda raw, mask: replace(raw, pixels=without(raw.pixels, mask)))
 
 
 def noisy(sources: Sequence[ImageSource], noise: Sequence[Array] | None) -> list[ImageSource]:
-    """Return the sources with their noise maps (H, W): one for all of them, or one each; NaN where the noise is infinite.
+    """Return the sources with their noise maps, and NaN where the noise is infinite.
 
-    Raises D4LensError for another number of maps; `read` raises it for a map of another shape than its image.
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        The images. Reading one raises D4LensError where its map has another shape.
+    noise : sequence of numpy.ndarray, optional
+        (H, W) standard deviations in the images' units: one for all images, or one each.
+
+    Returns
+    -------
+    list of ImageSource
+        The images.
+
+    Raises
+    ------
+    D4LensError
+        For another number of maps.
     """
     return _each(
         sources,

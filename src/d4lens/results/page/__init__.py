@@ -21,8 +21,6 @@ from d4lens.results import charts, plots, predictions, tables
 from d4lens.results.page import facts, gallery
 from d4lens.studies import outcome
 
-Arm = tuple[str, int]
-
 _EXPLAINED = "d4lenspinn"
 _GROWING = "archive/learning_curve"
 """The results whose arms differ in their training images: the number ends the arm's name."""
@@ -54,7 +52,7 @@ class Plot:
 
 
 def write(
-    path: str | Path, root: str | Path, profile: str, arms: Sequence[Arm], declared: Sequence[str], n: int
+    path: str | Path, root: str | Path, profile: str, arms: Sequence[tuple[str, int]], declared: Sequence[str], n: int
 ) -> None:
     """Write the page of `profile` atomically.
 
@@ -159,7 +157,7 @@ def _library() -> str:
     return text[text.index("<script>") : text.index("</script>")].removeprefix("<script>")
 
 
-def _name(arm: Arm) -> str:
+def _name(arm: tuple[str, int]) -> str:
     return f"{arm[0]}-{arm[1]}"
 
 
@@ -207,7 +205,7 @@ def _forest(results: pd.DataFrame, colours: Mapping[str, str], profile: str) -> 
     return Plot("All arms", [charts.with_data(spec, table, colours)], text, command)
 
 
-def _history(runs: Path, arms: Sequence[Arm], colours: Mapping[str, str], profile: str) -> Plot:
+def _history(runs: Path, arms: Sequence[tuple[str, int]], colours: Mapping[str, str], profile: str) -> Plot:
     titles = {"loss": "training loss, with its penalties", "select_auc_macro": "macro AUC, selection split"}
     parts = []
     for arm in arms:
@@ -252,7 +250,7 @@ def _growth(root: Path, colours: Mapping[str, str]) -> list[Plot]:
     return [Plot("Learning curve", [charts.with_data(spec, table, colours)], text, "make reproduce PROFILE=full_75px")]
 
 
-def _roc(tables: Mapping[Arm, pd.DataFrame], colours: Mapping[str, str], profile: str) -> Plot:
+def _roc(tables: Mapping[tuple[str, int], pd.DataFrame], colours: Mapping[str, str], profile: str) -> Plot:
     table = plots.curves(tables).rename(columns={"model": "arm"})
     x, y = (charts.number(f"{kind[0]}pr", f"{kind} positive rate", domain=[0, 1]) for kind in ("false", "true"))
     spec = charts.panels("class", [_diagonal("fpr", "tpr", 0), _line(x, y)], ())
@@ -261,7 +259,7 @@ def _roc(tables: Mapping[Arm, pd.DataFrame], colours: Mapping[str, str], profile
     return Plot("ROC", [charts.with_data(spec, table, colours)], text, command)
 
 
-def _calibration(tables: Mapping[Arm, pd.DataFrame], colours: Mapping[str, str], profile: str) -> Plot:
+def _calibration(tables: Mapping[tuple[str, int], pd.DataFrame], colours: Mapping[str, str], profile: str) -> Plot:
     table = pd.concat([reliability(table).assign(arm=arm[0], seed=arm[1]) for arm, table in tables.items()])
     domain = [1 / len(CLASSES), 1]
     x = charts.number("confidence", None, domain=domain, nice=False)
@@ -316,7 +314,7 @@ def _diagonal(x: str, y: str, start: float) -> dict[str, Any]:
     return {"data": {"values": values}, "mark": mark, "encoding": encoding}
 
 
-def _confusions(tables: Mapping[Arm, pd.DataFrame]) -> dict[str, list[list[tuple[int, float]]]]:
+def _confusions(tables: Mapping[tuple[str, int], pd.DataFrame]) -> dict[str, list[list[tuple[int, float]]]]:
     """For each model, rows of the true class: (images, share of the row) by the predicted class; seeds together."""
     table = plots.confusions(tables)
     found = {}
@@ -326,7 +324,9 @@ def _confusions(tables: Mapping[Arm, pd.DataFrame]) -> dict[str, list[list[tuple
     return found
 
 
-def _galleries(root: Path, profile: str, tables: Mapping[Arm, pd.DataFrame], n: int) -> dict[str, Any] | None:
+def _galleries(
+    root: Path, profile: str, tables: Mapping[tuple[str, int], pd.DataFrame], n: int
+) -> dict[str, Any] | None:
     """Images that the first seed of the arm that draws a convergence got wrong, and that it got right; None without it."""
     arm = next((arm for arm in tables if arm[0] == _EXPLAINED), None)
     if arm is None:

@@ -15,7 +15,18 @@ PACKAGES = ("torch", "lightning", "escnn", "timm", "numpy", "scipy", "pandas", "
 
 
 def of_data(folder: Path) -> dict[str, str]:
-    """Collect what identifies the images of an arrays folder: hashes, grid, numbers by split and class."""
+    """Collect what identifies the images of a profile.
+
+    Parameters
+    ----------
+    folder : Path
+        The arrays' folder.
+
+    Returns
+    -------
+    dict of str to str
+        Hashes, grid, numbers by split and class.
+    """
     facts = arrays.load_facts(folder)
     found = {
         "archive, SHA-256": str(facts["archive_sha256"]),
@@ -30,7 +41,13 @@ def of_data(folder: Path) -> dict[str, str]:
 
 
 def of_machine() -> dict[str, str]:
-    """Collect processor, memory, accelerator, system and packages of the machine that writes the page."""
+    """Collect the facts of the machine that writes the page.
+
+    Returns
+    -------
+    dict of str to str
+        Processor, memory, accelerator, system and packages.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = {
         "processor": f"{_processor()}, {len(os.sched_getaffinity(0))} cores for this process",
@@ -42,7 +59,18 @@ def of_machine() -> dict[str, str]:
 
 
 def commit(folder: Path) -> str:
-    """Return the commit of the project in `folder`, with "changed since" if files differ; "unknown" without git."""
+    """Return the commit of a project.
+
+    Parameters
+    ----------
+    folder : Path
+        The project.
+
+    Returns
+    -------
+    str
+        The commit, with "changed since" if files differ; "unknown" without git.
+    """
     if not (head := _git(folder, "rev-parse", "HEAD")):
         return "unknown"
     return head + (", changed since" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")

@@ -1,6 +1,7 @@
 """What a user knows of images and the file does not say: pixel scale, PSF, gain, exposure, sky, band, noise and others."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from d4lens.data.images.formats import Array
 from d4lens.data.images.masks import Mask
 from d4lens.data.images.psf import Psf, read_psf
-from d4lens.data.images.sources import read_masks, read_noise
+from d4lens.data.images.sources import ImageSource, masked, noisy, read_masks, read_noise
 from d4lens.errors import D4LensError
 
 
@@ -53,6 +54,26 @@ class Instrument:
         ):
             if value is not None and not 0 < value < math.inf:
                 raise D4LensError(f"the {name} must be above 0 and finite, not {value:g}")
+
+    def joined(self, sources: Sequence[ImageSource]) -> list[ImageSource]:
+        """Return images with the masks and noise maps that are told of them.
+
+        Parameters
+        ----------
+        sources : sequence of ImageSource
+            All images of the call. Reading one raises D4LensError where its mask or map has another shape.
+
+        Returns
+        -------
+        list of ImageSource
+            The images.
+
+        Raises
+        ------
+        D4LensError
+            For another number of masks or maps than one for all images, or one each.
+        """
+        return noisy(masked(sources, self.mask), self.noise)
 
 
 def instrument(
