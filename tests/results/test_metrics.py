@@ -233,10 +233,10 @@ def test_seeds_that_differ_widen_a_comparison_and_common_ones_cancel():
 def test_the_spread_over_seeds_is_that_of_a_mean_of_so_many():
     """Of resamples in which images do not matter: the variance over seeds, over their number."""
     drawn = np.tile(np.array([[0.1], [0.4], [0.9]]), (1, 40000))
-    found = metrics._mean_of_drawn(drawn, (1, 0, 1, 2))
+    found = metrics.over_trainings(drawn, (1, 0, 1, 2))
     assert found.mean() == pytest.approx(drawn[:, 0].mean(), abs=0.01)
     assert found.var() == pytest.approx(drawn[:, 0].var(ddof=1) / 3, rel=0.03)
-    assert np.array_equal(metrics._mean_of_drawn(drawn[:1], (1, 0)), drawn[0])
+    assert np.array_equal(metrics.over_trainings(drawn[:1], (1, 0)), drawn[0])
 
 
 def test_holm_by_hand():
