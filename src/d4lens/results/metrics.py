@@ -256,6 +256,34 @@ def interval(drawn: Array, level: float = LEVEL) -> tuple[float, float]:
     return round(float(low), DECIMALS), round(float(high), DECIMALS)
 
 
+def mean_over_trainings(
+    values: ArrayLike, n_resamples: int, seed: int, share: bool = False
+) -> tuple[float, float, float]:
+    """Average a quantity over trainings and images, with its 95 % interval over both.
+
+    Parameters
+    ----------
+    values : array_like
+        Of S trainings on n images, (S, n).
+    n_resamples : int
+        Bootstrap resamples, at least 1.
+    seed : int
+        Of the resamples.
+    share : bool
+        Whether the values are 0 and 1. The interval of a single training, or of a share of 0 or 1, is then Wilson's.
+
+    Returns
+    -------
+    tuple of float
+        Mean, lower and upper end.
+    """
+    stack = np.atleast_2d(np.asarray(values, np.float64))
+    value, n = float(stack.mean()), stack.shape[1]
+    if share and (len(stack) == 1 or value in (0.0, 1.0)):
+        return value, *wilson(round(value * n), n)
+    return value, *interval(drawn_means(stack, n_resamples, seed))
+
+
 def auc_over_trainings(
     labels: ArrayLike, trainings: Sequence[ArrayLike], n_resamples: int, seed: int
 ) -> tuple[float, float, float]:
