@@ -78,5 +78,7 @@ def test_attribution_and_patching_agree_where_the_answer_is_known(small_pairs, s
     assert rows[0]["value"] == pytest.approx(found["integrated_gradients"].mean())
     assert rows[0]["n"] == 8
     nothing = attribution.agreement(Bright(0 * weights), planted, 4, 2)
-    (row,) = [r for r in attribution.agreement_records("m", "trained", [nothing], 200, 1) if r["method"] == "difference"]
+    (row,) = [
+        r for r in attribution.agreement_records("m", "trained", [nothing], 200, 1) if r["method"] == "difference"
+    ]
     assert row["value"] is None

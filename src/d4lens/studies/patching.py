@@ -404,7 +404,9 @@ def _answer(model: str, rows: Sequence[Mapping[str, Any]], params: Parameters) -
 
     def text(layer: str, quantity: str = "denoising") -> str:
         row, wired = found[layer, quantity], found.get((layer, WIRING[quantity]))
-        said = "undefined" if row["value"] is None else f"{row['value']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+        said = (
+            "undefined" if row["value"] is None else f"{row['value']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+        )
         if wired is None:
             return said
         if wired["value"] is None:
@@ -450,7 +452,9 @@ def _answer(model: str, rows: Sequence[Mapping[str, Any]], params: Parameters) -
     if paths:
         by = ", ".join(f"{name} {text(name, 'path')}" for name in paths if name not in ("head", "unet"))
         said.append(f"By the path from the U-Net to one input of the head alone come back: {by}")
-        said.append(f"By all of them come {text('head', 'path')}, by all that follows from the U-Net {text('unet', 'path')}")
+        said.append(
+            f"By all of them come {text('head', 'path')}, by all that follows from the U-Net {text('unet', 'path')}"
+        )
     group = next((name for name in ("maps_of_the_fit", "image") if (name, "substructure") in found), None)
     if group:
         said.append(
