@@ -215,7 +215,7 @@ def test_what_is_erased_and_used_costs_the_decision_and_what_is_not_used_costs_n
     for i in (0, 3):
         found = probing.erased(decided, layer, planted, fit[:, i : i + 1].astype(float), 1)
         rows = probing.erasure_records(
-            "m", "layer", "theta_E", [found], fit[:, i : i + 1].astype(float), labels, parameters(dimension=7)
+            "m", "layer", "theta_E", [found], fit[:, i : i + 1].astype(float), labels, parameters(dimension=40)
         )
         aucs[i] = {r["quantity"]: r for r in rows}
         assert aucs[i]["score_kept"]["value"] > 0.9

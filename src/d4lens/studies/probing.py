@@ -396,13 +396,13 @@ def leace(x: Array, z: Array) -> Array:
     ndarray
         P (p, p): x - (x - mean(x)) P.T has no covariance with z, and no linear probe of it does better than a constant.
     """
-    x, z = x - x.mean(0), z - z.mean(0)
+    x, z = x - x.mean(0), (z - z.mean(0)) / z.std(0)
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     there = values > 1e-10 * values.max()
     values, vectors = values[there], vectors[:, there]
     root = np.sqrt(values)
     u, size, _ = np.linalg.svd((vectors / root).T @ (x.T @ z / len(x)), full_matrices=False)  # whitened
-    u = u[:, size > 1e-10 * max(size.max(), 1e-300)]
+    u = u[:, size > 1e-8]  # of a correlation
     return np.asarray((vectors * root) @ u @ u.T @ (vectors / root).T)
 
 
