@@ -91,7 +91,8 @@ def cells(observation: Observation) -> Tensor:
     x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
     column, row = (((axis + HALF_WIDTH) * CELLS / (2 * HALF_WIDTH)).floor() for axis in (x, y))
     inside = (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
-    return ((row * CELLS + column) == torch.arange(CELLS**2)[:, None, None]) & inside
+    masks: Tensor = ((row * CELLS + column) == torch.arange(CELLS**2)[:, None, None]) & inside
+    return masks
 
 
 @torch.inference_mode()
@@ -261,10 +262,10 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     for arm in arms:
         begun = [arm.untrained(params.seed + i) for i in range(len(arm.networks))]
         for method in METHODS:
-            hits = [play(network, lenses, params.steps, method) for network in arm.networks]
-            rows += records(arm.name, method, hits, lenses.labels, *given)
-        hits = [play(network, lenses, params.steps, "gradient") for network in begun]
-        rows += records(arm.name, "gradient_untrained", hits, lenses.labels, *given)
+            played = [play(network, lenses, params.steps, method) for network in arm.networks]
+            rows += records(arm.name, method, played, lenses.labels, *given)
+        played = [play(network, lenses, params.steps, "gradient") for network in begun]
+        rows += records(arm.name, "gradient_untrained", played, lenses.labels, *given)
         for state, networks in (("trained", arm.networks), ("untrained", begun)):
             found = [agreement(network, lenses, params.patched, params.steps) for network in networks]
             rows += agreement_records(arm.name, state, found, *given)

@@ -283,7 +283,7 @@ def probe(x: Array, seen: Views, dimension: int, folds: int, seed: int) -> dict[
             joined = [
                 [np.concatenate(column) for column in zip(*side, strict=True)] for side in zip(*parts, strict=True)
             ]
-            real, control = (Sums.of(*side, n, name == "class") for side in joined)
+            real, control = (Sums.of(y, guess, image, n, name == "class") for y, guess, image in joined)
             found[name] = real, control
     return found
 
@@ -333,11 +333,10 @@ def probed(model: str, state: str, several: Sequence[Mapping[str, Array]], seen:
                 value = float(np.mean([np.maximum(whole, least) for whole, _ in pairs]))
                 resampled = np.stack([np.maximum(resamples, least) for _, resamples in pairs])
                 sides[name] = value, metrics.over_trainings(resampled, entropy)
-            value, control = sides["score"], sides["control"]
-            drawn[layer, target] = value
-            sides["selectivity"] = value[0] - control[0], value[1] - control[1]
-            for quantity, (value_of, resamples) in sides.items():
-                rows.append(record(value_of, *metrics.interval(resamples), known, **about, quantity=quantity))
+            drawn[layer, target] = score = sides["score"]
+            sides["selectivity"] = score[0] - sides["control"][0], score[1] - sides["control"][1]
+            for quantity, (mean, resamples) in sides.items():
+                rows.append(record(mean, *metrics.interval(resamples), known, **about, quantity=quantity))
     return Probed(model, state, rows, drawn)
 
 
@@ -649,9 +648,9 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         by_layer = {layer.name: layer for layer in layers_of(arm.networks[0]) if layer.part not in ("input", "logits")}
         drawn = found[arm.name, "trained"].drawn
         for target in ERASED:
-            read_at = {name: drawn[name, target][0] for name in by_layer if np.isfinite(drawn[name, target][0])}
-            if read_at:
-                layer, concept = by_layer[max(read_at, key=read_at.__getitem__)], seen.targets[target][: len(lenses)]
+            best = max(by_layer, key=lambda name: np.nan_to_num(drawn[name, target][0], nan=-np.inf))
+            if drawn[best, target][0] > 0:  # what cannot be read cannot be erased
+                layer, concept = by_layer[best], seen.targets[target][: len(lenses)]
                 of = progress(arm.networks, desc=f"{target} erased")
                 several = [erased(network, layer, lenses, concept, params.seed) for network in of]
                 rows += erasure_records(arm.name, layer.name, target, several, concept, lenses.labels, params)
