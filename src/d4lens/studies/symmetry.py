@@ -40,8 +40,9 @@ ROUNDING = 2.0**8
 
 
 class Parameters(ParameterGroup):
-    """Group `symmetry`."""
+    """Group `symmetry`; without `arms` it takes every one of the profile."""
 
+    arms: Annotated[list[str], Field(min_length=1)] | None
     images: Annotated[int, Field(ge=6)]
     layer_images: Count
     bootstrap: Annotated[int, Field(ge=100)]
@@ -206,7 +207,7 @@ def outcome(rows: Sequence[Mapping[str, Any]]) -> Outcome:
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """Measure the layers and the decisions of every training of every arm, and the layers of as many untrained networks."""
     folder, fits = inputs.folder("arrays"), inputs.folder("fits")
-    arms = inputs.arms(inputs.profile_arms)
+    arms = inputs.arms(params.arms or inputs.profile_arms)
     lenses = load(folder, fits, "test", ("counts", *MAPS, "fit"), arrays.load_observation(folder))
     rows = np.linspace(0, len(lenses) - 1, min(params.images, len(lenses))).round().astype(int)
     batches = [lenses[part.tolist()] for part in np.array_split(rows, -(-len(rows) // 40))]
