@@ -233,10 +233,43 @@ def test_seeds_that_differ_widen_a_comparison_and_common_ones_cancel():
 def test_the_spread_over_seeds_is_that_of_a_mean_of_so_many():
     """Of resamples in which images do not matter: the variance over seeds, over their number."""
     drawn = np.tile(np.array([[0.1], [0.4], [0.9]]), (1, 40000))
-    found = metrics._mean_of_drawn(drawn, (1, 0, 1, 2))
+    found = metrics.over_trainings(drawn, (1, 0, 1, 2))
     assert found.mean() == pytest.approx(drawn[:, 0].mean(), abs=0.01)
     assert found.var() == pytest.approx(drawn[:, 0].var(ddof=1) / 3, rel=0.03)
-    assert np.array_equal(metrics._mean_of_drawn(drawn[:1], (1, 0)), drawn[0])
+    assert np.array_equal(metrics.over_trainings(drawn[:1], (1, 0)), drawn[0])
+
+
+def test_a_mean_over_trainings_and_images_varies_with_both():
+    """Of what adds a training's part and an image's: the variance is the sum of the two means' variances."""
+    generator = np.random.default_rng(4)
+    of_training, of_image = np.array([0.0, 0.3, 0.9])[:, None], generator.normal(size=300)
+    drawn = metrics.drawn_means(of_training + of_image, 20000, 1)
+    assert drawn.var() == pytest.approx(of_training.var(ddof=1) / 3 + of_image.var() / 300, rel=0.05)
+    alone = metrics.drawn_means(of_image, 20000, 1)
+    assert alone.var() == pytest.approx(of_image.var() / 300, rel=0.05)
+    # a gap counts for its training alone, and each training alike
+    gaps = np.array([[1.0, np.nan, np.nan], [2.0, 2.0, 2.0]])
+    found = metrics.drawn_means(gaps, 500, 1)
+    assert np.isnan(found).any()  # a resample without the first image has no mean of the first training
+    assert np.nanmin(found) >= 1.0 - 0.5 * (2**0.5 - 1) - 1e-9
+
+
+def test_a_share_of_one_training_is_wilson_s_and_the_auc_that_of_the_table():
+    hits = np.array([[1.0] * 20 + [0.0] * 5])
+    assert metrics.mean_over_trainings(hits, 100, 0, share=True) == (0.8, *metrics.wilson(20, 25))
+    nobody = np.zeros((3, 40))
+    assert metrics.mean_over_trainings(nobody, 100, 0, share=True) == (0.0, *metrics.wilson(0, 40))
+    apart = np.stack([np.ones(40), np.zeros(40), np.ones(40)])
+    mean, low, high = metrics.mean_over_trainings(apart, 500, 0, share=True)
+    assert mean == pytest.approx(2 / 3)
+    assert high - low > 0.5
+    labels, p = predictions(60, 1.0, 5)
+    one = metrics.with_intervals(labels, p, 300, 2)["auc_macro"]
+    assert metrics.auc_over_trainings(labels, [p], 300, 2) == (one["value"], one["low"], one["high"])
+    several = [p, predictions(60, 2.0, 6)[1], predictions(60, 0.3, 7)[1]]
+    value, low, high = metrics.auc_over_trainings(labels, several, 300, 2)
+    assert low < value < high
+    assert high - low > 1.5 * (one["high"] - one["low"])
 
 
 def test_holm_by_hand():

@@ -11,9 +11,10 @@ Choices, made once for the project:
   an AUC is normal on the logit scale, the resamples' standard deviation carried there by the slope (Pepe 2003),
   so that it never ends beyond 1; of classes that are separated perfectly it is Wilson's for as many images as the
   smallest class has. The others are percentile intervals (Efron & Tibshirani 1993, chapter 13).
-- All of these are over images alone. A comparison of arms draws training seeds as well as images, each anew in every
-  resample (Owen 2007); where both arms have the same seeds, the same ones. Means over S drawn seeds vary less than
-  means over S trainings by (S - 1) / S, which is made up for. One seed cannot be resampled: its comparison is over images.
+- A single training's are over images alone. A comparison of arms, and what a study measures on several trainings, draws
+  training seeds as well as images, each anew in every resample (Owen 2007); where both arms have the same seeds, the same
+  ones. Means over S drawn seeds vary less than means over S trainings by (S - 1) / S, which is made up for. One seed
+  cannot be resampled: its interval is over images.
 - AUC is the Mann-Whitney statistic, ties counting one half (Hanley & McNeil 1982), of the one-vs-rest probability;
   the macro AUC is the plain mean over the classes.
 - The expected calibration error is that of Guo et al. 2017 (eq. 3): 15 equal-width bins (0, 1/15], ... of the top
@@ -24,6 +25,7 @@ Choices, made once for the project:
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -106,9 +108,9 @@ def with_intervals(
             n = of_class.get(name, len(labels))
             low, high = wilson(round(value[name] * n), n)
         elif name.startswith("auc_"):
-            low, high = _auc_interval(value[name], drawn[name][0], int(sizes.min()))
+            low, high = auc_interval(value[name], drawn[name][0], int(sizes.min()))
         else:
-            low, high = _interval(drawn[name][0])
+            low, high = interval(drawn[name][0])
         result[name] = {
             "value": round(value[name], DECIMALS),
             "low": round(low, DECIMALS),
@@ -117,7 +119,7 @@ def with_intervals(
     return result
 
 
-def _auc_interval(value: float, drawn: Array, n: int) -> tuple[float, float]:
+def auc_interval(value: float, drawn: Array, n: int) -> tuple[float, float]:
     """Bound an AUC by its resamples; `n` is the size of the smallest class."""
     if value in (0.0, 1.0):  # as is every resample
         return wilson(n * int(value), n)
@@ -177,24 +179,36 @@ def compare_all(
         truth = np.asarray(labels, dtype=np.int64)
         ones = np.ones((1, len(truth)))
         observed[name] = float(np.mean([weighted(truth, one, ones, (metric,))[metric] for one in trainings]))
-        values[name] = _mean_of_drawn(
+        values[name] = over_trainings(
             _resampled(truth, trainings, n_resamples, seed, (metric,))[metric], (seed, *given)
         )
     result = {}
     for a, b in pairs:
         difference = values[a] - values[b]
         tail = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
-        low, high = _interval(difference)
+        low, high = interval(difference)
         p_value = round(min(1.0, 2 * (tail + 1) / (n_resamples + 1)), DECIMALS)
         seeds = min(len(predictions[a]), len(predictions[b]))
         result[a, b] = Difference(metric, round(observed[a] - observed[b], DECIMALS), low, high, p_value, seeds)
     return result
 
 
-def _mean_of_drawn(drawn: Array, entropy: Sequence[int]) -> Array:
-    """Average over as many trainings as there are, drawn anew in each resample: (S, B) -> (B,).
+def over_trainings(drawn: Array, entropy: Sequence[int]) -> Array:
+    """Average over as many trainings as there are, drawn anew in each resample.
 
     Equal entropy draws equal ones. The deviations from the mean over all are scaled to the variance of a mean of S.
+
+    Parameters
+    ----------
+    drawn : numpy.ndarray
+        A quantity of each of S trainings in each of B resamples of images, (S, B).
+    entropy : Sequence of int
+        The seed of the draws and the trainings' own seeds.
+
+    Returns
+    -------
+    numpy.ndarray
+        (B,).
     """
     n, resamples = drawn.shape
     centre = drawn.mean(axis=0)
@@ -203,6 +217,107 @@ def _mean_of_drawn(drawn: Array, entropy: Sequence[int]) -> Array:
     chosen = np.random.default_rng(sorted(entropy)).integers(0, n, (n, resamples))
     mean = np.take_along_axis(drawn, chosen, axis=0).mean(axis=0)
     return np.asarray(centre + (n / (n - 1)) ** 0.5 * (mean - centre))
+
+
+def drawn_means(values: ArrayLike, n_resamples: int, seed: int) -> Array:
+    """Average a quantity over trainings and images in resamples of both.
+
+    Parameters
+    ----------
+    values : array_like
+        Of S trainings on n images, (S, n); NaN where a training has none. Each training counts alike.
+    n_resamples : int
+        Bootstrap resamples, at least 1.
+    seed : int
+        Of the resamples. Equal seeds draw equal images and trainings, so that a difference is a paired one.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n_resamples,); NaN where a training is left without images.
+    """
+    stack = np.atleast_2d(np.asarray(values, np.float64))
+    weights, there = image_weights(stack.shape[1], n_resamples, seed), np.isfinite(stack)
+    total, count = weights @ np.where(there, stack, 0.0).T, weights @ there.T.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return over_trainings((total / count).T, (seed, *range(len(stack))))
+
+
+@lru_cache(maxsize=8)
+def image_weights(n: int, n_resamples: int, seed: int) -> Array:
+    """Count how often each of n images is drawn in each resample, (n_resamples, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples).astype(np.float64)
+
+
+def interval(drawn: Array, level: float = LEVEL) -> tuple[float, float]:
+    """Take the percentile interval of resampled values; what is NaN among them is left out."""
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(drawn, [tail, 1 - tail]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    return round(float(low), DECIMALS), round(float(high), DECIMALS)
+
+
+def mean_over_trainings(
+    values: ArrayLike, n_resamples: int, seed: int, share: bool = False
+) -> tuple[float, float, float]:
+    """Average a quantity over trainings and images, with its 95 % interval over both.
+
+    Parameters
+    ----------
+    values : array_like
+        Of S trainings on n images, (S, n).
+    n_resamples : int
+        Bootstrap resamples, at least 1.
+    seed : int
+        Of the resamples.
+    share : bool
+        Whether the values are 0 and 1. The interval of a single training, or of a share of 0 or 1, is then Wilson's.
+
+    Returns
+    -------
+    tuple of float
+        Mean, lower and upper end.
+    """
+    stack = np.atleast_2d(np.asarray(values, np.float64))
+    value, n = float(stack.mean()), stack.shape[1]
+    if share and (len(stack) == 1 or value in (0.0, 1.0)):
+        return value, *wilson(round(value * n), n)
+    return value, *interval(drawn_means(stack, n_resamples, seed))
+
+
+def auc_over_trainings(
+    labels: ArrayLike, trainings: Sequence[ArrayLike], n_resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """Measure the macro AUC of several trainings of one arm, with its 95 % interval over trainings and images.
+
+    Parameters
+    ----------
+    labels : array_like
+        True classes, (n,), indices into CLASSES.
+    trainings : sequence of array_like
+        Probabilities (n, C) of each.
+    n_resamples : int
+        Bootstrap resamples, at least 1.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    tuple of float
+        Mean over the trainings, lower and upper end; of one training those of `with_intervals`.
+
+    Raises
+    ------
+    D4LensError
+        As `scores`, or for less than one resample.
+    """
+    several = [checked(labels, one)[1] for one in trainings]
+    truth = np.asarray(labels, dtype=np.int64)
+    ones = np.ones((1, len(truth)))
+    value = float(np.mean([weighted(truth, one, ones, ("auc_macro",))["auc_macro"] for one in several]))
+    drawn = _resampled(truth, several, n_resamples, seed, ("auc_macro",))["auc_macro"]
+    smallest = int(np.bincount(truth, minlength=len(CLASSES)).min())
+    low, high = auc_interval(value, over_trainings(drawn, (seed, *range(len(several)))), smallest)
+    return round(value, DECIMALS), round(low, DECIMALS), round(high, DECIMALS)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -287,12 +402,6 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
     labels, probabilities = checked(labels, probabilities)
     n = len(CLASSES)
     return np.bincount(labels * n + probabilities.argmax(axis=1), minlength=n * n).reshape(n, n)
-
-
-def _interval(drawn: Array) -> tuple[float, float]:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return round(float(low), DECIMALS), round(float(high), DECIMALS)
 
 
 def _resample_weights(labels: NDArray[np.int64], n_resamples: int, seed: int) -> Iterator[Array]:

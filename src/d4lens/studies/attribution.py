@@ -1,7 +1,8 @@
 """Attribution: whether decisions come from where the substructure is.
 
 The maps of `d4lens.models.integrated_gradients`, scored by the pointing game (Zhang et al. 1608.00507): does the map's highest
-point lie within a tolerance of the true substructure?
+point lie within a tolerance of the true substructure? And held against patching: are the cells of the image to which much is
+attributed those that move the decision when they alone are put into the smooth lens's maps?
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from d4lens import lensing
-from d4lens.models.integrated_gradients import attribute
+from d4lens.models.batch import LensBatch
+from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.observation import Observation
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import progress
+from d4lens.results import metrics
 from d4lens.studies.error_bars import intervals
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.samples import Samples, distance, simulate
@@ -31,6 +35,8 @@ METHODS = ("integrated_gradients", "gradient")
 BASELINES = ("random", "random_on_ring", "centre", "significance", "residual")
 """Points chosen without a network: any pixel, any pixel of the fitted ring, the image's centre, the maps' extremes."""
 _RING = 0.5  # arcsec to either side of the fitted Einstein radius
+CELLS, HALF_WIDTH = 5, 2.25
+"""Cells a side, and half the side in arcsec, of the square around the lens that is patched cell by cell."""
 _CHUNK = 50
 
 
@@ -40,6 +46,7 @@ class Parameters(ParameterGroup):
     arms: Annotated[list[str], Field(min_length=1)]
     images: Annotated[int, Field(ge=2)]
     steps: Count
+    patched: Annotated[int, Field(ge=2)]
     bootstrap: Annotated[int, Field(ge=100)]
     seed: Seed
 
@@ -79,23 +86,109 @@ def play(network: nn.Module, samples: Samples, steps: int, method: str) -> Array
     return torch.cat(hits).double().numpy()
 
 
+def cells(observation: Observation) -> Tensor:
+    """Masks (CELLS², N, N) of the cells."""
+    x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
+    column, row = (((axis + HALF_WIDTH) * CELLS / (2 * HALF_WIDTH)).floor() for axis in (x, y))
+    inside = (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
+    masks: Tensor = ((row * CELLS + column) == torch.arange(CELLS**2)[:, None, None]) & inside
+    return masks
+
+
+@torch.inference_mode()
+def moved(network: nn.Module, samples: Samples, n: int) -> Array:
+    """Patch the maps a network reads, cell by cell, from the image into what the smooth lens would show.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    samples : Samples
+        Images with substructure.
+    n : int
+        How many of them, from the first on.
+
+    Returns
+    -------
+    ndarray
+        (n, CELLS²) by how many logits, substructure's class less `no`, the image's own cell moves the decision, in size.
+    """
+    batch, smooth = samples.rows(slice(n)), samples.smooth[:n]
+    labels = torch.from_numpy(samples.labels[:n])[:, None]
+    images, starts = {}, {}
+    for name in maps_read(network):
+        images[name] = batch.need(name)
+        starts[name] = smooth if name == "counts" else torch.zeros_like(images[name])
+
+    def decision(mask: Tensor) -> Tensor:
+        mixed = {name: torch.where(mask, image, starts[name]) for name, image in images.items()}
+        logits = network(LensBatch(**{**batch.entries(), **mixed}))["logits"]
+        return logits.gather(1, labels)[:, 0] - logits[:, 0]
+
+    masks = cells(samples.observation)
+    before = decision(torch.zeros_like(masks[0]))
+    found = [(decision(mask) - before).abs().double() for mask in progress(masks, desc="cells")]
+    return torch.stack(found, 1).numpy()
+
+
+def agreement(network: nn.Module, samples: Samples, n: int, steps: int) -> dict[str, Array]:
+    """Rank correlation (Spearman) over the cells of each of `n` images of what patching moves, (n,) each.
+
+    With the integrated gradients summed in the cell (`integrated_gradients`), and with how much the cell's maps differ from
+    the smooth lens's, without a network (`difference`).
+    """
+    batch, smooth = samples.rows(slice(n)), samples.smooth[:n]
+    drawn = attribute(network, batch, smooth, torch.from_numpy(samples.labels[:n]), steps)
+    apart = torch.zeros_like(smooth)
+    for name in maps_read(network):
+        apart = apart + (batch.need(name) - smooth if name == "counts" else batch.need(name)).abs()
+    masks, effect = cells(samples.observation).double(), moved(network, samples, n)
+    by_cell = {
+        name: torch.einsum("bij,cij->bc", maps.double(), masks).numpy()
+        for name, maps in (("integrated_gradients", drawn), ("difference", apart))
+    }
+    return {name: spearman(values, effect) for name, values in by_cell.items()}
+
+
+def spearman(a: Array, b: Array) -> Array:
+    """Rank correlation of each row of (n, k) arrays; NaN for a row without spread."""
+    ranks = [rankdata(values, axis=1) for values in (a, b)]
+    x, y = (rank - rank.mean(1, keepdims=True) for rank in ranks)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1)))
+
+
 def records(
-    name: str, method: str, hits: Array, kinds: NDArray[np.int64], resamples: int, seed: int
+    name: str, method: str, hits: Sequence[Array], kinds: NDArray[np.int64], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Share of hits of a model or baseline with its interval over images: of all, of spheres and of vortices."""
+    """Share of hits of a model's trainings or a baseline, over trainings and images: of all, of spheres and of vortices."""
     rows = []
     for kind, chosen in (("all", kinds > 0), ("sphere", kinds == 1), ("vort", kinds == 2)):
-        values = hits[chosen]
-        drawn = np.random.default_rng(seed).choice(values, (resamples, len(values))).mean(1)
+        values = np.stack([training[chosen] for training in hits])
         labels: dict[str, Any] = {"model": name, "method": method, "class": kind, "quantity": "hits"}
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        rows.append(record(float(values.mean()), float(low), float(high), len(values), **labels))
+        whole = bool(np.isin(values, (0, 1)).all())  # a random point's are chances
+        measured = metrics.mean_over_trainings(values, resamples, seed, share=whole)
+        rows.append(record(*measured, values.shape[1], **labels))
+    return rows
+
+
+def agreement_records(
+    name: str, state: str, several: Sequence[Mapping[str, Array]], resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Mean rank agreement with patching of a model's networks, over networks and images, by what is held against it."""
+    rows = []
+    for method in several[0]:
+        values = np.stack([found[method] for found in several])
+        drawn = metrics.interval(metrics.drawn_means(values, resamples, seed))
+        labels: dict[str, Any] = {"model": name, "method": method, "state": state, "class": "all"}
+        mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        rows.append(record(mean, *drawn, int(np.isfinite(values).sum()), **labels, quantity="rank_agreement"))
     return rows
 
 
 def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outcome:
-    """Compose the study's outcome from the rows of `records`."""
-    of_all = [r for r in rows if r["class"] == "all"]
+    """Compose the study's outcome from the rows of `records` and `agreement_records`."""
+    of_all = [r for r in rows if r["class"] == "all" and r["quantity"] == "hits"]
 
     def share(r: Mapping[str, Any]) -> str:
         return f"{r['value']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}]"
@@ -115,6 +208,24 @@ def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outc
                 "random_on_ring", "random on ring"
             )
         )
+    ranked = {(r["model"], r["state"], r["method"]): r for r in rows if r["quantity"] == "rank_agreement"}
+    for model in dict.fromkeys(name for name, _, _ in ranked):
+        own, base, begun = (
+            ranked[model, state, method]
+            for state, method in (
+                ("trained", "integrated_gradients"),
+                ("trained", "difference"),
+                ("untrained", "integrated_gradients"),
+            )
+        )
+        if own["value"] is None or base["value"] is None:
+            continue
+        more = own["ci_low"] > base["ci_high"]
+        answers.append(
+            f"{model}: over the cells of an image the attribution and what patching moves agree in rank by {share(own)} (Spearman), "
+            f"untrained by {share(begun) if begun['value'] is not None else 'undefined'}; the bare difference from the smooth lens "
+            f"agrees by {share(base)}, {'less' if more else 'no less'}."
+        )
     return Outcome(
         question="Does a decision come from where the substructure is?",
         answers=answers,
@@ -126,6 +237,7 @@ def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outc
             "telescope takes.",
             "Images of networks that read the fit's maps are attributed to these maps, which point at masses by themselves: compare "
             "with the significance.",
+            "Ranks agree already where both follow the light: only what goes beyond the bare difference speaks for the attribution.",
         ],
         records=list(rows),
         controls={
@@ -135,34 +247,49 @@ def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outc
             "significance": "highest point of the significance map: the network's input, no network",
             "residual": "largest absolute residual",
             "untrained": "the same network before training",
+            "difference": "rank agreement of patching with how much a cell differs from the smooth lens, without a network",
         },
     )  # fmt: skip
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
-    """Play the pointing game of every arm, trained and untrained, and without a network."""
+    """Play the pointing game of every training, of as many untrained networks and without a network, and rank the cells."""
     arms = inputs.arms(params.arms)
     lenses = simulate(params.images, params.seed, arms[0].observation, "substructure")
     given, rows = (params.bootstrap, params.seed), []
     for name, hits in baselines(lenses).items():
-        rows += records(name, "baseline", hits, lenses.labels, *given)
+        rows += records(name, "baseline", [hits], lenses.labels, *given)
     for arm in arms:
+        begun = [arm.untrained(params.seed + i) for i in range(len(arm.networks))]
         for method in METHODS:
-            hits = play(arm.networks[0], lenses, params.steps, method)
-            rows += records(arm.name, method, hits, lenses.labels, *given)
-        hits = play(arm.untrained(params.seed), lenses, params.steps, "gradient")
-        rows += records(arm.name, "gradient_untrained", hits, lenses.labels, *given)
+            played = [play(network, lenses, params.steps, method) for network in arm.networks]
+            rows += records(arm.name, method, played, lenses.labels, *given)
+        played = [play(network, lenses, params.steps, "gradient") for network in begun]
+        rows += records(arm.name, "gradient_untrained", played, lenses.labels, *given)
+        for state, networks in (("trained", arm.networks), ("untrained", begun)):
+            found = [agreement(network, lenses, params.patched, params.steps) for network in networks]
+            rows += agreement_records(arm.name, state, found, *given)
     drawing = intervals(
         "hits",
         "The pointing game",
-        "Share of images whose highest point of attribution lies at the true substructure, with 95 % intervals over images; "
-        "baselines need no network.",
-        rows,
+        "Share of images whose highest point of attribution lies at the true substructure, with 95 % intervals over trainings and "
+        "images; baselines need no network.",
+        [r for r in rows if r["quantity"] == "hits"],
         ("class", "model", "method"),
         "share of hits",
         marks=(0, 1),
     )
-    return outcome(rows, lenses.observation), [drawing]
+    ranks = intervals(
+        "ranks",
+        "Attribution against patching",
+        "Rank agreement over the cells of an image with the logits that patching the cell alone moves, mean over the images "
+        "with 95 % intervals over trainings and images: of the attribution, and of the bare difference from the smooth lens.",
+        [r for r in rows if r["quantity"] == "rank_agreement"],
+        ("state", "model", "method"),
+        "Spearman rank correlation",
+        marks=(0, 1),
+    )
+    return outcome(rows, lenses.observation), [drawing, ranks]
 
 
 STUDY = Study("Interpretability: attribution", Parameters, ("networks",), run)

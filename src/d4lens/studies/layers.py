@@ -239,8 +239,10 @@ def run_edited(
         return logits
 
 
-def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the logits (B, 3) and a copy of the activation of each layer, by name."""
+def capture(
+    network: nn.Module, batch: LensBatch, layers: Sequence[Layer], fixed: Mapping[str, Any] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logits (B, 3) and a copy of the activation of each layer, by name; `fixed` as of `run_edited`."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Edit:
@@ -250,7 +252,7 @@ def capture(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> tu
 
         return edit
 
-    return run_edited(network, batch, {layer: keep(layer.name) for layer in layers}), found
+    return run_edited(network, batch, {layer: keep(layer.name) for layer in layers}, fixed), found
 
 
 def outputs(network: nn.Module, batch: LensBatch, layers: Sequence[Layer]) -> dict[str, Any]:

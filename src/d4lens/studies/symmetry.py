@@ -40,8 +40,9 @@ ROUNDING = 2.0**8
 
 
 class Parameters(ParameterGroup):
-    """Group `symmetry`."""
+    """Group `symmetry`; without `arms` it takes every one of the profile."""
 
+    arms: Annotated[list[str], Field(min_length=1)] | None
     images: Annotated[int, Field(ge=6)]
     layer_images: Count
     bootstrap: Annotated[int, Field(ge=100)]
@@ -66,6 +67,15 @@ def errors(network: nn.Module, batch: LensBatch, dtype: torch.dtype) -> dict[Lay
             x = straight[layer.name]
             off = float((seen[layer.name] - turned(layer, x, g)).norm() / x.norm().clamp_min(torch.finfo(dtype).tiny))
             worst[layer] = max(worst[layer], off)
+    return worst
+
+
+def largest(several: Iterable[Mapping[Layer, float]]) -> dict[Layer, float]:
+    """Of each layer the largest of several networks' errors."""
+    worst: dict[Layer, float] = {}
+    for found in several:
+        for layer, off in found.items():
+            worst[layer] = max(worst.get(layer, 0.0), off)
     return worst
 
 
@@ -126,26 +136,15 @@ def orbit_records(
     rows = []
     for view, stacks in (("plain", several), ("tta", [averaged(logits) for logits in several])):
         about: dict[str, Any] = {"model": model, "view": view}
-        for quantity, values in (
-            ("orbit_spread", [spread(s) for s in stacks]),
-            ("flipped", [flipped(s) for s in stacks]),
-        ):
-            per_image = np.mean(values, axis=0)
-            rows.append(record(*_mean_interval(per_image, resamples, seed), len(labels), **about, quantity=quantity))
+        for quantity, of, share in (("orbit_spread", spread, False), ("flipped", flipped, True)):
+            values = [of(stack) for stack in stacks]
+            measured = metrics.mean_over_trainings(values, resamples, seed, share)
+            rows.append(record(*measured, len(labels), **about, quantity=quantity))
         for g in d4.ELEMENTS if view == "plain" else d4.ELEMENTS[:1]:
-            scored = [
-                metrics.with_intervals(labels, scores.softmax(stack[g].numpy()), resamples, seed)["auc_macro"]
-                for stack in stacks
-            ]
-            value, low, high = (float(np.mean([one[key] for one in scored])) for key in ("value", "low", "high"))
-            rows.append(record(value, low, high, len(labels), **about, quantity="auc_macro", element=g))
+            turns = [scores.softmax(stack[g].numpy()) for stack in stacks]
+            measured = metrics.auc_over_trainings(labels, turns, resamples, seed)
+            rows.append(record(*measured, len(labels), **about, quantity="auc_macro", element=g))
     return rows
-
-
-def _mean_interval(values: Array, resamples: int, seed: int) -> tuple[float, float, float]:
-    drawn = np.random.default_rng(seed).choice(values, (resamples, len(values))).mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
 
 
 def outcome(rows: Sequence[Mapping[str, Any]]) -> Outcome:
@@ -206,17 +205,19 @@ def outcome(rows: Sequence[Mapping[str, Any]]) -> Outcome:
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
-    """Measure the layers of every arm, trained and untrained, and the decisions of every training."""
+    """Measure the layers and the decisions of every training of every arm, and the layers of as many untrained networks."""
     folder, fits = inputs.folder("arrays"), inputs.folder("fits")
-    arms = inputs.arms(inputs.profile_arms)
+    arms = inputs.arms(params.arms or inputs.profile_arms)
     lenses = load(folder, fits, "test", ("counts", *MAPS, "fit"), arrays.load_observation(folder))
     rows = np.linspace(0, len(lenses) - 1, min(params.images, len(lenses))).round().astype(int)
     batches = [lenses[part.tolist()] for part in np.array_split(rows, -(-len(rows) // 40))]
     few, labels = lenses[rows[:: max(1, len(rows) // params.layer_images)].tolist()], lenses.labels[rows]
     found = []
     for arm in arms:
-        for state, network in (("trained", arm.networks[0]), ("untrained", arm.untrained(params.seed))):
-            off = {kind: errors(network.to(kind), few, kind) for kind in (torch.float64, torch.float32)}
+        begun = [arm.untrained(params.seed + i) for i in range(len(arm.networks))]
+        for state, networks in (("trained", arm.networks), ("untrained", begun)):
+            kinds = (torch.float64, torch.float32)
+            off = {kind: largest(errors(network.to(kind), few, kind) for network in networks) for kind in kinds}
             found += layer_records(arm.name, state, off, len(few))
         orbits = [orbit(network.float(), batches) for network in arm.networks]
         found += orbit_records(arm.name, orbits, labels, params.bootstrap, params.seed)
@@ -228,7 +229,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         intervals(
             "errors",
             "Equivariance error of each layer",
-            "Largest relative error over the elements of D4.",
+            "Largest relative error over the elements of D4 and the trainings.",
             by_layer,
             ("model", "layer", "precision"),
             "relative error",
