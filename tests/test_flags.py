@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from d4lens import flags
 from d4lens.flags import Flag, Raised, abstains, joined, table
+from d4lens.inference.pipeline import undecided
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-images.md"
 
@@ -22,6 +24,13 @@ def test_flags_are_joined_and_one_withholds_the_label():
     assert joined(raised).endswith("; at its bound: theta_E, e1")
     assert abstains(raised)
     assert joined([]) == ""
+
+
+def test_an_answer_below_three_quarters_is_undecided():
+    for probabilities, words in (((0.5, 0.4, 0.1), "undecided"), ((0.2, 0.76, 0.04), "")):
+        raised = undecided(torch.tensor(probabilities))
+        assert joined(raised) == words
+        assert abstains(raised) == bool(words)
 
 
 def test_no_two_flags_have_the_same_words():

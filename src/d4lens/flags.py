@@ -66,6 +66,12 @@ class Flag(Enum):
         "cut the image out about the lens",
         False,
     )
+    UNDECIDED = (
+        "undecided",
+        "no class has a probability of three quarters",
+        "take the probabilities for what they are; a deeper image may decide",
+        True,
+    )
     UNLIKE_TRAINING = (
         "unlike training",
         "chi2 lies beyond all but a thousandth of the training images",

@@ -21,6 +21,7 @@ from d4lens.inference.pipeline import (
     flags_of,
     maps_of,
     prepare_source,
+    undecided,
     way_of,
 )
 from d4lens.inference.truth import true_substructure
@@ -199,6 +200,7 @@ def explain_source(
 
         candidates = search(counts, result, fitted.lens).candidates
         detectable = sensitivity_map(counts[0], result.parameters[0], fitted.lens)
+    raised += undecided(probabilities)
     return Explanation(
         name=source.name,
         observation=grid,

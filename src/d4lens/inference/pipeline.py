@@ -67,6 +67,7 @@ _GAIN, _MOST, _FARTHER = 25.0, 0.65, 0.08
 _DOUBT, _PUBLISHED_DOUBT = 0.25, 0.5
 _CENTRE_ITERATIONS = 20
 _PIXELS = 3.0  # off centre beyond which it is said
+_DECIDED = 0.75  # probability without which no label is given
 # A free PSF explains up to 0.11 of what substructure leaves, but at least 0.7 of what a PSF wrong by an eighth leaves.
 _PHOTONS_ALONE = "the specialist takes photon counts of a dark lens; {} is for --model marginal or auto"
 _POOR = 1.5  # chi2 on the arcs of a marginal fit: a smooth lens of any kind leaves noise
@@ -282,6 +283,7 @@ def classify(
             for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
                 chi2, raised = float(part.result.chi2[i]), flags_of(part, i, classifier)
                 raised += [Raised(Flag.UNSURE_CENTRE)] if doubts[i] else []
+                raised += undecided(p)
                 label = "" if abstains(raised) and not force_label else CLASSES[int(p.argmax())]
                 rows[name] = [name, label, *p.tolist(), chi2, joined(raised), "; ".join(part.images[i].notes)]
     table = pd.DataFrame([rows[source.name] for source in sources], columns=list(PREDICT_COLUMNS))
@@ -949,6 +951,22 @@ def _own_lens(
 def _near(value: float) -> float:
     """Round to the nearest power of two."""
     return 2.0 ** round(math.log2(max(value, 1e-3)))
+
+
+def undecided(probabilities: Tensor) -> list[Raised]:
+    """Return the flag of an answer that no class is likely enough to be, or nothing.
+
+    Parameters
+    ----------
+    probabilities : Tensor
+        Of the classes, (3,).
+
+    Returns
+    -------
+    list of Raised
+        `Flag.UNDECIDED` at most.
+    """
+    return [Raised(Flag.UNDECIDED)] if float(probabilities.max()) < _DECIDED else []
 
 
 def flags_of(part: Fitted, i: int, classifier: Classifier | None = None) -> list[Raised]:
