@@ -122,7 +122,7 @@ def moved(network: nn.Module, samples: Samples, n: int) -> Array:
 
     def decision(mask: Tensor) -> Tensor:
         mixed = {name: torch.where(mask, image, starts[name]) for name, image in images.items()}
-        logits = network(LensBatch(**{**batch.entries(), **mixed}))["logits"]
+        logits: Tensor = network(LensBatch(**{**batch.entries(), **mixed}))["logits"]
         return logits.gather(1, labels)[:, 0] - logits[:, 0]
 
     masks = cells(samples.observation)
