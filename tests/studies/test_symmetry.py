@@ -69,3 +69,23 @@ def test_the_study_tells_where_the_symmetry_breaks(fresh, small_pairs, lenses):
     first, second = symmetry.outcome(rows).answers
     assert "first breaks at head.alpha_x" in first
     assert "macro AUC" in second
+
+
+def test_of_several_trainings_the_largest_error_counts_and_their_difference_widens_the_interval(fresh):
+    layers = layers_of(fresh("resnet18"))[:2]
+    found = symmetry.largest([dict(zip(layers, (0.1, 0.4))), dict(zip(layers, (0.3, 0.2)))])
+    assert list(found.values()) == [0.3, 0.4]
+    labels = np.arange(60) % 3
+    steady = torch.nn.functional.one_hot(torch.from_numpy(labels), 3).double().expand(8, 60, 3)
+    turning = steady.clone()
+    turning[1, 30:] = steady[1, 30:].roll(1, -1)  # half of the predictions change under one element
+
+    def flips(*stacks):
+        rows = symmetry.orbit_records("m", stacks, labels, 300, 1)
+        return next(r for r in rows if r["quantity"] == "flipped" and r["view"] == "plain")
+
+    assert flips(steady)["value"] == 0
+    assert flips(steady)["ci_high"] > 0.05  # Wilson's, of 60 images
+    both = flips(steady, turning)
+    assert both["value"] == 0.25
+    assert both["ci_high"] - both["ci_low"] > flips(turning)["ci_high"] - flips(turning)["ci_low"]

@@ -122,9 +122,8 @@ def moved(network: nn.Module, samples: Samples, n: int) -> Array:
 
     def decision(mask: Tensor) -> Tensor:
         mixed = {name: torch.where(mask, image, starts[name]) for name, image in images.items()}
-        logits = network(LensBatch(**{**batch.entries(), **mixed}))["logits"]
-        above_no: Tensor = logits.gather(1, labels)[:, 0] - logits[:, 0]
-        return above_no
+        logits: Tensor = network(LensBatch(**{**batch.entries(), **mixed}))["logits"]
+        return logits.gather(1, labels)[:, 0] - logits[:, 0]
 
     masks = cells(samples.observation)
     before = decision(torch.zeros_like(masks[0]))

@@ -444,7 +444,8 @@ def _answer(model: str, rows: Sequence[Mapping[str, Any]], params: Parameters) -
         wired = found.get((strongest["layer"], WIRING["denoising"]))
         said.append(
             "The physical channels do not decide" if strongest["ci_low"] <= 0.1
-            else "The wiring alone gives the physical channels that share" if wired and not (wired["ci_high"] or 0) < strongest["ci_low"]
+            else "No untrained share stands beside it" if wired is None or wired["value"] is None
+            else "The wiring alone gives the physical channels that share" if strongest["ci_low"] <= wired["ci_high"]
             else "The physical channels decide" if strongest["ci_low"] > 0.5
             else "The physical channels carry a part"
         )  # fmt: skip
