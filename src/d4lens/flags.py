@@ -120,7 +120,13 @@ class Flag(Enum):
         "with the masses that `d4lens detect` names the image still holds what noise does not explain, or their fit did not "
         "converge",
         "the masses stand for something else, such as a rod, a source or a lens of another shape; free what differs (below)",
-        False,
+        True,
+    )
+    ANOTHER_LENS = (
+        "not the preset's lens",
+        "most of what the fit leaves would go if lens and source had another shape, which `d4lens detect` would take for masses",
+        "`--model auto`, or free what differs (below)",
+        True,
     )
     FAILED = (
         "failed: …",
