@@ -124,8 +124,8 @@ class Flag(Enum):
     )
     ANOTHER_LENS = (
         "not the preset's lens",
-        "most of what the fit leaves would go if lens and source had another shape, which `d4lens detect` would take for masses",
-        "`--model auto`, or free what differs (below)",
+        "a lens and a source of another shape explain more of the image than the masses that `d4lens detect` found",
+        "`--model marginal`, or free what differs (below)",
         True,
     )
     FAILED = (

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from d4lens.data import images
-from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
+from d4lens.data.images import ImageSource, Instrument, Prepared
 from d4lens.detection import Candidate, Found, Profile, Scene, power, row_of, scene_of, search, sensitivity_map
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
@@ -22,8 +22,9 @@ from d4lens.flags import Flag, Raised, abstains, joined
 from d4lens.inference.pipeline import PRESET, Answer, Fitted, centres_of, fitted_batches, flags_of, way_of
 from d4lens.lensing.cosmology import theta_E_point
 from d4lens.macrofit import preset_model
+from d4lens.macrofit.centre import promise
 from d4lens.macrofit.threads import in_threads
-from d4lens.macrofit.world import AUTO, SPECIALIST, foreign
+from d4lens.macrofit.world import AUTO, CONSTANTS, MARGINAL
 from d4lens.observation import Observation
 
 _OF_CANDIDATE = ("x", "y", "theta_E", "mass", "sigma_x", "sigma_y", "sigma_theta_E", "sigma_mass", "delta_chi2")
@@ -32,6 +33,7 @@ DETECT_COLUMNS = ("path", "rank", *_OF_CANDIDATE, "significance", "p_false", "ch
 MSUN_COLUMNS = ("mass_msun", "sigma_mass_msun")
 """Beside them, where redshifts are told: the masses in solar masses."""
 
+_WORTH = 25.0  # chi-squared that another shape must explain to be a rival
 _GRACE = 4.0  # standard deviations of chi2 beyond which what is left is no noise
 
 
@@ -138,13 +140,13 @@ def detect_sources(
     """Look for masses in images found already, as `detect_table` does."""
     rows: dict[str, list[dict[str, object]]] = {}
     failures, maps = [], {}
-    way, grid = way_of(model, told, free), preset_model(PRESET).observation
+    way, grid = replace(way_of(model, told, free), published_alone=True), preset_model(PRESET).observation
     for fitted, broken in fitted_batches(sources, grid, told, way, progress, own_pixels=True):
         failures += broken
         for name, reason in broken:
             rows[name] = [_empty(name, [Raised(Flag.FAILED, reason)])]
         for part in fitted:
-            work = partial(_one, part, _flags(part), wanted)
+            work = partial(_one, part, _rival(part), wanted)
             answers = in_threads(work, range(len(part.names)), torch.get_num_threads())
             for i, (found, image) in enumerate(answers):
                 rows[part.names[i]] = found
@@ -164,20 +166,21 @@ def scene(part: Fitted, i: int, profile: Profile = "point") -> Scene:
     return scene_of(part.counts[i : i + 1], row_of(part.result, i), part.lens, noise=noise, profile=profile)
 
 
-def _flags(part: Fitted) -> list[list[Raised]]:
-    """Return the flags of each image of a part, before it is searched."""
-    raised = [flags_of(part, i) for i in range(len(part.names))]
-    if part.model == SPECIALIST and part.images[0].units == COUNTS:  # of a guessed noise the fit's quality says nothing
-        for i in torch.nonzero(foreign(part.counts, part.result, part.lens))[:, 0].tolist():
-            raised[i].append(Raised(Flag.ANOTHER_LENS))
-    return raised
+def _rival(part: Fitted) -> list[float]:
+    """Return the deviance that each image would gain, to first order, if lens and source had another shape instead of masses."""
+    names = [name for name in CONSTANTS if name not in part.lens.free]
+    if part.model == MARGINAL or not names:
+        return [0.0] * len(part.names)
+    gain, _ = promise(part.counts, part.result, part.lens, tuple(names))
+    return [float(each) for each in gain]
 
 
 def _one(
-    part: Fitted, flags: Sequence[list[Raised]], wanted: Wanted, i: int
+    part: Fitted, rivals: Sequence[float], wanted: Wanted, i: int
 ) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
     """Return the rows of image `i` of a part, and its map of masses that could have been seen."""
-    raised, counts, name, chi2 = flags[i], part.counts[i : i + 1], part.names[i], float(part.result.chi2[i])
+    raised, counts, name = flags_of(part, i), part.counts[i : i + 1], part.names[i]
+    chi2 = float(part.result.chi2[i])
     notes = "; ".join(part.images[i].notes)
     nothing = np.full(counts.shape[1:], np.nan, np.float32)
     if not math.isfinite(chi2) or (abstains(raised) and not wanted.force):
@@ -189,7 +192,7 @@ def _one(
         if wanted.z_lens is not None:
             mass *= wanted.msun(image.theta_E)
     found = search(counts, image, p_false=wanted.p_false)
-    raised = [*raised, *_doubts(found, counts, part.images[i])]
+    raised += _doubts(found, counts, part.images[i], rivals[i])
     if abstains(raised) and not wanted.force:
         return [_empty(name, raised, notes, found.chi2)], mass
     common = {"path": name, "chi2": found.chi2, "flag": joined(raised), "processing": notes}
@@ -201,11 +204,15 @@ def _one(
     return rows or [{"rank": 0, "significance": found.significance, "p_false": found.p_false, **common}], mass
 
 
-def _doubts(found: Found, counts: torch.Tensor, image: Prepared) -> list[Raised]:
-    """Return flags for what the masses leave over."""
+def _doubts(found: Found, counts: torch.Tensor, image: Prepared, rival: float) -> list[Raised]:
+    """Return flags for what the masses leave over, and for what another shape explains better."""
     pixels = int(torch.isfinite(counts).sum())
     noisy = found.chi2 < image.noise + _GRACE * math.sqrt(2 / pixels)
-    return [] if noisy and found.complete else [Raised(Flag.UNEXPLAINED)]
+    raised = [] if noisy and found.complete else [Raised(Flag.UNEXPLAINED)]
+    gained = sum(candidate.delta_chi2 for candidate in found.candidates)
+    if (found.candidates or raised) and rival > max(_WORTH, gained):
+        raised.append(Raised(Flag.ANOTHER_LENS))
+    return raised
 
 
 def _values(candidate: Candidate, centre: Sequence[float], wanted: Wanted) -> dict[str, object]:
