@@ -187,6 +187,8 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     detect.add_argument(
         "--sigma", type=float, default=5.0, help="standard deviations at which it would have shown (default: 5)"
     )
+    detect.add_argument("--force", action="store_true", help="list candidates also where a flag withholds them")
+    _add_smooth_lens(detect)
     detect.set_defaults(run=_detect)
 
     explain = _command(
@@ -374,7 +376,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 def _detect(arguments: argparse.Namespace) -> int:
     from d4lens.inference.detect import Wanted, detect_table
 
-    names = ("profile", "p_false", "z_lens", "z_source", "sensitivity", "sigma")
+    names = ("profile", "p_false", "z_lens", "z_source", "sensitivity", "sigma", "force")
     wanted = Wanted(**{name: getattr(arguments, name) for name in names})
     _check_out(arguments.sensitivity, "a map")
     return _write(detect_table(arguments.paths, wanted=wanted, **_known(arguments)), arguments)

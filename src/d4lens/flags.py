@@ -138,7 +138,13 @@ class Flag(Enum):
         "with the masses that `d4lens detect` names the image still holds what noise does not explain, or their fit did not "
         "converge",
         "the masses stand for something else, such as a rod, a source or a lens of another shape; free what differs (below)",
-        False,
+        True,
+    )
+    ANOTHER_LENS = (
+        "not the preset's lens",
+        "a lens and a source of another shape explain more of the image than the masses that `d4lens detect` found",
+        "`--model marginal`, or free what differs (below)",
+        True,
     )
     FAILED = (
         "failed: …",

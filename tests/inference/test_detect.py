@@ -12,7 +12,7 @@ from d4lens.cli import main
 from d4lens.errors import D4LensError
 from d4lens.inference.detect import DETECT_COLUMNS, MSUN_COLUMNS
 from d4lens.lensing.cosmology import theta_E_point
-from d4lens.simulator import preset, render
+from d4lens.simulator import Truth, draw, preset, render
 from d4lens.studies import physical_limit
 
 
@@ -76,6 +76,50 @@ def test_no_lens_is_no_detection(capsys):
     row = detect(noise).to_pandas().iloc[0]
     assert row["rank"] == 0
     assert row["flag"] or row["p_false"] > 0.01
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    """Smooth lenses that are not the preset's: by axis ratio, by Sérsic index, by clumps in the source."""
+    shapes = [{"lens_q": 0.8, "lens_phi": 0.5}, {"sersic_n": 1.0}]
+    images = [
+        render(draw(kind, 5, range(1), "none"), kind)[0].numpy() for kind in (preset("deeplense", s) for s in shapes)
+    ]
+    kind = preset("deeplense")
+    truth = draw(kind, 8, range(1), "none")
+    mean = render(truth, kind, noise=False)[0].double()
+    for x, y in ((0.1, 0.0), (-0.15, 0.1), (0.0, -0.2)):
+        knot = {"sersic_R_e": 0.1, "sersic_amplitude": 200.0, "sersic_n": 1.0, "source_q": 1.0}
+        place = {"source_x": truth.images["source_x"] + x, "source_y": truth.images["source_y"] + y}
+        mean += render(Truth(truth.images.assign(**knot, **place), truth.subhalos), kind, noise=False)[0] - 10.0
+    return [*images, torch.poisson(mean, generator=torch.Generator().manual_seed(1)).numpy()]
+
+
+def test_a_smooth_lens_of_another_kind_has_no_candidate(foreign):
+    rows = detect(np.stack(foreign), model="specialist").to_pandas()
+    assert rows["rank"].tolist() == [0, 0, 0]
+    assert rows["p_false"].isna().all()
+    assert rows["flag"].str.contains("not converged|not the preset's lens|more than these masses").all()
+    row = detect(foreign[0]).to_pandas().iloc[0]
+    assert row["rank"] == 0
+    assert row["p_false"] > 0.01
+    assert "fitted: marginal" in row["processing"]
+
+
+def test_what_is_withheld_is_listed_if_forced(foreign):
+    forced = detect(foreign[0], model="specialist", force=True)
+    assert len(forced.candidates) > 0
+    assert forced.to_pandas()["flag"].str.contains("not the preset's lens").all()
+
+
+def test_a_map_of_an_image_on_other_pixels_is_on_those(lenses, tmp_path):
+    counts = lenses[1][1]
+    place = tmp_path / "map.fits"
+    answer = detect(counts[25:125, 25:125], pixel_scale=0.06, gain=1.0, sensitivity=place).to_pandas()
+    with fits.open(place) as hdus:
+        assert hdus[0].data.shape == (100, 100)
+        assert hdus[0].header["PIXSCALE"] == 0.06
+    assert answer["processing"].str.contains("fitted: marginal").all()
 
 
 def test_a_map_has_the_images_place_on_the_sky(lenses, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from d4lens.errors import PhysicsError
 from d4lens.macrofit import FIT_COLUMNS, fit, marginal, significance_maps
-from d4lens.macrofit.marginal import fit_marginal, open_model
+from d4lens.macrofit.marginal import SingleImage, arcs, fit_marginal, open_model
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.observation import Observation
@@ -147,6 +147,31 @@ def test_an_images_bytes_do_not_depend_on_the_others(model, counts, few):
     alone = fit_marginal(counts[1:2], model, modes=few, threads=1)
     for name in ("parameters", "covariance", "chi2", "residual", "significance", "degrees"):
         assert torch.equal(getattr(whole, name)[1:2], getattr(alone, name)), name
+
+
+def test_the_expansion_is_the_image_and_its_derivatives(model, counts, few):
+    double = SmoothLensModel(OBSERVATION, CONSTANTS, dtype=torch.float64)
+    modes = SourceModes(n_modes=60, half_width=0.8, step=0.1, length=0.18, dtype=torch.float64)
+    found = fit_marginal(counts[:1].double(), double, modes=modes)
+    parameters, corrections = found.parameters, found.corrections
+    one = SingleImage(counts[0].double(), double, light=False, modes=modes)
+    about = one.expansion(double, torch.cat([parameters[0], corrections[0]]))
+    again, _ = one.fit(double, torch.cat([parameters[0], corrections[0]]))
+    assert ((again.parameters - parameters[0]).abs() < 0.1 * found.sigma[0]).all()
+    assert (about.expected - found.model_counts[0]).abs().max() < 1e-3
+    assert torch.equal(about.away[7:], corrections[0])
+    assert (about.weights * about.expected - 1).abs().max() < 1e-6
+    steps = [("parameters", 0), ("parameters", 3), ("corrections", 0), ("corrections", 7)]
+    for of, k in steps:
+        ends = []
+        for sign in (1, -1):
+            at = {"parameters": parameters.clone(), "corrections": corrections.clone()}
+            at[of][0, k] += sign * 1e-4
+            ends.append(arcs(double, at["parameters"], at["corrections"], modes)[0])
+        expected = (ends[0] - ends[1]) / 2e-4
+        column = about.columns[k if of == "parameters" else 7 + k]
+        # Corrections stop where the source is a tenth of the noise; their modes are read off a table.
+        assert (column - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_hopeless_images_are_flagged_and_keep_their_row(model, counts, few):

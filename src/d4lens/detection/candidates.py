@@ -1,24 +1,16 @@
 """Candidates in one image: found as maxima of the profiled map, refined by a joint fit, added while noise does not explain them."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from d4lens.detection.detectable import einstein_radius
 from d4lens.detection.false_alarms import TRIALS, simulate
-from d4lens.detection.masses import LensWithMasses, column, with_another
-from d4lens.detection.profiled import Profile, power, profiled, whitened
-from d4lens.macrofit.centre import deviance
-from d4lens.macrofit.fitting import FitResult, fit
-from d4lens.macrofit.likelihood import covariance, objective
-from d4lens.macrofit.smooth_lens import SmoothLensModel
+from d4lens.detection.profiled import Profile, power
+from d4lens.detection.scenes import Scene
 
-_ITERATIONS = 30
 _MOST = 10
-_KEPT = 0.8
-_STARTS = ((0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5))  # pixels about a maximum
 
 
 @dataclass(frozen=True)
@@ -66,10 +58,8 @@ class Found:
         In the order found.
     significance, p_false : float
         Of the highest maximum that was not taken for a candidate.
-    result : FitResult
-        The joint fit (B = 1) of lens, source and candidates.
-    model : SmoothLensModel
-        What it fitted.
+    chi2 : float
+        Per pixel, of lens, source and candidates.
     complete : bool
         False where candidates were left, because of their number or because their fit did not converge.
     """
@@ -77,132 +67,67 @@ class Found:
     candidates: tuple[Candidate, ...]
     significance: float
     p_false: float
-    result: FitResult
-    model: SmoothLensModel
+    chi2: float
     complete: bool
 
 
-def search(
-    counts: Tensor,
-    result: FitResult,
-    lens: SmoothLensModel,
-    *,
-    profile: Profile = "point",
-    p_false: float = 0.01,
-    trials: int = TRIALS,
-) -> Found:
+def search(counts: Tensor, scene: Scene, *, p_false: float = 0.01, trials: int = TRIALS) -> Found:
     """Look for masses in one image.
 
     Parameters
     ----------
     counts : Tensor
-        (1, N, N) photons; not finite: no data.
-    result : FitResult
-        Its smooth fit (B = 1).
-    lens : SmoothLensModel
-        What was fitted.
-    profile : str
-        Of the masses, "point" or "sis".
+        (1, N, N) photons; they seed the noise.
+    scene : Scene
+        The image as fitted, of `scene_of`.
     p_false : float
         A maximum is a candidate while noise alone shows a higher one with less than this probability.
     trials : int
-        Of noise.
+        Of noise. They go through the map without masses: a mass more among what is profiled out changes nothing that they
+        resolve.
 
     Returns
     -------
     Found
-
-    Raises
-    ------
-    D4LensError
-        For no profile.
     """
-    model, places = lens, list[tuple[float, float]]()
+    x, y = (axis.cpu() for axis in scene.lens.pixel_centres())
+    law = simulate(scene.image, counts[0], trials)
     taken: list[tuple[float, float, float]] = []
-    x, y = (axis.cpu() for axis in lens.pixel_centres())
     while True:
-        parameters = result.parameters[0]
-        image = profiled(counts[0], parameters, model, profile)
-        residual = whitened(counts[0], parameters, model)
-        seen = image.significance(residual[None])[0]
-        at = int(seen.argmax())
-        level = float(seen.flatten()[at])
-        probability = float(simulate(image, counts[0], trials).probability(level))
-        if not probability < p_false or len(places) == _MOST:
+        at = int(scene.significance.argmax())
+        level = float(scene.significance.flatten()[at])
+        probability = float(law.probability(level))
+        if not probability < p_false or len(taken) == _MOST:
             break
         place = float(x.flatten()[at]), float(y.flatten()[at])
-        more = LensWithMasses(lens, [*places, place], einstein_radius(parameters, model), profile)
-        strength = float(image.strength(residual).flatten()[at])
-        better, gained = _refined(counts, parameters, more, strength, place, level**2)
-        if not better.converged[0] or not gained > 0:
+        more = scene.with_mass(float(scene.strength.flatten()[at]), place, level**2)
+        if more is None:
             break
+        scene, gained = more
         taken.append((gained, level, probability))
-        result, model, places = better, more, [*places, place]
-    if isinstance(model, LensWithMasses):
-        _, _, curvature = objective(counts.to(lens.device, lens.dtype), model.softened())(
-            torch.arange(1), result.parameters
-        )
-        result = replace(result, covariance=covariance(curvature))
-    candidates = tuple(_candidate(result, model, k, *each) for k, each in enumerate(taken))
-    return Found(candidates, level, probability, result, model, not probability < p_false)
-
-
-def _refined(
-    counts: Tensor,
-    parameters: Tensor,
-    model: LensWithMasses,
-    strength: float,
-    place: tuple[float, float],
-    promised: float,
-) -> tuple[FitResult, float]:
-    """Return the best joint fit from places about the map's maximum, and its gain in deviance.
-
-    The first that keeps most of what the map promises will do.
-    """
-    step = model.observation.pixel_scale * model.binning
-    before = float(deviance(counts, with_another(parameters, 0.0, place)[None], model))
-    best, lowest = None, math.inf
-    for right, up in _STARTS:
-        start = with_another(parameters, strength, (place[0] + right * step, place[1] + up * step))
-        found = fit(counts, model, initial=start[None], fine_iterations=_ITERATIONS)
-        value = float(deviance(counts, found.parameters, model))
-        if best is None or (bool(found.converged), -value) > (bool(best.converged), -lowest):
-            best, lowest = found, value
-        if best.converged and before - lowest > _KEPT * promised:
-            break
-    assert best is not None
-    return best, before - lowest
-
-
-def row_of(result: FitResult, i: int) -> FitResult:
-    """Take the fit of image `i` alone."""
-    return FitResult(*(getattr(result, each.name)[i : i + 1] for each in fields(FitResult)))
+    candidates = tuple(_candidate(*scene.mass(k), scene.profile, *each) for k, each in enumerate(taken))
+    return Found(candidates, level, probability, scene.chi2, not probability < p_false)
 
 
 def _candidate(
-    result: FitResult, model: SmoothLensModel, k: int, gained: float, level: float, probability: float
+    values: Tensor, spreads: Tensor, profile: Profile, gained: float, level: float, probability: float
 ) -> Candidate:
-    assert isinstance(model, LensWithMasses)
-    of_strength, own = power(model.profile), column(model, k)
-    parameters, spreads = result.parameters[0], result.covariance[0]
-    strength, x, y = parameters[own].tolist()
-    main = einstein_radius(parameters, model)
+    of_strength = power(profile)
+    strength, x, y, main = values.tolist()
+    some = max(strength, 1e-30)
     theta_E = strength ** (1 / of_strength)
     mass = (theta_E / main) ** 2
     # d ln theta_E = d ln strength / power, d ln mass = 2 (d ln theta_E - d ln main).
-    slope = torch.zeros(len(parameters), dtype=torch.float64)
-    slope[own.start] = 2 / (of_strength * max(strength, 1e-30))
-    if "theta_E" in model.free:
-        slope[model.free.index("theta_E")] = -2 / main
-    spread = result.sigma[0]
+    slope = torch.tensor([2 / (of_strength * some), 0.0, 0.0, -2 / main], dtype=torch.float64)
+    sigma = spreads.diagonal().clamp_min(0).sqrt().tolist()
     return Candidate(
         x=x,
         y=y,
         theta_E=theta_E,
         mass=mass,
-        sigma_x=float(spread[own.start + 1]),
-        sigma_y=float(spread[own.start + 2]),
-        sigma_theta_E=theta_E * float(spread[own.start]) / (of_strength * max(strength, 1e-30)),
+        sigma_x=sigma[1],
+        sigma_y=sigma[2],
+        sigma_theta_E=theta_E * sigma[0] / (of_strength * some),
         sigma_mass=mass * math.sqrt(max(float(slope @ spreads @ slope), 0.0)),
         delta_chi2=gained,
         significance=level,

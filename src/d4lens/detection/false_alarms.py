@@ -60,5 +60,4 @@ def simulate(image: Profiled, counts: Tensor, trials: int = TRIALS) -> FalseAlar
     The noise is seeded by the image's own counts: the same image gives the same probabilities, other images independent ones.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(counts.float().contiguous().numpy().tobytes()))
-    noise = torch.randn((trials, image.n, image.n), generator=generator)
-    return law(image.highest(noise).numpy())
+    return law(image.trials(trials, generator).numpy())

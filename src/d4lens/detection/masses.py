@@ -41,14 +41,14 @@ class LensWithMasses(SmoothLensModel):
     ) -> None:
         self.__dict__.update(lens.__dict__)
         self.softening = _SOFTENING
-        self.lens, self.profile, self.places = lens, profile, tuple(places)
-        reach = _REACH * lens.observation.pixel_scale * lens.binning
+        self.lens, self.profile, self.places, self.theta_E = lens, profile, tuple(places), theta_E
+        within = _REACH * lens.observation.pixel_scale * lens.binning
         most = _HEAVIEST ** (power(profile) / 2) * theta_E ** power(profile)
         self.priors = dict(lens.priors)
         for k, place in enumerate(self.places):
             self.priors[f"strength_{k}"] = Prior(0.0, most)
             for axis, at in zip("xy", place, strict=True):
-                self.priors[f"{axis}_{k}"] = Prior(at - reach, at + reach)
+                self.priors[f"{axis}_{k}"] = Prior(at - within, at + within)
         self.free = (*lens.free, *(f"{name}_{k}" for k in range(len(places)) for name in ("strength", "x", "y")))
 
     def softened(self) -> "LensWithMasses":
@@ -56,6 +56,12 @@ class LensWithMasses(SmoothLensModel):
         wide = copy(self)
         wide.softening = _JAGGED
         return wide
+
+    def at(self, binning: int, sampling: int) -> "LensWithMasses":
+        """Return the same for counts of another binning or another sampling."""
+        other = LensWithMasses(self.lens.at(binning, sampling), self.places, self.theta_E, self.profile)
+        other.softening, other.priors = self.softening, self.priors
+        return other
 
     def _deflection(
         self, p: Mapping[str, Tensor], wanted: Sequence[str]
@@ -84,6 +90,8 @@ def column(model: LensWithMasses, k: int) -> slice:
     return slice(first, first + 3)
 
 
-def with_another(parameters: Tensor, strength: float, place: tuple[float, float]) -> Tensor:
-    """Return parameters (F,) with those of one more mass after them."""
-    return torch.cat([parameters, torch.tensor([strength, *place], dtype=torch.float64)])
+def with_another(parameters: Tensor, strength: float, place: tuple[float, float], after: int | None = None) -> Tensor:
+    """Return parameters (F,) with those of one more mass after the first `after` of them, or after all."""
+    after = len(parameters) if after is None else after
+    mass = torch.tensor([strength, *place], dtype=torch.float64)
+    return torch.cat([parameters[:after], mass, parameters[after:]])

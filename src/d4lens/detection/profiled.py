@@ -63,12 +63,17 @@ class Profiled:
         self._shift = (shift * root).float()
         self._linear, self._squares = _kernels(2 * self.n, step, profile)
         flat = (columns * root).flatten(1).double()
-        scale = flat.norm(dim=1).clamp_min(1e-15)
-        self._columns = flat / scale[:, None]
+        self._scale = flat.norm(dim=1).clamp_min(1e-15)
+        self._columns = flat / self._scale[:, None]
         fisher = self._columns @ self._columns.T + _RIDGE * torch.eye(len(flat), dtype=torch.float64)
+        self._loose = torch.zeros(len(flat), dtype=torch.float64)
         if precision is not None:
-            fisher += torch.diag(precision / scale**2)
-        overlap = self._explained(self._columns.view(-1, self.n, self.n).float()).flatten(1).double()
+            self._loose = precision.sqrt() / self._scale
+            fisher += torch.diag(self._loose.square())
+        overlap = torch.cat(
+            [self._explained(part.float()) for part in self._columns.view(-1, *root.shape).split(_CHUNK)]
+        )
+        overlap = overlap.flatten(1).double()
         self._absorbed = torch.linalg.solve(fisher, overlap)
         x, y = self._shift
         products = self._correlate(torch.stack([x * x, x * y, y * y]), self._squares)
@@ -78,31 +83,42 @@ class Profiled:
         self._absorbed = self._absorbed.float()
         self._spread = (self.information + self.width**-2).rsqrt().float()
 
-    def explained(self, residual: Tensor) -> Tensor:
+    def explained(self, residual: Tensor, pull: Tensor | None = None) -> Tensor:
         """Likeliest strength of a mass at each pixel's centre times its information, (N, N) float64.
 
-        residual: (N, N) in standard deviations. The log likelihood ratio of a mass of strength s is
-        s explained - s² information / 2.
+        residual: (N, N) in standard deviations. pull: (F,) the priors' precision times how far from their means the
+        parameters of `columns` are. The log likelihood ratio of a mass of strength s is s explained - s² information / 2.
         """
-        return self._profiled(residual[None])[0].double()
+        return self._profiled(residual[None], None if pull is None else (pull / self._scale)[None])[0].double()
 
     def strength(self, residual: Tensor) -> Tensor:
         """Likeliest strength (N, N) of a mass at each pixel's centre, for a residual (N, N) in standard deviations."""
         likeliest: Tensor = self.explained(residual) / (self.information + self.width**-2)
         return likeliest
 
-    def significance(self, residuals: Tensor) -> Tensor:
+    def significance(self, residuals: Tensor, pulls: Tensor | None = None) -> Tensor:
         """Significance (K, N, N) of a mass at each pixel's centre for residuals (K, N, N), in standard deviations."""
-        found: Tensor = self._profiled(residuals) * self._spread
+        found: Tensor = self._profiled(residuals, pulls) * self._spread
         return found
 
     def highest(self, residuals: Tensor) -> Tensor:
         """(K,) largest significance anywhere in the image, as a chunk at a time takes little memory."""
         return torch.cat([self.significance(part).flatten(1).amax(1) for part in residuals.split(_CHUNK)])
 
-    def _profiled(self, residuals: Tensor) -> Tensor:
+    def trials(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) the same of white noise, and of parameters as their priors have them."""
+        noise = torch.randn((n, self.n, self.n), generator=generator)
+        if not self._loose.any():
+            return self.highest(noise)
+        pulls = torch.randn((n, len(self._loose)), generator=generator, dtype=torch.float64) * self._loose
+        parts = zip(noise.split(_CHUNK), pulls.split(_CHUNK), strict=True)
+        return torch.cat([self.significance(*part).flatten(1).amax(1) for part in parts])
+
+    def _profiled(self, residuals: Tensor, pulls: Tensor | None = None) -> Tensor:
         residuals = residuals.float() * (self.root > 0)
         left = residuals.flatten(1).double() @ self._columns.T
+        if pulls is not None:
+            left -= pulls
         out: Tensor = self._explained(residuals)
         return out.sub_((left.float() @ self._absorbed).view_as(out))
 

@@ -463,7 +463,9 @@ def detect(
     z_source: Number = None,
     sensitivity: str | Path | None = None,
     sigma: float = 5.0,
+    force: bool = False,
     free: str | Sequence[str] = (),
+    model: str = AUTO,
     progress: bool = False,
     **known: Unpack[Known],
 ) -> Detections:
@@ -481,7 +483,9 @@ def detect(
         FITS file to write: at each place the mass that would have shown.
     sigma : float
         Standard deviations at which it would have.
-    images, free, progress, **known
+    force : bool
+        List candidates also where a flag withholds them.
+    images, free, model, progress, **known
         As `Model.predict` takes them.
 
     Returns
@@ -496,10 +500,12 @@ def detect(
     place = arguments.path_or_none("sensitivity", sensitivity)
     numbers = {"p_false": p_false, "z_lens": z_lens, "z_source": z_source, "sigma": sigma}
     numbers = {name: None if value is None else arguments.number(name, value) for name, value in numbers.items()}
-    wanted = Wanted(profile, **numbers, sensitivity=Path(place) if place else None)  # type: ignore[arg-type]
-    names, shown = arguments.names_of(free), arguments.switch("progress", progress)
-    found = detect_sources(arguments.sources(images), told=_told(known), free=names, wanted=wanted, progress=shown)
-    return Detections(found.table)
+    forced, shown = arguments.switch("force", force), arguments.switch("progress", progress)
+    wanted = Wanted(profile, **numbers, sensitivity=Path(place) if place else None, force=forced)  # type: ignore[arg-type]
+    found, names = arguments.sources(images), arguments.names_of(free)
+    return Detections(
+        detect_sources(found, told=_told(known), free=names, model=model, wanted=wanted, progress=shown).table
+    )
 
 
 def simulate(

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument, Prepared
-from d4lens.detection import Candidate, Found, Profile, power, search, sensitivity_map
-from d4lens.detection.candidates import row_of
+from d4lens.detection import Candidate, Found, Profile, Scene, power, row_of, scene_of, search, sensitivity_map
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.flags import Flag, Raised, abstains, joined
 from d4lens.inference.pipeline import PRESET, Answer, Fitted, centres_of, fitted_batches, flags_of, way_of
 from d4lens.lensing.cosmology import theta_E_point
 from d4lens.macrofit import preset_model
+from d4lens.macrofit.centre import promise
 from d4lens.macrofit.threads import in_threads
-from d4lens.macrofit.world import SPECIALIST
+from d4lens.macrofit.world import AUTO, CONSTANTS, MARGINAL
 from d4lens.observation import Observation
 
 _OF_CANDIDATE = ("x", "y", "theta_E", "mass", "sigma_x", "sigma_y", "sigma_theta_E", "sigma_mass", "delta_chi2")
@@ -33,6 +33,7 @@ DETECT_COLUMNS = ("path", "rank", *_OF_CANDIDATE, "significance", "p_false", "ch
 MSUN_COLUMNS = ("mass_msun", "sigma_mass_msun")
 """Beside them, where redshifts are told: the masses in solar masses."""
 
+_WORTH = 25.0  # chi-squared that another shape must explain to be a rival
 _GRACE = 4.0  # standard deviations of chi2 beyond which what is left is no noise
 
 
@@ -52,6 +53,8 @@ class Wanted:
         FITS file for maps of the mass that could have been seen.
     sigma : float
         Standard deviations at which it would show in those maps.
+    force : bool
+        List candidates also where a flag withholds them.
 
     Raises
     ------
@@ -65,6 +68,7 @@ class Wanted:
     z_source: float | None = None
     sensitivity: Path | None = None
     sigma: float = 5.0
+    force: bool = False
 
     def __post_init__(self) -> None:
         power(self.profile)
@@ -91,6 +95,7 @@ def detect_table(
     *,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
+    model: str = AUTO,
     wanted: Wanted = Wanted(),
 ) -> Answer:
     """Look for masses beside the main lens in every image under paths.
@@ -103,6 +108,8 @@ def detect_table(
         What is known of the instrument.
     free : sequence of str
         Parameters of the smooth lens to fit beyond the preset's.
+    model : str
+        The smooth lens, one of `d4lens.macrofit.world.MODELS`.
     wanted : Wanted
         What is looked for.
 
@@ -110,15 +117,15 @@ def detect_table(
     -------
     Answer
         One row a candidate, columns DETECT_COLUMNS. An image without candidates has one row of rank 0, whose significance
-        and p_false are those of its map's highest maximum. So has one with a flag that withholds a label; there they are
-        empty.
+        and p_false are those of its map's highest maximum. So has one with a flag that withholds an answer; there they
+        are empty.
 
     Raises
     ------
     D4LensError
         For paths without images, and for a place where the maps cannot be written.
     """
-    return detect_sources(list(images.find(paths)), told=told, free=free, wanted=wanted)
+    return detect_sources(list(images.find(paths)), told=told, free=free, model=model, wanted=wanted)
 
 
 def detect_sources(
@@ -126,19 +133,20 @@ def detect_sources(
     *,
     told: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
+    model: str = AUTO,
     wanted: Wanted = Wanted(),
     progress: bool = True,
 ) -> Answer:
     """Look for masses in images found already, as `detect_table` does."""
     rows: dict[str, list[dict[str, object]]] = {}
     failures, maps = [], {}
-    grid = preset_model(PRESET).observation
-    for fitted, broken in fitted_batches(sources, grid, told, way_of(SPECIALIST, told, free), progress):
+    way, grid = replace(way_of(model, told, free), published_alone=True), preset_model(PRESET).observation
+    for fitted, broken in fitted_batches(sources, grid, told, way, progress, own_pixels=True):
         failures += broken
         for name, reason in broken:
             rows[name] = [_empty(name, [Raised(Flag.FAILED, reason)])]
         for part in fitted:
-            work = partial(_one, part, wanted)
+            work = partial(_one, part, _rival(part), wanted)
             answers = in_threads(work, range(len(part.names)), torch.get_num_threads())
             for i, (found, image) in enumerate(answers):
                 rows[part.names[i]] = found
@@ -151,38 +159,60 @@ def detect_sources(
     return Answer(table.astype({"rank": int}), failures)
 
 
-def _one(part: Fitted, wanted: Wanted, i: int) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
+def scene(part: Fitted, i: int, profile: Profile = "point") -> Scene:
+    """Return image `i` of a part as a search for masses of `profile` takes it."""
+    variance = part.images[i].variance
+    noise = None if variance is None else torch.from_numpy(variance).sqrt()
+    return scene_of(part.counts[i : i + 1], row_of(part.result, i), part.lens, noise=noise, profile=profile)
+
+
+def _rival(part: Fitted) -> list[float]:
+    """Return the deviance that each image would gain, to first order, if lens and source had another shape instead of masses."""
+    names = [name for name in CONSTANTS if name not in part.lens.free]
+    if part.model == MARGINAL or not names:
+        return [0.0] * len(part.names)
+    gain, _ = promise(part.counts, part.result, part.lens, tuple(names))
+    return [float(each) for each in gain]
+
+
+def _one(
+    part: Fitted, rivals: Sequence[float], wanted: Wanted, i: int
+) -> tuple[list[dict[str, object]], NDArray[np.float32]]:
     """Return the rows of image `i` of a part, and its map of masses that could have been seen."""
-    raised = flags_of(part, i)
-    counts, result, name = part.counts[i : i + 1], row_of(part.result, i), part.names[i]
+    raised, counts, name = flags_of(part, i), part.counts[i : i + 1], part.names[i]
+    chi2 = float(part.result.chi2[i])
     notes = "; ".join(part.images[i].notes)
     nothing = np.full(counts.shape[1:], np.nan, np.float32)
-    if abstains(raised):
-        return [_empty(name, raised, notes, float(result.chi2[0]))], nothing
-    found = search(counts, result, part.lens, profile=wanted.profile, p_false=wanted.p_false)
-    raised += _doubts(found, counts, part.images[i])
-    common = {"path": name, "chi2": float(found.result.chi2[0]), "flag": joined(raised), "processing": notes}
+    if not math.isfinite(chi2) or (abstains(raised) and not wanted.force):
+        return [_empty(name, raised, notes, chi2)], nothing
+    image = scene(part, i, wanted.profile)
+    mass = nothing
+    if wanted.sensitivity is not None:
+        mass = sensitivity_map(image, sigma=wanted.sigma).numpy()
+        if wanted.z_lens is not None:
+            mass *= wanted.msun(image.theta_E)
+    found = search(counts, image, p_false=wanted.p_false)
+    raised += _doubts(found, counts, part.images[i], rivals[i])
+    if abstains(raised) and not wanted.force:
+        return [_empty(name, raised, notes, found.chi2)], mass
+    common = {"path": name, "chi2": found.chi2, "flag": joined(raised), "processing": notes}
     centre = centres_of([part.images[i]])[0].tolist()
     rows: list[dict[str, object]] = [
         {"rank": rank, **_values(candidate, centre, wanted), **common}
         for rank, candidate in enumerate(found.candidates, 1)
     ]
-    rows = rows or [{"rank": 0, "significance": found.significance, "p_false": found.p_false, **common}]
-    if wanted.sensitivity is None:
-        return rows, nothing
-    mass = sensitivity_map(
-        counts[0], result.parameters[0], part.lens, sigma=wanted.sigma, profile=wanted.profile
-    ).numpy()
-    if wanted.z_lens is not None:
-        mass *= wanted.msun(float(result.columns[0, 0]))
-    return rows, mass
+    return rows or [{"rank": 0, "significance": found.significance, "p_false": found.p_false, **common}], mass
 
 
-def _doubts(found: Found, counts: torch.Tensor, image: Prepared) -> list[Raised]:
-    """Return flags for what the masses leave over."""
+def _doubts(found: Found, counts: torch.Tensor, image: Prepared, rival: float) -> list[Raised]:
+    """Return flags for what the masses leave over, and for what another shape explains better."""
     pixels = int(torch.isfinite(counts).sum())
-    noisy = float(found.result.chi2[0]) < image.noise + _GRACE * math.sqrt(2 / pixels)
-    return [] if noisy and found.complete else [Raised(Flag.UNEXPLAINED)]
+    noisy = found.chi2 < image.noise + _GRACE * math.sqrt(2 / pixels)
+    raised = [] if noisy and found.complete else [Raised(Flag.UNEXPLAINED)]
+    gained = sum(candidate.delta_chi2 for candidate in found.candidates)
+    if (found.candidates or raised) and rival > max(_WORTH, gained):
+        raised.append(Raised(Flag.ANOTHER_LENS))
+    return raised
 
 
 def _values(candidate: Candidate, centre: Sequence[float], wanted: Wanted) -> dict[str, object]:
@@ -220,14 +250,15 @@ def _write(
 
     hdus = []
     for source, found in maps:
-        header = fits.Header()
+        header, pixels = fits.Header(), grid
         if found is not None:
-            header.update(_wcs(source, found.image, grid, told))
+            pixels = found.image.grid
+            header.update(_wcs(source, found.image, told))
             header["FLAG"] = (ascii(found.flag)[1:-1], "what to beware of")
         header["BUNIT"] = ("solMass" if wanted.z_lens is not None else "", "empty: units of the main lens's mass")
         header["SIGMA"] = (wanted.sigma, "standard deviations at which a mass shows")
         header["PROFILE"] = (wanted.profile, "of the mass")
-        header["PIXSCALE"] = (grid.pixel_scale, "arcsec per pixel of this map")
+        header["PIXSCALE"] = (pixels.pixel_scale, "arcsec per pixel of this map")
         header["SOURCE"] = (ascii(source.name)[1:-1], "image")
         mass = found.mass if found is not None else np.full((grid.n_pixels, grid.n_pixels), np.nan, np.float32)
         hdus.append(fits.ImageHDU(mass, header))
@@ -240,7 +271,7 @@ def _write(
         fits.HDUList(hdus).writeto(temporary, overwrite=True)
 
 
-def _wcs(source: ImageSource, image: Prepared, grid: Observation, told: Instrument) -> dict[str, Any]:
+def _wcs(source: ImageSource, image: Prepared, told: Instrument) -> dict[str, Any]:
     """Return the cards of a tangential WCS for the grid that agrees with the image's own at its centre; none without one.
 
     x and y of a map grow as the image's columns and rows do.
@@ -249,6 +280,7 @@ def _wcs(source: ImageSource, image: Prepared, grid: Observation, told: Instrume
     local = raw.header.sky(raw.pixels.shape)
     if local is None:
         return {}
+    grid = image.grid
     ratio = grid.pixel_scale / image.pixel_scale
     middle = (grid.n_pixels + 1) / 2
     cards = dict(local.frame) | {f"CRPIX{i}": middle + at / grid.pixel_scale for i, at in enumerate(image.centre, 1)}

@@ -197,9 +197,11 @@ def explain_source(
     candidates, detectable = None, None
     if masses and not abstains(raised):
         from d4lens.detection import search, sensitivity_map  # scipy.stats, a third of a second
+        from d4lens.inference.detect import scene
 
-        candidates = search(counts, result, fitted.lens).candidates
-        detectable = sensitivity_map(counts[0], result.parameters[0], fitted.lens)
+        looked_at = scene(fitted, 0)
+        candidates = search(counts, looked_at).candidates
+        detectable = sensitivity_map(looked_at)
     raised += undecided(probabilities)
     return Explanation(
         name=source.name,

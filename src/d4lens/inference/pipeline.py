@@ -389,6 +389,8 @@ class Way:
         Per pixel, beyond which AUTO takes an image for another world's.
     any_pixels : bool
         Whether AUTO fits the specialist to images on any pixels, not on the published ones alone.
+    published_alone : bool
+        Whether AUTO fits it only to images that are as the published ones are, of whose source the preset knows.
     """
 
     model: str = SPECIALIST
@@ -396,6 +398,7 @@ class Way:
     einstein_radius: float | None = None
     largest_chi2: float | None = None
     any_pixels: bool = False
+    published_alone: bool = False
 
 
 def way_of(model: str, told: Instrument, free: Sequence[str], classifier: Classifier | None = None) -> Way:
@@ -470,7 +473,11 @@ def fit_images(
     if way.model == SPECIALIST and any(image.variance is not None for image in prepared):
         raise D4LensError(_PHOTONS_ALONE.format("a noise map"))
     unlike = [
-        image.variance is not None or image.grid != grid or not (image.exact or way.any_pixels) for image in prepared
+        image.variance is not None
+        or image.grid != grid
+        or not (image.exact or way.any_pixels)
+        or (way.published_alone and not image.standard)
+        for image in prepared
     ]
     other = [way.model == MARGINAL or (way.model == AUTO and is_unlike) for is_unlike in unlike]
     own = [i for i, is_other in enumerate(other) if not is_other]

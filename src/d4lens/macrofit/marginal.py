@@ -386,7 +386,7 @@ def _solve(factored: tuple[Tensor, Tensor], right: Tensor) -> Tensor:
 
 
 def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> MarginalFit:
-    corrections = torch.zeros(optics.modes.n_modes, dtype=torch.float64)
+    corrections = torch.zeros(len(optics.mean) - len(begin), dtype=torch.float64)
     z = torch.cat([begin.double(), corrections]).clamp(optics.lower, optics.upper)
     state = _expand(z, optics)
     normal = _normal(image, state, optics)
@@ -413,15 +413,8 @@ def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> 
 
 def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, einstein_radius: float) -> MarginalFit:
     """Return the best of the starts that `search` finds, fitted smoothly first, then with the source's corrections."""
-    counts = image.counts
-    variance = image.variance
-    if variance is None:
-        variance = counts.clamp_min(_DARKEST * model.constants["sky"] * model.binning**2)
-    weights = variance.reciprocal().where(image.good, 0.0)
-    shape = lens_light_core(counts, weights, model)
-    light = LensLight(model, centre=(float(shape[0]), float(shape[1])), largest=float(counts.max()))
-    model = _following(model, shape)
-    begun = search(counts, weights, model, light, shape, einstein_radius)
+    weights, shape, light, model = _lit(image, model)
+    begun = search(image.counts, weights, model, light, shape, einstein_radius)
     smooth, optics = (_Optics(model, each, light) for each in (SourceModes(0), modes))
     fits = [_fit_one(image, _fit_one(image, z, smooth, 2).parameters, optics, _LIGHT_ITERATIONS) for z in begun]
     best = max(fits, key=lambda one: float(one.log_evidence))
@@ -431,6 +424,17 @@ def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, e
     agree = sum(abs(float(one.parameters[at]) / found - 1) < _SAME for one in fits) > 1
     near = math.isnan(einstein_radius) or abs(math.log(found / einstein_radius)) < math.log(_NEAR)
     return replace(best, converged=best.converged & (agree and near))
+
+
+def _lit(image: _Image, model: SmoothLensModel) -> tuple[Tensor, Tensor, LensLight, SmoothLensModel]:
+    """Return a shining galaxy's weights (N, N), shape (4,) and light, and the model with its mass about where that is."""
+    counts, variance = image.counts, image.variance
+    if variance is None:
+        variance = counts.clamp_min(_DARKEST * model.constants["sky"] * model.binning**2)
+    weights = variance.reciprocal().where(image.good, 0.0)
+    shape = lens_light_core(counts, weights, model)
+    light = LensLight(model, centre=(float(shape[0]), float(shape[1])), largest=float(counts.max()))
+    return weights, shape, light, _following(model, shape)
 
 
 def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
@@ -589,3 +593,88 @@ def _significance(
     kept = torch.lerp(across[lower], across[lower + 1], rise[:, None])
     found = (explained.double() / (information.double() * kept + PRIOR_WIDTH**-2).sqrt()).float()
     return found.where(torch.isfinite(found), 0.0)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A marginal fit's image (N, N) to first order about the fit.
+
+    Attributes
+    ----------
+    expected: (N, N) float64, its counts.
+    weights: (N, N) float64, inverse variance of the counts; 0 where there are no data.
+    columns: (F + K, N, N) float64, derivatives of the counts by the parameters and the corrections.
+    precision, away: (F + K,) float64, inverse variance of each one's prior, and how far from the prior's mean it is.
+    """
+
+    expected: Tensor
+    weights: Tensor
+    columns: Tensor
+    precision: Tensor
+    away: Tensor
+
+
+class SingleImage:
+    """One image as `fit_marginal` took it, to go on with.
+
+    Parameters
+    ----------
+    counts: (N, N) photons; not finite: no data.
+    model, noise, modes: as `fit_marginal` took them; noise (N, N).
+    light: whether the galaxy's light was fitted.
+
+    Attributes
+    ----------
+    model: the smooth lens, as it was fitted: a galaxy's light says where its mass is.
+    """
+
+    def __init__(
+        self,
+        counts: Tensor,
+        model: SmoothLensModel,
+        *,
+        light: bool,
+        noise: Tensor | None = None,
+        modes: SourceModes | None = None,
+    ) -> None:
+        good = torch.isfinite(counts) if noise is None else torch.isfinite(counts) & torch.isfinite(noise)
+        counts = counts.to(model.dtype).where(good, model.constants["sky"] * model.binning**2)
+        variance = None if noise is None else noise.to(model.dtype).square().where(good, 1.0)
+        self._image, self._light, self.model = _Image(counts, good, variance), None, model
+        if light:
+            _, _, self._light, self.model = _lit(self._image, model)
+        self._modes = modes or SourceModes(dtype=model.dtype, device=model.device)
+
+    def fit(self, model: SmoothLensModel, z: Tensor, iterations: int = 3) -> tuple[MarginalFit, float]:
+        """Fit `model`, the smooth lens with whatever more, from z: its parameters, the galaxy's light, the corrections.
+
+        Returns the fit, its fields without the axis of images, and the objective that it ends with.
+        """
+        optics = self._optics(model)
+        found = _fit_one(self._image, z, optics, iterations)
+        return found, self.objective(model, torch.cat([found.parameters, found.corrections]))
+
+    def objective(self, model: SmoothLensModel, z: Tensor) -> float:
+        """Return what the fit minimises: the deviance and what the priors add."""
+        optics = self._optics(model)
+        return _objective(_expand(z.double(), optics), self._image, optics)
+
+    def expansion(self, model: SmoothLensModel, z: Tensor) -> Expansion:
+        """Return the image of `model` to first order about z."""
+        optics = self._optics(model)
+        state = _expand(z.double(), optics)
+        weights = self._image.weights(state.expected)
+        lit, added = _columns(state, weights.flatten().sqrt().clamp_min(1e-30).reciprocal(), optics)
+        columns = torch.zeros((len(z), weights.numel()), dtype=torch.float64)
+        columns[: optics.n_dense] = state.slopes.flatten(1)
+        columns[optics.n_dense :, lit] = added.T.double()
+        return Expansion(
+            expected=state.expected.double(),
+            weights=weights.double(),
+            columns=columns.view(-1, *weights.shape),
+            precision=optics.precision,
+            away=(state.z - optics.mean).where(optics.precision > 0, 0.0),
+        )
+
+    def _optics(self, model: SmoothLensModel) -> _Optics:
+        return _Optics(model, self._modes, self._light)

@@ -9,7 +9,8 @@ from d4lens.macrofit.smooth_lens import SmoothLensModel
 SPECIALIST, MARGINAL, AUTO = MODELS = ("specialist", "marginal", "auto")
 """The preset's lens; one whose source and lens light are marginalised; the first where the image is of the preset's world."""
 
-_CONSTANTS = ("lens_e1", "lens_e2", "n", "R_e", "amplitude")
+CONSTANTS = ("lens_e1", "lens_e2", "n", "R_e", "amplitude")
+"""What the preset fixes of the shape of lens and source."""
 # A share of what is left that long rods reach in one in fifty of the preset's own images, smooth lenses of other
 # worlds nearly always.
 _GAIN, _SHARE = 25.0, 0.52
@@ -33,7 +34,7 @@ def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_ch
     unlike = ~result.converged
     if largest_chi2 is not None:
         unlike = unlike | (result.chi2 > largest_chi2)
-    names = tuple(name for name in _CONSTANTS if name not in lens.free)
+    names = tuple(name for name in CONSTANTS if name not in lens.free)
     if names:
         left = unexplained(counts, result.chi2)
         gain, _ = promise(counts, result, lens, names)
