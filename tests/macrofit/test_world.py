@@ -31,3 +31,18 @@ def test_what_is_free_already_is_not_held_against_an_image():
     result = fit(counts[smooth], lens)
     assert result.converged.all()
     assert not foreign(counts[smooth], result, lens).any()
+
+
+def test_a_little_ellipticity_or_another_psf_shows_in_smooth_lenses_whose_chi2_does_not():
+    for other in ({"lens_q": 0.9, "lens_phi": 0.5}, {"psf_sigma": 0.9 * 0.08625}, {"psf_sigma": 1.1 * 0.08625}):
+        counts, result, smooth = fitted(9, **other)
+        assert (result.chi2[smooth] < 1.3).all()
+        assert foreign(counts, result, LENS)[smooth].all(), other
+
+
+def test_strong_substructure_does_not_pass_for_another_lens():
+    counts, result, smooth = fitted(60)
+    strong = result.chi2 > 1.2
+    assert strong.sum() > 25
+    assert foreign(counts, result, LENS)[strong].double().mean() <= 0.06
+    assert not foreign(counts, result, LENS)[smooth].any()

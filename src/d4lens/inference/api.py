@@ -44,7 +44,7 @@ from d4lens.errors import D4LensError
 from d4lens.inference import arguments
 from d4lens.inference.detect import Wanted, detect_sources
 from d4lens.inference.explain import Explanation, explain_source
-from d4lens.inference.pipeline import FIT_TABLE_COLUMNS, Classifier, classify, fit_sources, load_classifier
+from d4lens.inference.pipeline import ARCS_CHI2, FIT_TABLE_COLUMNS, Classifier, classify, fit_sources, load_classifier
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.macrofit.world import AUTO
 from d4lens.observation import Observation
@@ -180,7 +180,8 @@ class Fits(_Answers):
     @property
     def freed(self) -> pd.DataFrame:  # numpydoc ignore=RT01
         """The columns of what was fitted beyond the seven parameters."""
-        return self.table.drop(columns=[*FIT_TABLE_COLUMNS, *(f"sigma_{name}" for name in FIT_COLUMNS)])
+        others = [*FIT_TABLE_COLUMNS, *(f"sigma_{name}" for name in FIT_COLUMNS), ARCS_CHI2]
+        return self.table.drop(columns=others, errors="ignore")
 
     def plot(self) -> Figure:
         """Draw each parameter, and chi2, of the first 40 images.

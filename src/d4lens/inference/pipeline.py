@@ -70,6 +70,7 @@ _PIXELS = 3.0  # off centre beyond which it is said
 _DECIDED = 0.75  # probability without which no label is given
 # A free PSF explains up to 0.11 of what substructure leaves, but at least 0.7 of what a PSF wrong by an eighth leaves.
 _PHOTONS_ALONE = "the specialist takes photon counts of a dark lens; {} is for --model marginal or auto"
+ARCS_CHI2 = "arcs_chi2"
 _POOR = 1.5  # chi2 on the arcs of a marginal fit: a smooth lens of any kind leaves noise
 _PSF = ("psf_sigma",)
 _PSF_DOUBT = 0.25
@@ -308,8 +309,8 @@ def fit_table(
     -------
     Answer
         Columns FIT_TABLE_COLUMNS, lengths in arcsec; then `sigma_NAME`, the standard deviation, for each of FIT_COLUMNS; then
-        NAME and `sigma_NAME` for whatever else was fitted to any image, NaN where it was not. An image that nothing fits
-        has its chi2 and `converged` False.
+        NAME and `sigma_NAME` for whatever else was fitted to any image, NaN where it was not; after a marginal fit
+        `arcs_chi2`, the chi2 a pixel where the source shines. An image that nothing fits has its chi2 and `converged` False.
 
     Raises
     ------
@@ -355,6 +356,8 @@ def fit_sources(
             values, sigmas = part.result.parameters.numpy(), part.result.sigma.numpy()
             for i, name in enumerate(part.names_fitted):
                 found[name], found[f"sigma_{name}"] = values[:, i], sigmas[:, i]
+            if isinstance(part.result, MarginalFit):
+                found[ARCS_CHI2] = part.result.arcs_chi2.numpy()
             # From the image's own centre, where the grid's lies half a pixel off.
             centres = centres_of(part.images).numpy()
             for axis, of_axis in enumerate((["source_x", "lens_x", "light_x"], ["source_y", "lens_y", "light_y"])):
@@ -370,7 +373,8 @@ def fit_sources(
 def _more_columns(found: Sequence[str]) -> list[str]:
     """Order a fit's columns beyond FIT_TABLE_COLUMNS: deviations of the seven, then values and deviations of what else is found."""
     others = [name for name in (*PARAMETERS, *NAMES) if name in found and name not in FIT_COLUMNS]
-    return [*(f"sigma_{name}" for name in FIT_COLUMNS), *(each for name in others for each in (name, f"sigma_{name}"))]
+    values = [each for name in others for each in (name, f"sigma_{name}")]
+    return [*(f"sigma_{name}" for name in FIT_COLUMNS), *values, *([ARCS_CHI2] if ARCS_CHI2 in found else [])]
 
 
 @dataclass(frozen=True)
@@ -482,12 +486,15 @@ def fit_images(
     other = [way.model == MARGINAL or (way.model == AUTO and is_unlike) for is_unlike in unlike]
     own = [i for i, is_other in enumerate(other) if not is_other]
     parts = _specialist([names[i] for i in own], [prepared[i] for i in own], grid, way.free)
-    fitted, again = [], [i for i, is_other in enumerate(other) if is_other]
+    fitted, again, prepared = [], [i for i, is_other in enumerate(other) if is_other], list(prepared)
     for part in parts:
         gone = torch.zeros(len(part.names), dtype=torch.bool)
         if way.model == AUTO and part.images[0].units == COUNTS:  # of a guessed noise the fit's quality says nothing
             gone = foreign(part.counts, part.result, part.lens, way.largest_chi2)
-        again += [names.index(part.names[i]) for i in torch.nonzero(gone)[:, 0].tolist()]
+        for row in torch.nonzero(gone)[:, 0].tolist():
+            again.append(names.index(part.names[row]))
+            doubts = [flag for flag in part.images[row].flags if flag.flag is Flag.PSF_DISAGREES]
+            prepared[again[-1]] = replace(prepared[again[-1]], flags=(*prepared[again[-1]].flags, *doubts))
         rows = torch.nonzero(~gone)[:, 0].tolist()
         if rows:
             fitted.append(_rows(part, rows, with_rival=True))

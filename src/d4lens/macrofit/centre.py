@@ -9,6 +9,7 @@ from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.levenberg import undamped
 from d4lens.macrofit.likelihood import in_groups, objective
 from d4lens.macrofit.marginal import MarginalFit, arcs
+from d4lens.macrofit.psf_image import ImagePsfModel, parts_of
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
 from d4lens.macrofit.threads import in_threads
 
@@ -38,7 +39,8 @@ def freed(lens: SmoothLensModel, names: tuple[str, ...] = CENTRE) -> SmoothLensM
 
 @lru_cache(maxsize=64)
 def _at_origin(lens: SmoothLensModel) -> SmoothLensModel:
-    return _with(lens, {**lens.constants, "lens_x": 0.0, "lens_y": 0.0}, lens.free)
+    moved = _with(lens, {**lens.constants, "lens_x": 0.0, "lens_y": 0.0}, lens.free)
+    return ImagePsfModel(moved, parts_of(lens)) if parts_of(lens) else moved
 
 
 def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, ...]) -> SmoothLensModel:
@@ -80,27 +82,42 @@ def promise(
         (B, F + names) of `freed(lens, names)` where the step ends, at most a sixteenth of the image's side off.
     """
     model, n = freed(lens, names), len(lens.free)
-    here = [torch.full((len(counts), 1), lens.constants[name], dtype=torch.float64) for name in names]
-    at = torch.cat([result.parameters, *here], 1)
+    at, descent, curvature = slope(counts, result, lens, names)
     lower, upper = (
         torch.tensor([getattr(model.priors[name], end) for name in model.free], dtype=torch.float64)
         for end in ("lower", "upper")
     )
-
-    def work(rows: Tensor) -> tuple[Tensor, Tensor]:
-        _, descent, curvature = objective(counts[rows].to(lens.device, lens.dtype), model)(
-            torch.arange(len(rows)), at[rows]
-        )
-        step = undamped(descent, curvature)
-        known = undamped(descent[:, :n], curvature[:, :n, :n])
-        return (step * descent).sum(1) - (known * descent[:, :n]).sum(1), step
-
-    threads = torch.get_num_threads() if lens.device.type == "cpu" else 1
-    gains, steps = zip(*in_threads(work, torch.arange(len(counts)).split(64), threads))
-    step = torch.cat(steps).nan_to_num(0.0, 0.0, 0.0)
+    step, gain = gained(descent, curvature, n)
+    step = step.nan_to_num(0.0, 0.0, 0.0)
     most = lens.observation.half_width / 8
     step[:, n:] = step[:, n:].clamp(-most, most)
-    return torch.cat(gains), (at + step).clamp(lower, upper)
+    return gain, (at + step).clamp(lower, upper)
+
+
+def slope(
+    counts: Tensor, result: FitResult, lens: SmoothLensModel, names: tuple[str, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Evaluate `freed(lens, names)` where a fit of `lens` ended.
+
+    Returns the parameters (B, F + names), and there the descent (B, F + names) and the curvature of half the deviance.
+    """
+    model = freed(lens, names)
+    here = [torch.full((len(counts), 1), lens.constants[name], dtype=torch.float64) for name in names]
+    at = torch.cat([result.parameters, *here], 1)
+
+    def work(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return objective(counts[rows].to(lens.device, lens.dtype), model)(torch.arange(len(rows)), at[rows])
+
+    threads = torch.get_num_threads() if lens.device.type == "cpu" else 1
+    parts = in_threads(work, torch.arange(len(counts)).split(64), threads)
+    _, descent, curvature = (torch.cat(column) for column in zip(*parts))
+    return at, descent, curvature
+
+
+def gained(descent: Tensor, curvature: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return the undamped step (b, F), and the deviance (b,) that it gains over one of the first `n` parameters alone."""
+    step, known = undamped(descent, curvature), undamped(descent[:, :n], curvature[:, :n, :n])
+    return step, (step * descent).sum(1) - (known * descent[:, :n]).sum(1)
 
 
 def deviance(counts: Tensor, parameters: Tensor, lens: SmoothLensModel) -> Tensor:
