@@ -9,7 +9,6 @@ from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.levenberg import undamped
 from d4lens.macrofit.likelihood import in_groups, objective
 from d4lens.macrofit.marginal import MarginalFit, arcs
-from d4lens.macrofit.psf_image import ImagePsfModel, parts_of
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
 from d4lens.macrofit.threads import in_threads
 
@@ -39,8 +38,7 @@ def freed(lens: SmoothLensModel, names: tuple[str, ...] = CENTRE) -> SmoothLensM
 
 @lru_cache(maxsize=64)
 def _at_origin(lens: SmoothLensModel) -> SmoothLensModel:
-    moved = _with(lens, {**lens.constants, "lens_x": 0.0, "lens_y": 0.0}, lens.free)
-    return ImagePsfModel(moved, parts_of(lens)) if parts_of(lens) else moved
+    return _with(lens, {**lens.constants, "lens_x": 0.0, "lens_y": 0.0}, lens.free)
 
 
 def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, ...]) -> SmoothLensModel:
@@ -99,7 +97,22 @@ def slope(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluate `freed(lens, names)` where a fit of `lens` ended.
 
-    Returns the parameters (B, F + names), and there the descent (B, F + names) and the curvature of half the deviance.
+    Parameters
+    ----------
+    counts : Tensor
+        (B, N, N) photon counts; not finite: no data.
+    result : FitResult
+        Fit of `lens` to them.
+    lens : SmoothLensModel
+        The smooth lens, with F free parameters.
+    names : tuple of str
+        Parameters that it knows, to be freed.
+
+    Returns
+    -------
+    tuple of Tensor
+        The parameters (B, F + names), and there the descent (B, F + names) and the curvature
+        (B, F + names, F + names) of half the deviance.
     """
     model = freed(lens, names)
     here = [torch.full((len(counts), 1), lens.constants[name], dtype=torch.float64) for name in names]
@@ -115,7 +128,20 @@ def slope(
 
 
 def gained(descent: Tensor, curvature: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Return the undamped step (b, F), and the deviance (b,) that it gains over one of the first `n` parameters alone."""
+    """Take the undamped step, and compare it with one of fewer parameters.
+
+    Parameters
+    ----------
+    descent, curvature : Tensor
+        (b, F) and (b, F, F), of half the deviance.
+    n : int
+        Number of the first parameters that move in any case.
+
+    Returns
+    -------
+    tuple of Tensor
+        The step (b, F), and the deviance (b,) that it gains over one of the first `n` parameters alone.
+    """
     step, known = undamped(descent, curvature), undamped(descent[:, :n], curvature[:, :n, :n])
     return step, (step * descent).sum(1) - (known * descent[:, :n]).sum(1)
 
