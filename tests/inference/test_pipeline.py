@@ -101,7 +101,7 @@ def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses
     np.save(tmp_path / "4.npy", good + 1e-4 * np.random.default_rng(0).normal(size=good.shape))
     (tmp_path / "5.npy").write_bytes(b"")
     answer = predict_table([tmp_path], network)
-    assert [bool(label) for label in answer.table["label"]] == [True, False, False, True, False]
+    assert [np.isfinite(p) for p in answer.table["p_no"]] == [True, False, False, True, False]
     flags = list(answer.table["flag"])
     for place, reason in (
         (1, "no pixel within the field of view holds data"),
@@ -325,7 +325,7 @@ def test_without_a_smooth_lens_there_is_no_label_unless_forced(network, lenses, 
 
     monkeypatch.setattr(pipeline, "fit_faintest", unfinished)
     row = predict_table([lenses / "1.npy"], network, tta=False, model="specialist").table.loc[0]
-    assert (row["label"], row["flag"]) == ("", "not converged")
+    assert (row["label"], row["flag"]) == ("", "not converged; undecided")
     assert row[columns].notna().all()
 
 
@@ -335,7 +335,7 @@ def test_what_preparing_an_image_raised_is_among_its_flags(network, lenses, monk
     monkeypatch.setattr(pipeline.images, "prepare", lambda *given: replace(ready(*given), flags=flags))
     assert predict_table([lenses / "1.npy"], network, tta=False).table.loc[0, ["label", "flag"]].tolist() == [
         "",
-        "too little of the ring is seen",
+        "too little of the ring is seen; undecided",
     ]
     assert fit_table([lenses / "1.npy"]).table.loc[0, "flag"] == "too little of the ring is seen"
 

@@ -247,8 +247,10 @@ def _write_images(
     observation = Observation(len(first), *telescope)
     _check_preset(source, observation)
     n, over = divmod(len(first), factor)
-    if n < MIN_SIDE or over > 1:
-        why = f"at least {MIN_SIDE} are needed" if n < MIN_SIDE else f"{over} are left over, at most 1 may be"
+    if n < MIN_SIDE or (over > 1 and over % 2):
+        why = (
+            f"at least {MIN_SIDE} are needed" if n < MIN_SIDE else f"{over} are left over, which no two sides can share"
+        )
         raise D4LensError(f"{source.path}: bin = {factor} leaves {n} of {len(first)} pixels a side; {why}")
     pixels, units, _ = _observe(source, source.entries[0], first, observation, factor)
     side, dtype = len(pixels), pixels.dtype

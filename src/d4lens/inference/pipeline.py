@@ -675,7 +675,10 @@ def logits_of(part: Fitted, classifier: Classifier, tta: bool) -> Tensor:
     Tensor
         Logits (B, C), in the order of CLASSES.
     """
-    return predict_logits(classifier.network, [batch_for(part, classifier)], tta)
+    batch = batch_for(part, classifier)
+    # Of an image that nothing fits there is nothing to read; its flags withhold the label.
+    finite = {name: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for name, v in batch.entries().items()}
+    return predict_logits(classifier.network, [LensBatch(**finite)], tta)
 
 
 def batch_for(part: Fitted, classifier: Classifier, maps: Tensor | None = None) -> LensBatch:

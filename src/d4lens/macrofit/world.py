@@ -66,5 +66,5 @@ def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_ch
         spread = spread + left[:, None, None] * torch.diag(torch.tensor(pulls, dtype=torch.float64).square())
         away = step[:, n:]
         far = (away * torch.linalg.solve_ex(spread.nan_to_num(1e30, 1e30), away)[0]).sum(1)
-        unlike = unlike | ~(far < _FAR)
+        unlike = unlike | (far > _FAR)  # not where the fit says nothing of them
     return unlike
