@@ -112,7 +112,7 @@ def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses
         assert reason in flags[place]
     assert len(answer.failures) == 3
     # Without photon counts an image is fitted all the same, with a guess of its noise.
-    assert flags[3] == "no photon counts; pixel scale guessed"
+    assert flags[3] == "no photon counts; pixel scale guessed; undecided"
     assert "lattice" in answer.table.loc[3, "processing"]
 
 
