@@ -110,7 +110,9 @@ def test_what_the_published_head_reads_decides_what_there_is(channels, needed, o
         needed | {"logits"} <= set(out) <= needed | {"logits"} | ({*SCALARS, *VECTOR, "coverage"} if needed else set())
     )
     assert bool(model.losses) == bool(needed)
-    with pytest.raises(D4LensError, match="head_channels must be names among stretch, log, gradient, sobel, kappa, psi"):
+    with pytest.raises(
+        D4LensError, match="head_channels must be names among stretch, log, gradient, sobel, kappa, psi"
+    ):
         published(observation(33), head_channels=("residual",))
 
 
