@@ -67,8 +67,8 @@ def read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise D4LensError(f"{path} is not UTF-8 text; save it as such") from None
     except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" in line {place.line + 1}" if place else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
         raise D4LensError(f"{path} is not valid YAML{line}; mend it") from None
     if not isinstance(values, dict):
         raise D4LensError(f"{path} holds no groups of parameters; see the committed file")
@@ -165,25 +165,18 @@ def measured(profile: str) -> dict[str, Training]:
     return trainings(grids(profile).values())
 
 
-def training_parameters(profile: str, training: Training) -> tuple[ArmParams, TrainParams]:
-    """The arm of one training and what it is made with."""
+def training_parameters(profile: str, training: Training) -> tuple[ArmParams, list[TrainParams]]:
+    """The arm of one training, and what each of its phases is made with: first the arm's `first`, where it has one."""
     arms, networks = arms_and_networks()
     if training.arm not in arms:
         raise D4LensError(f"no arm {training.arm!r} in params.yaml; its arms are {', '.join(arms)}")
     arm = arms[training.arm]
-    where = f"group 'train' as profile {profile} and arm {training.arm!r} change it"
-    return arm, of_training(training, arm, networks[arm.network], *layers("train", profile), where)
-
-
-def first_parameters(profile: str, training: Training) -> TrainParams | None:
-    """What the training is made with from whose weights this one starts; None without."""
-    arms, networks = arms_and_networks()
-    arm = arms[training.arm]
-    if not arm.first:
-        return None
-    where = f"'first' of arm {training.arm!r} in params.yaml"
-    before = arm.model_copy(update={"train": merged(arm.train, arm.first)})
-    return of_training(training, before, networks[arm.network], *layers("train", profile), where)
+    phases = [(arm, f"group 'train' as profile {profile} and arm {training.arm!r} change it")]
+    if arm.first:
+        first = arm.model_copy(update={"train": merged(arm.train, arm.first)})
+        phases.insert(0, (first, f"'first' of arm {training.arm!r} in params.yaml"))
+    shared_and_own = layers("train", profile)
+    return arm, [of_training(training, of, networks[arm.network], *shared_and_own, where) for of, where in phases]
 
 
 def warn_of_own_values(profile: str) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import arguments, first_parameters, one_sentence, training_parameters, warn_of_own_values
+from common import arguments, one_sentence, training_parameters, warn_of_own_values
 
 from d4lens.allocator import keep_freed_memory
 from d4lens.data import arrays
@@ -11,7 +11,7 @@ from d4lens.models import weights
 from d4lens.parallel import ranks
 from d4lens.params import Training
 from d4lens.tracking import Tracker, enabled, run_tags
-from d4lens.train import fingerprint, train
+from d4lens.train import fingerprint, train_network
 
 
 @one_sentence
@@ -19,7 +19,7 @@ def main() -> None:
     keep_freed_memory()
     args = arguments(__doc__, arm=True)
     profile, training = args.profile, Training(args.arm, args.seed, args.limit, args.epochs)
-    arm, params = training_parameters(profile, training)
+    arm, (*earlier, params) = training_parameters(profile, training)
     is_main = ranks().is_main
     if is_main:
         warn_of_own_values(profile)
@@ -28,16 +28,16 @@ def main() -> None:
     images = sha256(data / "arrays" / arrays.MANIFEST)
     inputs = (data / "arrays", data / "macrofit")
     work, start = runs / ".work" / training.name, None
-    if (first := first_parameters(profile, training)) is not None:
+    for first in earlier:
         before = work.with_name(f"{training.name}-first")
-        train(*inputs, before / "out", before, arm.network, arm.options, training.seed, first)
+        train_network(*inputs, before / "out", before, arm.network, arm.options, training.seed, first)
         start = before / "out" / "model.safetensors"
     name = fingerprint(*inputs, arm.network, arm.options, training.seed, params, start=start)
     shown = {"arm": arm.model_dump(), "train": params.model_dump(), "seed": training.seed}
     tags = run_tags(".", "train", profile, training.row, training.seed, images)
     mirrored = enabled() and is_main
     with Tracker(mirrored, ".", f"d4lens-{profile}", f"{profile}/{training.name}", name, shown, tags) as tracker:
-        best = train(
+        best = train_network(
             *inputs,
             runs / training.name,
             work,

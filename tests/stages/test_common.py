@@ -38,7 +38,7 @@ def change(path: str, edit) -> None:
 
 
 def test_a_profile_adds_its_scale_to_what_all_share(common):
-    quick, smoke = (common.training_parameters(name, PINN)[1] for name in ("quick", "smoke"))
+    quick, smoke = (common.training_parameters(name, PINN)[1][-1] for name in ("quick", "smoke"))
     assert quick.batch_size == smoke.batch_size
     assert smoke.epochs < quick.epochs
     assert common.parameters("download", DownloadParams, "full").n_train == 30000
@@ -94,7 +94,14 @@ def test_a_file_that_is_none_is_said(common):
 def test_numbers_may_be_written_as_dvc_reads_them(common):
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("learning_rate: null", "learning_rate: 2e-3"))
-    assert common.training_parameters("quick", PINN)[1].learning_rate == 2e-3
+    assert common.training_parameters("quick", PINN)[1][-1].learning_rate == 2e-3
+
+
+def test_an_arm_with_a_first_phase_has_it_before_its_own(common):
+    arm, (first, then) = common.training_parameters("quick", Training("published_recipe", 1))
+    assert (first.learning_rate, then.learning_rate) == (arm.first["learning_rate"], arm.train["learning_rate"])
+    assert (first.losses.poisson, then.losses.poisson) == (0.0, 1e-2)
+    assert first.weight_decay == then.weight_decay == arm.train["weight_decay"]
 
 
 def test_a_group_that_is_no_group_is_refused():
@@ -120,8 +127,9 @@ def test_every_training_of_every_profile_is_valid(common, profile, monkeypatch):
     found = common.measured(profile)
     assert found
     for training in found.values():
-        arm, params = common.training_parameters(profile, training)
-        assert params.epochs >= 1
+        arm, phases = common.training_parameters(profile, training)
+        assert len(phases) == 1 + bool(arm.first)
+        assert all(params.epochs >= 1 for params in phases)
         options = {key for key in arm.options}
         assert options <= set(inspect.signature(models._MAKERS[arm.network][0]).parameters)
 

@@ -20,7 +20,7 @@ from d4lens.files import sole_writer
 from d4lens.models import scores, weights
 from d4lens.params import ArmParams, NetworkParams, Training, of_training
 from d4lens.simulator import substructure_convergence
-from d4lens.train import checkpoint, fingerprint, loop, train
+from d4lens.train import checkpoint, fingerprint, loop, train_network
 from d4lens.train.data import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ class Listener:
 def run(dataset, root, arm=CNN, seed=1, tracker=None, params=None, **folders):
     name, options = arm
     work = folders.get("work", root / "work")
-    return train(*dataset, root / "out", work, name, options, seed, params, tracker)
+    return train_network(*dataset, root / "out", work, name, options, seed, params, tracker)
 
 
 def outcome(root):
@@ -132,7 +132,7 @@ import json, os, signal, sys
 from pathlib import Path
 import lightning as L
 from d4lens.params import TrainParams
-from d4lens.train import train
+from d4lens.train import train_network
 from d4lens.train.module import TrainingModule
 
 root, folder, fits, arm, params, signal_name, moment = (json.loads(word) for word in sys.argv[1:])
@@ -154,7 +154,7 @@ else:
         replace(source, target)
     os.replace = patched
 name, options = arm
-train(folder, fits, Path(root) / "out", Path(root) / "work", name, options, 1, TrainParams(**params))
+train_network(folder, fits, Path(root) / "out", Path(root) / "work", name, options, 1, TrainParams(**params))
 """
 
 
@@ -332,9 +332,9 @@ def test_the_published_recipe_trains_in_two_phases_from_one_set_of_weights(datas
     assert (first.losses.poisson, then.losses.poisson) == (0.0, 1e-2)
     assert (then.weight_decay, then.augment, then.batch_size) == (1.46e-3, False, 64)
     given = ("d4lenspinn_published", options, 1)
-    train(*dataset, tmp_path / "first", tmp_path / "w1", *given, first)
+    train_network(*dataset, tmp_path / "first", tmp_path / "w1", *given, first)
     start = tmp_path / "first" / "model.safetensors"
-    train(*dataset, tmp_path / "then", tmp_path / "w2", *given, then, start=start)
+    train_network(*dataset, tmp_path / "then", tmp_path / "w2", *given, then, start=start)
     rows = [pd.read_csv(tmp_path / name / "history.csv") for name in ("first", "then")]
     assert rows[0]["loss"][0] == pytest.approx(rows[0]["classification"][0])
     assert rows[1]["loss"][0] > rows[1]["classification"][0]
@@ -395,11 +395,11 @@ def test_norms_and_biases_are_not_decayed(dataset, tmp_path, params):
 
 def test_missing_folders_and_unknown_names_are_one_sentence(dataset, tmp_path, params):
     with pytest.raises(D4LensError, match="there is no folder"):
-        train(tmp_path / "none", None, tmp_path / "out", tmp_path / "work", *CNN, 1, params())
+        train_network(tmp_path / "none", None, tmp_path / "out", tmp_path / "work", *CNN, 1, params())
     with pytest.raises(D4LensError, match="unknown model"):
         run(dataset, tmp_path, ("resnet", {}), params=params())
     with pytest.raises(D4LensError, match="run the macrofit stage first"):
-        train(dataset[0], None, tmp_path / "out", tmp_path / "work", "d4cnn_residual", {}, 1, params())
+        train_network(dataset[0], None, tmp_path / "out", tmp_path / "work", "d4cnn_residual", {}, 1, params())
 
 
 def test_auto_precision_is_bfloat16_only_where_hardware_has_it(monkeypatch):
@@ -423,10 +423,10 @@ def test_bfloat16_training_resumes_exactly_too(dataset, tmp_path, params):
 TWO_RANKS = """
 import json, sys
 from d4lens.params import TrainParams
-from d4lens.train import train
+from d4lens.train import train_network
 
 folder, fits, root, params = (json.loads(word) for word in sys.argv[1:])
-best = train(folder, fits, f"{root}/out", f"{root}/work", "d4cnn", {"fields": [1, 2]}, 1, TrainParams(**params), devices=2)
+best = train_network(folder, fits, f"{root}/out", f"{root}/work", "d4cnn", {"fields": [1, 2]}, 1, TrainParams(**params), devices=2)
 print(json.dumps(best))
 """
 

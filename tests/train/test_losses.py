@@ -31,15 +31,21 @@ def test_sparsity_is_the_mean_whatever_the_sign():
 
 def test_the_centre_penalty_grows_with_the_square_of_the_distance():
     # The pixel's centre is at (0.75, -0.75) arcsec, the half side is 2 arcsec.
-    assert losses.centre({"kappa": spot()}, NO_TRUTH, OBSERVATION).item() == pytest.approx(3 * (2 * 0.75**2) / 4 / 64)
+    assert losses.off_centre({"kappa": spot()}, NO_TRUTH, OBSERVATION).item() == pytest.approx(
+        3 * (2 * 0.75**2) / 4 / 64
+    )
 
 
 def test_the_poisson_residual_vanishes_on_a_solution_and_counts_what_is_amiss():
     x, y = grid(8, 0.5, dtype=torch.float64)
     psi = (x**2 + 2 * x * y + 0.5 * y**2)[None]  # five points are exact on it: lap = 2 + 1
     right = torch.full((1, 8, 8), 1.5, dtype=torch.float64)
-    assert losses.poisson({"psi": psi, "kappa": right}, NO_TRUTH, OBSERVATION).item() == pytest.approx(0, abs=1e-20)
-    assert losses.poisson({"psi": psi, "kappa": right + 0.5}, NO_TRUTH, OBSERVATION).item() == pytest.approx(1.0)
+    assert losses.poisson_equation({"psi": psi, "kappa": right}, NO_TRUTH, OBSERVATION).item() == pytest.approx(
+        0, abs=1e-20
+    )
+    assert losses.poisson_equation({"psi": psi, "kappa": right + 0.5}, NO_TRUTH, OBSERVATION).item() == pytest.approx(
+        1.0
+    )
 
 
 def test_consistency_is_half_the_square_for_noise_and_linear_for_blunders():
@@ -58,7 +64,7 @@ def test_convergence_is_in_units_of_one_detectable_mass():
 def test_the_whole_lens_is_compared_in_the_logarithm():
     truth = torch.full((1, 8, 8), 0.49, dtype=torch.float64)
     out = {"kappa": math.e * (truth + 0.01) - 0.01}
-    assert losses.lens_convergence(out, replace(NO_TRUTH, kappa=truth), OBSERVATION).item() == pytest.approx(1.0)
+    assert losses.log_convergence(out, replace(NO_TRUTH, kappa=truth), OBSERVATION).item() == pytest.approx(1.0)
 
 
 def test_only_losses_with_inputs_are_computed_and_only_weighted_ones_teach():

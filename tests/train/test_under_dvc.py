@@ -12,7 +12,7 @@ STAGE = """
 import json, sys, time
 from pathlib import Path
 from d4lens.params import TrainParams
-from d4lens.train import train
+from d4lens.train import train_network
 
 class Gate:
     def log_metrics(self, metrics, step):
@@ -21,7 +21,7 @@ class Gate:
             time.sleep(0.05)
 
 folder, fits, params = json.loads(Path("given.json").read_text())
-train(folder, fits, "out", "work", "d4cnn", {"fields": [1, 2]}, 1, TrainParams(**params), Gate())
+train_network(folder, fits, "out", "work", "d4cnn", {"fields": [1, 2]}, 1, TrainParams(**params), Gate())
 """
 PIPELINE = "stages:\n  train:\n    cmd: python stage.py\n    deps: [stage.py]\n    outs: [out]\n"
 PATIENCE = 240.0

@@ -56,8 +56,7 @@ def channel(name: str, batch: LensBatch, sky: float) -> Tensor:
         return torch.sqrt(across**2 + down**2 + 1e-12)
     if name == "sobel":
         signal = (counts - sky).clamp_min(0)
-        log = torch.log1p(signal / max(sky, 1.0))
-        around = F.pad(log[:, None], (1, 1, 1, 1), mode="replicate")
+        around = F.pad(channel("log", batch, sky)[:, None], (1, 1, 1, 1), mode="replicate")
         kernel = counts.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
         across, down = F.conv2d(around, torch.stack([kernel, kernel.T])[:, None]).unbind(1)
         return torch.hypot(across, down) * signal / signal.amax((-2, -1), keepdim=True).clamp_min(1.0)

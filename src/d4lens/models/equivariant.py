@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from joblib import Memory
 from torch import Tensor, nn
+from typing_extensions import override
 
 with warnings.catch_warnings(), mock.patch("joblib.Memory", return_value=Memory(None)):
     warnings.filterwarnings("ignore", message="`py3nj` package not found")
@@ -38,6 +39,7 @@ with warnings.catch_warnings(), mock.patch("joblib.Memory", return_value=Memory(
 
 from d4lens.lensing import d4
 from d4lens.models.fields import ORDER, FieldNorm, summary
+from d4lens.models.unet import Layers
 
 _numerical.randomized_svd = None
 for _module, _name in (
@@ -245,35 +247,35 @@ def transform_fields(x: Tensor, g: int) -> Tensor:
     return d4.transform(x.view(batch, channels // ORDER, ORDER, n, n)[:, :, order], g).reshape(x.shape)
 
 
-class EquivariantLayers:
-    """What a network is made of when it is to be equivariant; `PlainLayers` of `unet` is its counterpart."""
+class EquivariantLayers(Layers):
+    """What an equivariant network is made of. A field's eight channels share the moments of the norm; the summary is invariant."""
 
     regular = True
 
+    @override
     def channels(self, fields: int) -> int:
-        """Count the channels of so many fields."""
         return ORDER * fields
 
+    @override
     def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
-        """Make a convolution from scalars to fields."""
         return EquivariantConv(scalars_in=scalars, fields_out=fields, kernel_size=kernel_size, padding=padding)
 
+    @override
     def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        """Make a convolution between fields that keeps the size."""
         return EquivariantConv(fields_in=fields_in, fields_out=fields_out, kernel_size=kernel_size)
 
+    @override
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
-        """Make a convolution from fields to scalars."""
         return EquivariantConv(fields_in=fields, scalars_out=scalars, kernel_size=kernel_size, padding=padding)
 
+    @override
     def norm(self, fields: int) -> nn.Module:
-        """Make a batch normalisation with the moments shared within a field."""
         return FieldNorm(fields)
 
+    @override
     def summary(self, x: Tensor) -> Tensor:
-        """Summarise as `fields.summary`."""
         return summary(x)
 
+    @override
     def summary_width(self, fields: int) -> int:
-        """Return the length of the summary of so many fields."""
         return 2 * fields

@@ -89,7 +89,7 @@ class D4LensPINNPublished(nn.Module):
         Half the side of the source grid in arcsec, whose pixels then have the size of the image's. By default the source is
         as large as the image and the re-lensed image fits whatever kappa is, so that there is no consistency loss.
     inputs : sequence of str
-        The U-Net's channels, of OF_IMAGE.
+        The U-Net's channels, of OF_IMAGE; by default the three of the published text.
     frozen_blocks : int
         Leading blocks of the head, the stem among them, that keep their first weights.
     sis : bool
@@ -109,8 +109,9 @@ class D4LensPINNPublished(nn.Module):
         For `head_channels` beyond those allowed, or an unknown kind or head.
     """
 
+    INPUTS = ("stretch", "log", "gradient")
     HEAD_CHANNELS = ("stretch", "kappa", "psi", "alpha_x", "alpha_y", "source")
-    OF_IMAGE = ("stretch", "log", "gradient", "sobel")
+    OF_IMAGE = (*INPUTS, "sobel")
     OF_ENGINE = ("psi", "alpha_x", "alpha_y", "alpha_r", "alpha_t", "source", "unexplained")
     needs = ("counts",)
 
@@ -125,7 +126,7 @@ class D4LensPINNPublished(nn.Module):
         frozen: bool = False,
         source_half_width: float | None = None,
         sis: bool = False,
-        inputs: Sequence[str] = OF_IMAGE[:3],
+        inputs: Sequence[str] = INPUTS,
         frozen_blocks: int = 0,
     ) -> None:
         super().__init__()
@@ -207,7 +208,7 @@ class D4LensPINNPublished(nn.Module):
             fit = F.pad(theta_E[:, None], (0, len(FIT_COLUMNS) - 1))
         out |= engine(kappa, signal, fit)
         out["psi"] = engine.poisson.potential(kappa)
-        out["unexplained"] = (signal - out["relensed"]) / noise(counts)
+        out["unexplained"] = (signal - out["relensed"]) / poisson_noise(counts)
         x, y = engine.x.to(counts.dtype), engine.y.to(counts.dtype)
         radius = torch.hypot(x, y)
         seen = {**out, "unexplained": out["unexplained"].clamp(-20, 20)}
@@ -358,7 +359,7 @@ class D4LensPINN(nn.Module):
             out |= self.engine(out["kappa"], signal, batch.need("fit"))
             # The network's own psi comes in units of pixels², in which its Laplacian is of order one.
             out["psi"] = self.scale**2 * drawn[:, 1]
-            out["unexplained"] = (signal - out["relensed"]) / noise(counts)
+            out["unexplained"] = (signal - out["relensed"]) / poisson_noise(counts)
         # Misfits reach hundreds of sigma where the source grid is too coarse for the brightest knot.
         named = {**out, **seen, "unexplained": out.get("unexplained", counts).clamp(-20, 20)}
         channels = torch.stack([named[name] for name in self.head_channels], 1)
@@ -396,7 +397,7 @@ def quieten(head: EfficientNet) -> None:
         head.classifier.weight.mul_(0.1)
 
 
-def noise(counts: Tensor) -> Tensor:
+def poisson_noise(counts: Tensor) -> Tensor:
     """Estimate the Poisson standard deviation of counts of any shape from the counts themselves; at least one.
 
     Parameters

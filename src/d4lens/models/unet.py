@@ -7,13 +7,14 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from d4lens.errors import D4LensError
 from d4lens.models.fields import ORDER, downsample, summary
 
 
 class Layers(Protocol):
-    """The things a network is built of, each counted in fields; what a field is, the maker decides.
+    """The things a network is built of, each counted in fields. What a field is, the class that overrides these decides.
 
     Attributes
     ----------
@@ -143,7 +144,7 @@ class Layers(Protocol):
         ...
 
 
-class PlainLayers:
+class PlainLayers(Layers):
     """Ordinary convolutions in place of the equivariant ones.
 
     Parameters
@@ -157,50 +158,53 @@ class PlainLayers:
     def __init__(self, per_field: float = 8.0) -> None:
         self.per_field = per_field
 
+    @override
     def channels(self, fields: int) -> int:
-        """Count the channels of so many fields."""
         return max(1, round(fields * self.per_field))
 
+    @override
     def lift(self, scalars: int, fields: int, kernel_size: int, padding: int) -> nn.Module:
-        """Make a convolution from scalars to fields."""
         return nn.Conv2d(scalars, self.channels(fields), kernel_size, padding=padding, bias=False)
 
+    @override
     def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        """Make a convolution between fields that keeps the size."""
         widths = self.channels(fields_in), self.channels(fields_out)
         return nn.Conv2d(*widths, kernel_size, padding=kernel_size // 2, bias=False)
 
+    @override
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:
-        """Make a convolution from fields to scalars."""
         return nn.Conv2d(self.channels(fields), scalars, kernel_size, padding=padding)
 
+    @override
     def norm(self, fields: int) -> nn.Module:
-        """Make a batch normalisation."""
         return nn.BatchNorm2d(self.channels(fields))
 
+    @override
     def summary(self, x: Tensor) -> Tensor:
-        """Summarise fields (B, C, n, n) in vectors (B, summary_width)."""
         return torch.cat([x.mean((-2, -1)), x.amax((-2, -1))], 1)
 
+    @override
     def summary_width(self, fields: int) -> int:
-        """Return the length of the summary of so many fields."""
         return 2 * self.channels(fields)
 
 
 class ExportedLayers(PlainLayers):
-    """The plain layers that `fields.without_escnn` leaves of the equivariant ones: to load and to predict, not to train."""
+    """The plain layers that `fields.without_escnn` leaves of the equivariant ones: to load and to predict, not to train.
+
+    No element of D4 changes the summary.
+    """
 
     regular = True
 
     def __init__(self) -> None:
         super().__init__(ORDER)
 
+    @override
     def summary(self, x: Tensor) -> Tensor:
-        """Summarise fields in vectors (B, summary_width) that no element of D4 changes."""
         return summary(x)
 
+    @override
     def summary_width(self, fields: int) -> int:
-        """Return the length of the summary of so many fields."""
         return 2 * fields
 
 

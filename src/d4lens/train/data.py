@@ -79,7 +79,18 @@ class Lenses(Dataset):  # type: ignore[type-arg]
         return self.only(np.sort(np.random.default_rng([seed, _SUBSET]).permutation(len(self))[:count]))
 
     def only(self, rows: NDArray[np.int64]) -> "Lenses":
-        """Copy some rows into memory; they keep the numbers of their rows in the split's arrays."""
+        """Copy some rows into memory. They keep the numbers of their rows in the split's arrays.
+
+        Parameters
+        ----------
+        rows : ndarray
+            (m,) rows of this object.
+
+        Returns
+        -------
+        Lenses
+            These images, in this order.
+        """
         parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rows"}
         kept = rows if self.rows is None else self.rows[rows]
         return replace(self, rows=kept, **{name: part[rows] for name, part in parts.items() if part is not None})

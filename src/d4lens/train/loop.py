@@ -62,18 +62,18 @@ def fingerprint(
     devices: int = 1,
     start: str | Path | None = None,
 ) -> str:
-    """Name the result of `train` with these arguments.
+    """Name the result of `train_network` with these arguments.
 
     Names are equal for equal parameters, data, code, processes, device and precision.
 
     Parameters
     ----------
     arrays_folder, macrofit_folder, model_name, options, seed, params
-        As for `train`.
+        As for `train_network`.
     devices : int
         Number of processes.
     start : str or Path, optional
-        As for `train`.
+        As for `train_network`.
 
     Returns
     -------
@@ -116,20 +116,20 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _agree(digests: checkpoint.Digests, place: Ranks) -> None:
+def _agree(digests: checkpoint.Digests, own_ranks: Ranks) -> None:
     """Check that all processes train alike. Raises D4LensError in one that would train otherwise than the first."""
     mine = [float(int(digest[:12], 16)) for digest in digests.values()]  # 48 bits: exact
-    first = place.total(value if place.is_main else 0.0 for value in mine)
+    first = own_ranks.total(value if own_ranks.is_main else 0.0 for value in mine)
     other = [name for name, a, b in zip(digests, mine, first) if a != b]
     if other:
         raise D4LensError(
-            f"process {place.rank} has other {', '.join(other)} than the first; give all machines the same, and name "
+            f"process {own_ranks.rank} has other {', '.join(other)} than the first; give all machines the same, and name "
             "train.precision where they differ in hardware"
         )
 
 
 @together()
-def train(
+def train_network(
     arrays_folder: str | Path,
     macrofit_folder: str | Path | None,
     out_folder: str | Path,
@@ -186,22 +186,22 @@ def train(
     observation = arrays.load_observation(arrays_folder)
     out_folder, work_folder = Path(out_folder), Path(work_folder)
     # Lightning starts the other ranks as further processes of this same script.
-    leads, place = getattr(rank_zero_only, "rank", 0) == 0, ranks()
-    _agree(digests, place)
-    with sole_writer(work_folder) if leads else nullcontext():
+    is_main, own_ranks = getattr(rank_zero_only, "rank", 0) == 0, ranks()
+    _agree(digests, own_ranks)
+    with sole_writer(work_folder) if is_main else nullcontext():
         # The network is built before the checkpoint is looked at, so that a fresh start and a resumed one draw alike.
         torch.manual_seed(epoch_seed(seed, _BUILD))
         net = models.build(model_name, observation, **options)
         if start is not None:
             net.eval().load_state_dict(weights.read(start)[0])  # escnn's keys are those of eval mode
             net.train()
-        if not leads:  # not before the first process has passed over what cannot be used
-            place.wait()
+        if not is_main:  # not before the first process has passed over what cannot be used
+            own_ranks.wait()
         progress = checkpoint.latest(work_folder, digests)
-        if leads:
-            place.wait()
+        if is_main:
+            own_ranks.wait()
         done = progress.epoch == params.epochs
-        if progress.epoch and leads:
+        if progress.epoch and is_main:
             how = (
                 f"trained already, its outs are written again; remove {work_folder} to train anew"
                 if done
@@ -227,10 +227,10 @@ def train(
                 images = images.first(params.limit, seed)
             progress.n_images = len(images)
             _fit(module, images, select, devices, keeper)
-        elif leads:
+        elif is_main:
             keeper.mirror(progress.history)
         best = progress.history[progress.best_epoch - 1]
-        if leads:
+        if is_main:
             _publish(out_folder, module, model_name, options, _facts(macrofit_folder, checkpoint.combined(digests)))
             checkpoint.finish(work_folder, progress, digests)
     return best
@@ -261,16 +261,17 @@ def _fit(module: TrainingModule, images: Lenses, select: Lenses, devices: int, k
     params = module.params
     shown = sys.stderr.isatty()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    place = ranks()
+    own_ranks = ranks()
     processes = _processes(devices)
     if processes > 1:
         synchronise(module.net)
     trainer = L.Trainer(
         max_epochs=params.epochs - module.first,
-        devices=place.local_world if place.world > 1 else devices,
-        num_nodes=place.machines,
+        devices=own_ranks.local_world if own_ranks.world > 1 else devices,
+        num_nodes=own_ranks.machines,
         strategy="ddp" if processes > 1 else "auto",
-        plugins=[TorchElasticEnvironment()] if place.world > 1 else None,  # not guessed: other launchers set the same
+        # Not guessed: other launchers set the same.
+        plugins=[TorchElasticEnvironment()] if own_ranks.world > 1 else None,
         precision=precision(params.precision),  # type: ignore[arg-type]
         deterministic="warn" if torch.cuda.is_available() else None,
         callbacks=[keeper, *([TQDMProgressBar()] if shown else [])],

@@ -11,8 +11,7 @@ from torch import Tensor
 from d4lens.lensing import grid
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
-from d4lens.simulator.substructure import lens_convergence as lens_truth
-from d4lens.simulator.substructure import substructure_convergence
+from d4lens.simulator.substructure import lens_convergence, substructure_convergence
 
 Outputs = dict[str, Tensor]
 
@@ -63,7 +62,7 @@ def sparsity(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor
     return out["kappa"].abs().mean()
 
 
-def centre(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+def off_centre(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
     """Take the mean of |kappa| (r / half the image's side)²: mass belongs near the lens, the image cannot weigh it elsewhere.
 
     Parameters
@@ -85,7 +84,7 @@ def centre(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
     return (kappa.abs() * ((x**2 + y**2) / observation.half_width**2)).mean()
 
 
-def poisson(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+def poisson_equation(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
     """Take the mean of (lap(psi) - 2 kappa)², the Laplacian by five points, over the pixels that have four neighbours.
 
     Where psi is the network's own it ties psi to kappa; where psi solves the equation it measures roughness only.
@@ -150,7 +149,7 @@ def convergence(out: Outputs, batch: LensBatch, observation: Observation) -> Ten
     return ((out["kappa"] - batch.need("kappa")) / KAPPA_UNIT).square().mean()
 
 
-def lens_convergence(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
+def log_convergence(out: Outputs, batch: LensBatch, observation: Observation) -> Tensor:
     """Take the mean squared error of ln kappa, floored at 0.01, against the whole lens's, which spans two decades.
 
     Its weight falls linearly to zero over a training: it shows the way and leaves the end to the class.
@@ -176,13 +175,13 @@ def lens_convergence(out: Outputs, batch: LensBatch, observation: Observation) -
 PHYSICS: dict[str, Callable[[Outputs, LensBatch, Observation], Tensor]] = {
     "total_variation": total_variation,
     "sparsity": sparsity,
-    "centre": centre,
-    "poisson": poisson,
+    "centre": off_centre,
+    "poisson": poisson_equation,
     "consistency": consistency,
     "convergence": convergence,
-    "lens_convergence": lens_convergence,
+    "lens_convergence": log_convergence,
 }
-TRUTHS = {"convergence": substructure_convergence, "lens_convergence": lens_truth}
+TRUTHS = {"convergence": substructure_convergence, "lens_convergence": lens_convergence}
 """Which convergence the batch's kappa holds, for the losses that compare with it."""
 ANNEALED = ("lens_convergence",)
 _INPUTS = {
