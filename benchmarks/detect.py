@@ -22,7 +22,7 @@ from scipy.stats import kstest
 
 from d4lens import detect
 from d4lens.files import write_json
-from d4lens.inference.detect import Wanted
+from d4lens.inference.mass_search import Wanted
 from d4lens.macrofit import preset_model
 from d4lens.results.metrics import wilson
 from d4lens.simulator import Truth, draw, preset, render

@@ -104,7 +104,7 @@ def test_the_suffix_names_the_table_s_format_and_all_say_the_same(tmp_path, caps
     for table in tables[1:]:
         assert list(table.columns) == list(tables[0].columns)
         assert table.loc[0, "theta_E"] == pytest.approx(tables[0].loc[0, "theta_E"], abs=1e-4)
-    assert "pixel scale 0.05 arcsec as told" in tables[0].loc[0, "processing"]
+    assert "pixel scale 0.05 arcsec as given" in tables[0].loc[0, "processing"]
 
 
 def test_a_psf_that_is_no_gaussian_is_said(tmp_path, capsys):
@@ -196,9 +196,9 @@ def test_a_table_printed_to_a_full_disk_or_a_reader_that_has_gone_is_told(lens, 
         with open(target, "w") as stream, monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", stream)
             assert main(["fit", str(lens)]) == status
-        told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("images: ")]
-        assert len(told) == 1
-        assert f"standard output cannot be written: {reason}" in told[0]
+        printed = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("images: ")]
+        assert len(printed) == 1
+        assert f"standard output cannot be written: {reason}" in printed[0]
 
 
 def test_a_full_disk_behind_standard_error_costs_no_answer(lens, monkeypatch, capsys):
@@ -232,9 +232,9 @@ def test_a_table_for_a_full_disk_goes_to_standard_output(lens, tmp_path, suffix,
 
     monkeypatch.setattr(cli, "write_table", without_room)
     assert main(["fit", str(lens), "-o", str(out)]) == 1
-    told = capsys.readouterr()
-    assert pd.read_csv(io.StringIO(told.out))["converged"].tolist() == [True]
-    assert f"{out} cannot be written: file too large" in told.err
+    printed = capsys.readouterr()
+    assert pd.read_csv(io.StringIO(printed.out))["converged"].tolist() == [True]
+    assert f"{out} cannot be written: file too large" in printed.err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,9 +11,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-images.md"
 
 
 def test_the_page_explains_every_flag():
-    told = PAGE.read_text(encoding="utf-8").split("<!-- flags:begin -->\n")[1].split("\n<!-- flags:end -->")[0]
-    assert told == table()
-    assert len(told.splitlines()) == 2 + len(Flag)
+    written = PAGE.read_text(encoding="utf-8").split("<!-- flags:begin -->\n")[1].split("\n<!-- flags:end -->")[0]
+    assert written == table()
+    assert len(written.splitlines()) == 2 + len(Flag)
 
 
 def test_flags_are_joined_and_one_withholds_the_label():

@@ -1,7 +1,7 @@
 import io
 
-from d4lens import progress as module
-from d4lens.progress import Meter, progress
+from d4lens import progress
+from d4lens.progress import Meter, with_progress
 
 
 class _Clock:
@@ -13,7 +13,7 @@ class _Clock:
 
 def test_lines_come_by_tenths_but_not_faster_than_one_a_second(monkeypatch):
     clock, stream = _Clock(), io.StringIO()
-    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     with Meter(1000, "fit", stream=stream) as meter:
         for _ in range(1000):
             clock.now += 0.02
@@ -26,7 +26,7 @@ def test_lines_come_by_tenths_but_not_faster_than_one_a_second(monkeypatch):
 
 def test_slow_work_shows_a_sign_of_life_and_unknown_totals_are_fine(monkeypatch):
     clock, stream = _Clock(), io.StringIO()
-    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     with Meter(None, "download", "B", stream) as meter:
         for megabytes in range(1, 5):
             clock.now += 10
@@ -47,7 +47,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 
 
 def test_progress_passes_everything_through(capsys, monkeypatch):
-    monkeypatch.setattr(module, "time", _Clock())
-    assert list(progress(range(5), desc="work")) == [0, 1, 2, 3, 4]
-    assert list(progress(iter("ab"), total=2, desc="more")) == ["a", "b"]
+    monkeypatch.setattr(progress, "time", _Clock())
+    assert list(with_progress(range(5), desc="work")) == [0, 1, 2, 3, 4]
+    assert list(with_progress(iter("ab"), total=2, desc="more")) == ["a", "b"]
     assert capsys.readouterr().err.splitlines() == ["work: 5/5, 0 s", "more: 2/2, 0 s"]

@@ -30,7 +30,7 @@ from scipy.signal import fftconvolve
 from d4lens.errors import D4LensError
 from d4lens.files import write_text
 from d4lens.inference.api import Model, Simulated, load_model, simulate
-from d4lens.progress import progress
+from d4lens.progress import with_progress
 from d4lens.results.metrics import wilson
 from d4lens.simulator import preset, render
 from d4lens.studies.outcome import Outcome, record, write
@@ -454,7 +454,7 @@ def measure(kinds: Sequence[str], images: int, seed: int, model: Model) -> dict[
     """A tally of every variant of `kinds`; `images` of a kind, shared among its variants in threes, one for each class."""
     found = {}
     chosen = [one for one in VARIANTS if one[0] in kinds]
-    for i, (kind, words, make) in enumerate(progress(chosen, desc="variants")):
+    for i, (kind, words, make) in enumerate(with_progress(chosen, desc="variants")):
         n = max(3, 3 * round(images / 3 / sum(other == kind for other, _, _ in chosen)))
         with tempfile.TemporaryDirectory() as folder:
             found[kind, words] = tally(model, make(Bench(n, seed + i, Path(folder))))
@@ -466,7 +466,7 @@ def by_kind(found: Mapping[tuple[str, str], Tally]) -> dict[str, Tally]:
     return {kind: sum((t for (of, _), t in found.items() if of == kind), Tally()) for kind, _ in found}
 
 
-def outcome(found: Mapping[tuple[str, str], Tally], command: str) -> Outcome:
+def summarise(found: Mapping[tuple[str, str], Tally], command: str) -> Outcome:
     """The figures with Wilson's intervals: a record a kind, and one a variant."""
     records = []
     for (kind, words), counted in [((kind, ""), t) for kind, t in by_kind(found).items()] + list(found.items()):
@@ -530,7 +530,8 @@ def main() -> None:
     except D4LensError as error:
         sys.exit(f"field_faults: {page.name}: {error}")
     write(
-        _ROOT / "metrics" / "reliability.json", outcome(found, f"python tools/field_faults.py --images {chosen.images}")
+        _ROOT / "metrics" / "reliability.json",
+        summarise(found, f"python tools/field_faults.py --images {chosen.images}"),
     )
     write_text(page, text)
 

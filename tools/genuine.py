@@ -41,7 +41,7 @@ def score(path: Path, profile: str) -> None:
         every = [source for found in sources.values() for source in found]
         network = load_classifier(file)
         tables[arm, int(seed), network.config["fingerprint"]] = classify(every, network, progress=False).table
-    study = genuine.study(labels, tables, f"python tools/genuine.py PATH --profile {profile}")
+    study = genuine.score_arms(labels, tables, f"python tools/genuine.py PATH --profile {profile}")
     write(Path("metrics") / profile / "genuine.json", study)
     print(*study.answers, sep="\n")
 

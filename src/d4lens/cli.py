@@ -374,7 +374,7 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _detect(arguments: argparse.Namespace) -> int:
-    from d4lens.inference.detect import Wanted, detect_table
+    from d4lens.inference.mass_search import Wanted, detect_table
 
     names = ("profile", "p_false", "z_lens", "z_source", "sensitivity", "sigma", "force")
     wanted = Wanted(**{name: getattr(arguments, name) for name in names})
@@ -393,7 +393,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     classifier = load_classifier(arguments.weights)
     found = list(images.find(arguments.paths))
     places = places_for([source.name for source in found], arguments.out)
-    sources = known["told"].joined(found)
+    sources = known["instrument"].joined(found)
     failed = 0
     for source, place in zip(sources, places, strict=True):
         try:
@@ -411,15 +411,15 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _known(arguments: argparse.Namespace) -> dict[str, Any]:
     """Collect what the user tells of the images; say what is odd about it."""
-    from d4lens.data.images import instrument
+    from d4lens.data.images import read_instrument
     from d4lens.inference.arguments import names_of
 
     names = ("pixel_scale", "psf", "gain", "exposure", "sky", "band", "mask", "noise", "einstein_radius")
-    told = instrument(**{name: getattr(arguments, name, None) for name in names})
-    if told.psf is not None and told.psf.note:
-        _say(f"d4lens {arguments.command}: {told.psf.note}")
+    instrument = read_instrument(**{name: getattr(arguments, name, None) for name in names})
+    if instrument.psf is not None and instrument.psf.note:
+        _say(f"d4lens {arguments.command}: {instrument.psf.note}")
     model = {"model": arguments.model} if hasattr(arguments, "model") else {}
-    return {"told": told, "free": names_of(arguments.free), **model}
+    return {"instrument": instrument, "free": names_of(arguments.free), **model}
 
 
 def _write(answer: "Answer", arguments: argparse.Namespace) -> int:

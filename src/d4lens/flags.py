@@ -99,7 +99,7 @@ class Flag(Enum):
     )
     SCALE_GUESSED = (
         "pixel scale guessed",
-        "neither you nor the header told it, and the image is not on the published lattice: the lens may be any size",
+        "neither you nor the header gives it, and the image is not on the published lattice: the lens may be any size",
         "give `--pixel-scale`",
         False,
     )
@@ -117,7 +117,7 @@ class Flag(Enum):
     )
     GAIN_ASSUMED = (
         "gain assumed to be 1",
-        "the values are counts, no gain is told, and the sky's variance is not its mean as photons have it",
+        "the values are counts, no gain is given, and the sky's variance is not its mean as photons have it",
         "give `--gain`",
         False,
     )

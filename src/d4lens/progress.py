@@ -97,7 +97,7 @@ class Meter:
         self.last_time, self.last_done = time.monotonic(), self.done
 
 
-def progress(iterable: Iterable[T], total: int | None = None, desc: str = "") -> Iterator[T]:
+def with_progress(iterable: Iterable[T], total: int | None = None, desc: str = "") -> Iterator[T]:
     """Iterate, showing progress.
 
     Parameters

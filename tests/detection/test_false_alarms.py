@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from d4lens.detection import law, profiled, simulate
+from d4lens.detection import law, matched_filter, simulate_false_alarms
 from d4lens.detection.false_alarms import FalseAlarms
 
 
@@ -25,8 +25,8 @@ def test_probabilities_fall_with_the_level_and_stay_within_0_and_1():
 
 def test_probabilities_of_noise_are_uniform(images, lens, noise):
     _, counts, result = images
-    image = profiled(counts[4], result.parameters[4], lens)
-    alarms = simulate(image, counts[4])
+    image = matched_filter(counts[4], result.parameters[4], lens)
+    alarms = simulate_false_alarms(image, counts[4])
     p = alarms.probability(image.highest(torch.randn((400, 75, 75), generator=noise)))
     assert kstest(p, "uniform").pvalue > 1e-3
     assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.04)
@@ -34,6 +34,6 @@ def test_probabilities_of_noise_are_uniform(images, lens, noise):
 
 def test_the_same_image_gives_the_same_law_and_another_its_own_noise(images, lens):
     _, counts, result = images
-    image = profiled(counts[4], result.parameters[4], lens)
-    assert simulate(image, counts[4], 64) == simulate(image, counts[4], 64)
-    assert simulate(image, counts[4], 64) != simulate(image, counts[3], 64)
+    image = matched_filter(counts[4], result.parameters[4], lens)
+    assert simulate_false_alarms(image, counts[4], 64) == simulate_false_alarms(image, counts[4], 64)
+    assert simulate_false_alarms(image, counts[4], 64) != simulate_false_alarms(image, counts[3], 64)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from d4lens.detection import row_of, scene_of, search, simulate
+from d4lens.detection import row_of, scene_of, search, simulate_false_alarms
 from d4lens.errors import D4LensError
 from d4lens.macrofit import fit_marginal, open_model
 from d4lens.macrofit.marginal import SingleImage
@@ -83,7 +83,7 @@ def test_a_mass_more_is_profiled_out_of_the_map(marginal):
 
 def test_probabilities_of_noise_and_of_sources_of_the_prior_are_uniform(marginal):
     image = scene(marginal, 1).image
-    p = simulate(image, marginal[1][1]).probability(image.trials(200, torch.Generator().manual_seed(3)))
+    p = simulate_false_alarms(image, marginal[1][1]).probability(image.trials(200, torch.Generator().manual_seed(3)))
     assert kstest(p, "uniform").pvalue > 1e-3
 
 

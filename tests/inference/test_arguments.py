@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 from PIL import Image
 
 from d4lens.errors import D4LensError
-from d4lens.inference.arguments import names_of, sources, told
+from d4lens.inference.arguments import image_sources, instrument_values, names_of
 
 COUNTS = np.random.default_rng(0).poisson(30, (20, 20))
 COUNTS[0, 0] = 61
@@ -79,7 +79,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_what_has_one_meaning_is_that_image(name):
-    (found,) = sources(PLAIN[name])
+    (found,) = image_sources(PLAIN[name])
     raw = found.read(None)
     assert raw.pixels.shape == (20, 20)
     assert raw.pixels.dtype.kind in "fiu"
@@ -102,7 +102,7 @@ def test_several_images_come_in_their_order():
         pd.Series([COUNTS, other]),
         np.array([COUNTS, other[:19]], dtype=object),
     ):
-        first, second = sources(given)
+        first, second = image_sources(given)
         assert (first.name, second.name) == ("0", "1")
         assert np.array_equal(first.read(None).pixels, COUNTS)
         assert np.array_equal(second.read(None).pixels[:19], other[:19])
@@ -125,7 +125,7 @@ def test_several_images_come_in_their_order():
     ],
 )
 def test_headers_and_units_come_with_their_image(given, unit, scale):
-    raw = sources(given)[0].read(None)
+    raw = image_sources(given)[0].read(None)
     assert np.allclose(raw.pixels, COUNTS)
     assert raw.header.unit == unit
     assert raw.header.pixel_scale == (scale if scale is None else pytest.approx(scale))
@@ -142,7 +142,7 @@ def test_what_is_read_of_an_object_is_what_its_file_says(tmp_path):
     hdus.writeto(tmp_path / "x.fits")
     before = [hdu.data.copy() for hdu in hdus[1:]]
     for band in (None, "B", "1"):
-        ours, files = (sources(given)[0].read(band) for given in (hdus, tmp_path / "x.fits"))
+        ours, files = (image_sources(given)[0].read(band) for given in (hdus, tmp_path / "x.fits"))
         assert np.array_equal(ours.pixels, files.pixels)
         assert (ours.header, ours.band) == (files.header, files.band)
     assert ours.header.exposure == 90
@@ -160,7 +160,7 @@ def test_masked_pixels_are_no_numbers():
         CCDData(COUNTS, unit="electron", mask=mask),
         NDData(COUNTS, mask=mask),
     ):
-        pixels = sources(given)[0].read(None).pixels
+        pixels = image_sources(given)[0].read(None).pixels
         assert np.array_equal(np.isnan(pixels), mask)
         assert np.array_equal(pixels[~mask], COUNTS[~mask])
 
@@ -173,7 +173,7 @@ def test_an_uncertainty_of_photons_gives_the_photons_back():
         CCDData(values, unit="adu", uncertainty=StdDevUncertainty(np.sqrt(variance))),
         CCDData(values, unit="adu", uncertainty=StdDevUncertainty(np.sqrt(variance) / 1e3, unit="1000 adu")),
     ):
-        raw = sources(given)[0].read(None)
+        raw = image_sources(given)[0].read(None)
         assert np.allclose(raw.pixels, COUNTS + 9)
         assert raw.header.unit == "electron"
 
@@ -219,7 +219,7 @@ REFUSED = {
 def test_what_is_no_image_is_refused_with_its_type(name):
     given, sentence = REFUSED[name]
     with pytest.raises(D4LensError, match=sentence) as refused:
-        sources(given)
+        image_sources(given)
     assert "\n" not in str(refused.value)
 
 
@@ -237,7 +237,7 @@ def test_what_is_no_image_is_refused_with_its_type(name):
     ],
 )
 def test_an_object_that_is_unusable_inside_says_so_when_it_is_read(given, sentence):
-    (source,) = sources(given)
+    (source,) = image_sources(given)
     with pytest.raises(D4LensError, match=sentence):
         source.read(None)
 
@@ -247,13 +247,13 @@ def test_files_that_are_closed_or_text_are_told(tmp_path):
     with fits.open(tmp_path / "x.fits") as opened:
         hdu = opened[0]
     with pytest.raises(D4LensError, match=r"image 0 cannot be read .*give its file's path"):
-        sources(hdu)[0].read(None)
+        image_sources(hdu)[0].read(None)
     closed = io.BytesIO(b"x")
     closed.close()
     with pytest.raises(D4LensError, match="a file that cannot be read"):
-        sources(closed)
+        image_sources(closed)
     with pytest.raises(D4LensError, match="opened as text"):
-        sources(io.StringIO("x"))
+        image_sources(io.StringIO("x"))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,9 @@ def test_files_that_are_closed_or_text_are_told(tmp_path):
     ],
 )
 def test_what_is_told_becomes_a_number(name, value, number):
-    assert told({name: value}, NAMES) == {name: number if isinstance(number, str | None) else pytest.approx(number)}
+    assert instrument_values({name: value}, NAMES) == {
+        name: number if isinstance(number, str | None) else pytest.approx(number)
+    }
 
 
 @pytest.mark.parametrize(
@@ -293,12 +295,12 @@ def test_what_is_told_becomes_a_number(name, value, number):
         ("psf", True, "psf takes a number, not a bool"),
         ("band", 1.5, "band takes a name or a number from 0, not a float"),
         ("band", True, "band takes a name or a number from 0, not a bool"),
-        ("pixelscale", 1, "nothing is called pixelscale; what can be told is pixel_scale, psf"),
+        ("pixelscale", 1, "nothing is called pixelscale; what can be given is pixel_scale, psf"),
     ],
 )
 def test_what_is_told_and_is_no_number_is_refused(name, value, sentence):
     with pytest.raises(D4LensError, match=sentence):
-        told({name: value}, NAMES)
+        instrument_values({name: value}, NAMES)
 
 
 def test_names_come_in_a_list_or_between_commas():

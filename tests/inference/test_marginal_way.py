@@ -7,7 +7,7 @@ import pytest
 from astropy.io import fits
 
 from d4lens import fit, load_model, simulate
-from d4lens.data.images import instrument
+from d4lens.data.images import read_instrument
 from d4lens.errors import D4LensError
 
 PSF = 0.08980  # arcsec, as pixels of 0.1 arcsec show one of 0.08625 that was sampled on pixels of 0.05
@@ -106,7 +106,7 @@ def test_noise_that_cannot_be_is_said(smooth, tmp_path):
         (noise > 0, "a noise map is a file, an array"),
     ):
         with pytest.raises(D4LensError, match=sentence):
-            instrument(noise=given)
+            read_instrument(noise=given)
     assert (
         "75 x 75 pixels and its noise map 10 x 10"
         in fit(values, pixel_scale=0.1, psf=PSF, noise=noise[:10, :10]).flags[0]

@@ -12,13 +12,14 @@ from scipy.stats import binomtest
 
 from d4lens import load_model, models, predict, simulate
 from d4lens.classes import CLASSES
-from d4lens.data.images import Header, ImageSource, Raw, find, instrument, prepare
+from d4lens.data.images import Header, ImageSource, Raw, find, prepare, read_instrument
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised
 from d4lens.inference import pipeline
 from d4lens.inference.pipeline import (
     FIT_TABLE_COLUMNS,
     PREDICT_COLUMNS,
+    choose_lens,
     classify,
     fit_images,
     fit_sources,
@@ -26,7 +27,6 @@ from d4lens.inference.pipeline import (
     lens_of,
     load_classifier,
     predict_table,
-    smooth_lens,
 )
 from d4lens.macrofit import FIT_COLUMNS, TABLE_COLUMNS, fit
 from d4lens.models import weights
@@ -146,7 +146,7 @@ def test_lenses_on_other_pixels_are_found_as_they_are(scale, n, known):
     truth = referees.without_substructure(draw(seen, 3, [0]))
     counts = np.asarray(render(truth, seen))[0]
     source = ImageSource("0", lambda band: Raw(counts.astype(float), Header(scale, "electrons")))
-    table = fit_sources([source], told=instrument(**known), progress=False).table
+    table = fit_sources([source], instrument=read_instrument(**known), progress=False).table
     assert table.loc[0, "converged"]
     for name in ("theta_E", "gamma1", "gamma2", "source_x", "source_y"):
         assert table.loc[0, name] == pytest.approx(truth.images[name][0], abs=0.02)
@@ -154,25 +154,25 @@ def test_lenses_on_other_pixels_are_found_as_they_are(scale, n, known):
 
 def test_only_an_image_like_the_published_ones_gets_the_preset_s_lens(lenses):
     raw = next(find([lenses / "1.npy"])).read(None)
-    assert smooth_lens(prepare(raw, OBSERVATION), OBSERVATION) is lens_of(OBSERVATION)
+    assert choose_lens(prepare(raw, OBSERVATION), OBSERVATION) is lens_of(OBSERVATION)
     for known, freed in (
         ({"pixel_scale": 0.05}, {"amplitude", "sky"}),
         ({"psf": 0.12}, {"amplitude", "sky"}),
         ({"sky": 12.0}, {"amplitude"}),
     ):
-        lens = smooth_lens(prepare(raw, OBSERVATION, instrument(**known)), OBSERVATION, ("n",))
+        lens = choose_lens(prepare(raw, OBSERVATION, read_instrument(**known)), OBSERVATION, ("n",))
         assert set(lens.free) - set(lens_of(OBSERVATION).free) == freed | {"n"}
         assert lens.observation.psf_sigma == pytest.approx(known.get("psf", 0.08625))
         if "sky" in known:
             assert lens.constants["sky"] * lens.binning**2 == pytest.approx(48)
     with pytest.raises(D4LensError, match="'R' is no parameter of the smooth lens"):
-        smooth_lens(prepare(raw, OBSERVATION), OBSERVATION, ("R",))
+        choose_lens(prepare(raw, OBSERVATION), OBSERVATION, ("R",))
 
 
 def test_images_that_share_a_lens_are_fitted_together_and_every_one_once(lenses):
     raws = [source.read(None) for source in find([lenses])]
-    told = [instrument(), instrument(psf=0.12), instrument(), instrument(psf=0.12)]
-    ready = [prepare(raw, OBSERVATION, known) for raw, known in zip(raws, told, strict=True)]
+    instruments = [read_instrument(), read_instrument(psf=0.12), read_instrument(), read_instrument(psf=0.12)]
+    ready = [prepare(raw, OBSERVATION, known) for raw, known in zip(raws, instruments, strict=True)]
     parts = fit_images(["a", "b", "c", "d"], ready, OBSERVATION)
     assert sorted(name for part in parts for name in part.names) == ["a", "b", "c", "d"]
     for part in parts:
@@ -195,7 +195,9 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
     monkeypatch.setattr(pipeline, "prepare_source", Image)
     monkeypatch.setattr(pipeline, "fit_images", lambda names, ready, grid, free: [])
     sources = [ImageSource(str(i), lambda band: None) for i in range(40)]
-    alive = [Image.alive for _ in pipeline.fitted_batches(sources, OBSERVATION, instrument(), pipeline.Way(), False)]
+    alive = [
+        Image.alive for _ in pipeline.fitted_batches(sources, OBSERVATION, read_instrument(), pipeline.Way(), False)
+    ]
     assert len(alive) == 10
     assert all(4 <= number <= 8 for number in alive)
 
@@ -238,7 +240,7 @@ def test_the_fit_gives_a_cropped_field_its_counts(turned):
     """Of which the darkest tenth is lit, so that the estimate is one or two counts too low in a third."""
     grid = Observation(60, 0.1, 0.08625, 40.0)
     cut = [k[15:135, 15:135] for k in turned[0]]
-    ready = [prepare(Raw(scaled(k)), grid, instrument(pixel_scale=0.05)) for k in cut]
+    ready = [prepare(Raw(scaled(k)), grid, read_instrument(pixel_scale=0.05)) for k in cut]
     right = moved = 0
     for part in fit_images([str(i) for i in range(len(cut))], ready, grid):
         for name, image, found in zip(part.names, part.images, part.counts, strict=True):
@@ -343,15 +345,15 @@ def test_what_preparing_an_image_raised_is_among_its_flags(network, lenses, monk
 def test_an_image_with_less_noise_than_photons_is_flagged(tmp_path):
     lens = PRESETS["deeplense"]
     np.save(tmp_path / "lens.npy", np.asarray(render(draw(lens, 3, [0]), lens))[0].astype(np.float32))
-    told = (instrument(gain=gain, pixel_scale=0.05) for gain in (1.0, 0.1))
-    flags = [fit_table([tmp_path], told=known).table.loc[0, "flag"] for known in told]
+    instruments = (read_instrument(gain=gain, pixel_scale=0.05) for gain in (1.0, 0.1))
+    flags = [fit_table([tmp_path], instrument=known).table.loc[0, "flag"] for known in instruments]
     assert flags == ["", "too little noise"]
 
 
 def test_pixels_too_coarse_or_too_fine_for_the_field_are_refused(network, lenses):
-    answer = predict_table([lenses / "1.npy"], network, told=instrument(pixel_scale=50.0))
+    answer = predict_table([lenses / "1.npy"], network, instrument=read_instrument(pixel_scale=50.0))
     assert "pixels of 50 arcsec are too coarse" in answer.table.loc[0, "flag"]
-    answer = predict_table([lenses / "1.npy"], network, told=instrument(pixel_scale=1e-7))
+    answer = predict_table([lenses / "1.npy"], network, instrument=read_instrument(pixel_scale=1e-7))
     assert "pixels of 1e-07 arcsec are too fine" in answer.table.loc[0, "flag"]
 
 
@@ -368,7 +370,7 @@ def test_what_was_guessed_or_stated_twice_stands_in_the_table():
         (Header(0.05, "electron"), moffat, "PSF is not Gaussian"),
     ):
         source = ImageSource("0", lambda band, header=header: Raw(counts.astype(float), header))
-        assert flag in fit_sources([source], told=instrument(psf=psf), progress=False).table.loc[0, "flag"]
+        assert flag in fit_sources([source], instrument=read_instrument(psf=psf), progress=False).table.loc[0, "flag"]
         if not flag:
             assert fit_sources([source], progress=False).table.loc[0, "flag"] == ""
 

@@ -66,13 +66,13 @@ def test_the_card_reports_genuine_images_of_these_weights_alone(tmp_path, descri
     auc = outcome.record(1, 1, 1, 15, quantity="auc_macro")
     path = tmp_path / "genuine.json"
 
-    def told(**more):
+    def sentence(**more):
         outcome.write(path, outcome.Outcome("", [], [], [auc, right | more]))
         return card.genuine_sentence(description, path)
 
-    assert told(weights=description["fingerprint"]) == (
+    assert sentence(weights=description["fingerprint"]) == (
         "It labels 14 of 15 genuine images of the published set correctly: a share of 0.70 to 0.99 (95 %, Wilson)."
     )
-    assert told(weights="another") == told() == "It was tried on no genuine image."
+    assert sentence(weights="another") == sentence() == "It was tried on no genuine image."
     path.unlink()
     assert card.genuine_sentence(description, path) == "It was tried on no genuine image."

@@ -25,7 +25,7 @@ def value(study, **labels):
 def test_right_answers_are_counted_by_arm_and_class():
     flags = ("", "", "", "", "unlike training", "no photon counts")
     tables = {("good", 0, "a1"): table([0, 0, 1, 1, 2, 2]), ("bad", 3, "b2"): table([0, 1, 1, 2, 2, 2], flags)}
-    study = genuine.study(LABELS, tables, "make it")
+    study = genuine.score_arms(LABELS, tables, "make it")
     assert value(study, arm="good", quantity="auc_macro")["value"] == 1
     assert value(study, arm="bad", seed=3, quantity="right", **{"class": "all"})["value"] == pytest.approx(
         4 / 6, abs=1e-6
@@ -46,4 +46,4 @@ def test_right_answers_are_counted_by_arm_and_class():
 def test_an_image_that_cannot_be_used_is_named():
     broken = table([0] * 6, ("", "", "failed: constant", "", "", ""))
     with pytest.raises(D4LensError, match=r"2\.npy.*constant"):
-        genuine.study(LABELS, {("a", 0, "a1"): broken}, "")
+        genuine.score_arms(LABELS, {("a", 0, "a1"): broken}, "")

@@ -96,7 +96,7 @@ def test_the_registered_model_answers_as_the_command_line_does(project, tmp_path
     for row, image in enumerate(images):
         np.save(tmp_path / f"{row}.npy", image)
     assert main(["predict", str(tmp_path), "-o", str(tmp_path / "answer.csv")]) == 0
-    told = pd.read_csv(tmp_path / "answer.csv")
+    written = pd.read_csv(tmp_path / "answer.csv")
 
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{project / DATABASE}")
@@ -105,9 +105,9 @@ def test_the_registered_model_answers_as_the_command_line_does(project, tmp_path
         answer = model.predict(images)
     finally:
         mlflow.set_tracking_uri(before)
-    assert answer["label"].tolist() == told["label"].tolist()
+    assert answer["label"].tolist() == written["label"].tolist()
     columns = ["p_no", "p_sphere", "p_vort", "chi2"]
-    np.testing.assert_allclose(answer[columns], told[columns], rtol=1e-5)
+    np.testing.assert_allclose(answer[columns], written[columns], rtol=1e-5)
     assert model.metadata.signature.inputs.input_types() == [np.dtype("float64")]
     assert model.input_example.shape == (1, 150, 150)
     stored = {path.suffix for path in (project / "mlartifacts").rglob("*") if path.is_file()}

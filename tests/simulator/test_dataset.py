@@ -226,12 +226,12 @@ def test_the_train_part_may_take_presets_in_turn(tiny, archive, tmp_path):
         for name in file.namelist():
             if name.endswith(".npy") and name.removeprefix("dataset/") not in set(train["path"][third]):
                 assert file.read(name) == without.read(name)
-        told, plain = (json.loads(f.read("dataset/preset.json")) for f in (file, without))
-    assert told.pop("train_presets") == ["deeplense", "deeplense", "deeplense_turned"]
-    others = told.pop("train_priors")
+        mixed, plain = (json.loads(f.read("dataset/preset.json")) for f in (file, without))
+    assert mixed.pop("train_presets") == ["deeplense", "deeplense", "deeplense_turned"]
+    others = mixed.pop("train_priors")
     assert others["deeplense"] == {}
     assert list(others["deeplense_turned"]) == ["gamma_phi", "source_phi"]
-    assert told == plain
+    assert mixed == plain
     parts = [tmp_path / f"{i}.zip" for i in range(2)]
     for i, part in enumerate(parts):
         write_archive(part, data, i, 2)

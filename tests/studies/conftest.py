@@ -50,7 +50,7 @@ def shipped_pairs(shipped) -> tuple[samples.Samples, samples.Samples]:
 @pytest.fixture(scope="session")
 def lenses() -> samples.Samples:
     """Ninety small lenses of all classes."""
-    return samples.simulate(90, 13, SMALL)
+    return samples.simulate_samples(90, 13, SMALL)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ def test_the_highest_point_is_held_against_the_true_place(small_pairs):
 def test_the_shipped_network_points_better_than_chance_and_the_centre(shipped, shipped_pairs):
     clean, _ = shipped_pairs
     hits = attribution.play(shipped[0], clean, 2, "integrated_gradients").mean()
-    chance = {name: values.mean() for name, values in attribution.baselines(clean).items()}
+    chance = {name: values.mean() for name, values in attribution.baseline_hits(clean).items()}
     assert hits > chance["random_on_ring"] + 0.2
     assert hits > chance["centre"]
     assert chance["random"] < 0.1
@@ -45,13 +45,13 @@ def test_the_study_holds_each_model_against_each_baseline(small_pairs):
         *attribution.records("random", "baseline", [np.full(40, 0.02)], kinds, 100, 1),
         *attribution.records("d4lenspinn", "gradient", [np.ones(40)], kinds, 100, 1),
     ]
-    found = attribution.outcome(rows, small_pairs[0].observation)
+    found = attribution.summarise(rows, small_pairs[0].observation)
     assert "d4lenspinn, gradient: 1.00 [0.91, 1.00], above random of these." in found.answers
     assert [r["n"] for r in rows[:3]] == [40, 20, 20]
 
 
 def test_the_cells_tile_the_square_around_the_lens(small):
-    masks = attribution.cells(small)
+    masks = attribution.cell_masks(small)
     assert masks.shape == (25, 50, 50)
     assert (masks.sum(0) <= 1).all()
     assert masks.sum() == pytest.approx((2 * attribution.HALF_WIDTH / small.pixel_scale) ** 2, rel=0.05)
@@ -67,7 +67,7 @@ def test_ranks_are_those_of_scipy(small_pairs):
 def test_attribution_and_patching_agree_where_the_answer_is_known(small_pairs, small):
     """A network of positive pixels: the cell that moves most is the one with most attributed. Null: pixels it never reads."""
     clean, _ = small_pairs
-    masks = attribution.cells(small).float()
+    masks = attribution.cell_masks(small).float()
     weights = (masks * 2.0 ** torch.arange(25)[:, None, None]).sum(0)  # each cell counts twice the one before
     positive = clean.batch.residual.abs() + 1.0
     planted = attribution.Samples(small, replace(clean.batch, residual=positive), clean.smooth, clean.truth)

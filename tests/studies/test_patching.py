@@ -69,7 +69,7 @@ def test_untrained_networks_differences_scatter_about_zero_where_the_trained_one
 def test_pairs_whose_logits_hardly_differ_are_left_out_and_counted(effects):
     share = patching.recovered(effects, "denoising", "unet.lift", 1e6)
     assert np.isnan(share).all()
-    found = patching.outcome({"m": [effects]}, {}, parameters(min_difference=1e6))
+    found = patching.summarise({"m": [effects]}, {}, parameters(min_difference=1e6))
     (row,) = [r for r in found.records if r["quantity"] == "excluded_pairs"]
     assert (row["value"], row["n"]) == (12, 12)
     assert "there is no decision to locate" in found.answers[0]
@@ -83,10 +83,10 @@ def test_the_regions_do_not_overlap_where_they_must_not(shipped_pairs):
 
 def test_intervals_hold_the_mean_and_need_ten_values():
     values = np.random.default_rng(1).normal(0.4, 0.1, 50)
-    mean, low, high, n = patching.interval([values, values + 0.02], 500, 1)
+    mean, low, high, n = patching.mean_interval([values, values + 0.02], 500, 1)
     assert low < mean < high
     assert (n, round(mean, 6)) == (100, round(values.mean() + 0.01, 6))
-    assert np.isnan(patching.interval([values[:9]], 500, 1)[0])
+    assert np.isnan(patching.mean_interval([values[:9]], 500, 1)[0])
 
 
 def test_a_layer_that_carries_nothing_is_shown_to_and_one_that_carries_is_not():
@@ -100,12 +100,12 @@ def test_a_layer_that_carries_nothing_is_shown_to_and_one_that_carries_is_not():
 
 
 def test_few_pairs_and_a_network_that_cannot_tell_them_apart_make_no_claim(effects):
-    few = patching.outcome({"m": [effects]}, {}, parameters(least_pairs=13))
+    few = patching.summarise({"m": [effects]}, {}, parameters(least_pairs=13))
     assert {r["claim"] for r in few.records if "claim" in r} == {"no claim: 12 pairs, fewer than 13"}
     assert "no claim: 12 pairs" in few.answers[0]
     assert "restore" not in few.answers[0]
     chance = replace(effects, corrupt=np.roll(effects.clean, 1) + 5.0, clean=effects.clean)
-    unable = patching.outcome({"m": [chance]}, {}, parameters(least_pairs=1, min_difference=1e-9))
+    unable = patching.summarise({"m": [chance]}, {}, parameters(least_pairs=1, min_difference=1e-9))
     assert all(r["claim"].startswith("no claim: AUC 0.") for r in unable.records if "claim" in r)
 
 
@@ -123,7 +123,7 @@ def test_trainings_that_differ_widen_the_interval(effects):
     widths = []
     for several in ([effects], [effects, effects], [effects, other]):
         shares = [patching.recovered(e, "denoising", "logits", 1.0) for e in several]
-        low, high = patching.interval(shares, 1000, 1)[1:3]
+        low, high = patching.mean_interval(shares, 1000, 1)[1:3]
         widths.append(high - low)
     assert widths[0] == widths[1] == 0
     assert widths[2] > 0.1
@@ -148,7 +148,7 @@ def test_a_path_leads_to_the_one_head_input_that_is_listened_to(fresh, small_pai
 
 
 def test_the_study_names_its_controls_and_corrects_for_the_layers(effects):
-    found = patching.outcome({"d4lenspinn": [effects]}, {"d4lenspinn": [effects]}, parameters(bootstrap=2000))
+    found = patching.summarise({"d4lenspinn": [effects]}, {"d4lenspinn": [effects]}, parameters(bootstrap=2000))
     quantities = {r["quantity"] for r in found.records}
     assert {"self_patch", "all_layers", "same_class_donor", "shuffled_donor", "auc", "p_holm", "path"} <= quantities
     assert set(patching.WIRING.values()) <= quantities
@@ -162,7 +162,7 @@ def test_the_study_names_its_controls_and_corrects_for_the_layers(effects):
 
 
 def test_every_share_that_is_claimed_stands_beside_the_untrained_one(effects):
-    (answer,) = patching.outcome({"d4lenspinn": [effects]}, {"d4lenspinn": [effects]}, parameters()).answers
+    (answer,) = patching.summarise({"d4lenspinn": [effects]}, {"d4lenspinn": [effects]}, parameters()).answers
     shares = re.findall(r"\d\.\d\d \[[^]]*\](?! \(untrained)", answer)
     assert len(shares) == answer.count("(untrained")  # each untrained one itself, and no other
     assert "The wiring alone gives" in answer or "do not decide" in answer

@@ -243,5 +243,5 @@ def test_the_study_says_where_no_twin_is_trained(fresh, lenses, seen):
     probed = probing.probed(
         "d4cnn", "trained", [{name: found[name] for name in ("summary", "pixels")}], seen, parameters()
     )
-    answers = probing.outcome(probed.rows, 16, {"d4lenspinn": "plain_unet_of_equal_width"}).answers
+    answers = probing.summarise(probed.rows, 16, {"d4lenspinn": "plain_unet_of_equal_width"}).answers
     assert "cannot be told here" in answers[-1]

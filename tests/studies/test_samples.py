@@ -36,4 +36,4 @@ def test_the_distance_is_that_to_the_mass(small_pairs):
 
 def test_pixels_the_preset_cannot_be_binned_to_are_refused():
     with pytest.raises(D4LensError, match="whole multiple"):
-        samples.simulate(2, 1, Observation(64, 0.07, 0.08625, 40.0))
+        samples.simulate_samples(2, 1, Observation(64, 0.07, 0.08625, 40.0))

@@ -9,13 +9,13 @@ from d4lens.studies.layers import layers_of
 @pytest.mark.parametrize("name", ["d4lenspinn", "d4lenspinn_published", "d4cnn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_layer_that_promises_to_turns_with_the_image_to_rounding(name, dtype, fresh, small_pairs):
-    found = symmetry.errors(fresh(name).to(dtype), small_pairs[0].rows(slice(0, 2)), dtype)
+    found = symmetry.equivariance_errors(fresh(name).to(dtype), small_pairs[0].rows(slice(0, 2)), dtype)
     assert symmetry.broken(found, dtype) == []
     assert sum(layer.kind in symmetry.PROMISED for layer in found) > 5
 
 
 def test_the_shipped_network_s_layers_do_too(shipped, shipped_pairs):
-    found = symmetry.errors(shipped[0], shipped_pairs[0].rows(slice(0, 2)), torch.float32)
+    found = symmetry.equivariance_errors(shipped[0], shipped_pairs[0].rows(slice(0, 2)), torch.float32)
     assert symmetry.broken(found, torch.float32) == []
 
 
@@ -24,16 +24,19 @@ def test_one_broken_filter_is_found_where_it_stands(dtype, fresh, small_pairs):
     network = fresh("d4lenspinn").to(dtype)
     with torch.no_grad():
         network.unet.down[0].conv.weight[3, 2, 0, 1] += 1e-3
-    found = symmetry.errors(network, small_pairs[0].rows(slice(0, 2)), dtype)
+    found = symmetry.equivariance_errors(network, small_pairs[0].rows(slice(0, 2)), dtype)
     assert symmetry.broken(found, dtype)[0] == "unet.down.0"
 
 
 def test_the_heads_break_it_and_resnet_has_none(fresh, small_pairs):
     batch = small_pairs[0].rows(slice(0, 2))
-    errors = {x.name: off for x, off in symmetry.errors(fresh("d4lenspinn_published"), batch, torch.float32).items()}
+    errors = {
+        x.name: off
+        for x, off in symmetry.equivariance_errors(fresh("d4lenspinn_published"), batch, torch.float32).items()
+    }
     assert errors["head.source"] < 1e-4 < errors["head.alpha_x"]
     assert errors["head.stem"] > 0.05
-    errors = {x.name: off for x, off in symmetry.errors(fresh("resnet18"), batch, torch.float32).items()}
+    errors = {x.name: off for x, off in symmetry.equivariance_errors(fresh("resnet18"), batch, torch.float32).items()}
     assert errors["stem"] > 0.05
 
 
@@ -59,14 +62,14 @@ def test_an_invariant_network_scores_alike_on_every_turned_set(fresh, lenses):
 def test_the_study_tells_where_the_symmetry_breaks(fresh, small_pairs, lenses):
     network = fresh("d4lenspinn_published")
     batch = small_pairs[0].rows(slice(0, 2))
-    found = {torch.float64: symmetry.errors(network.double(), batch, torch.float64)}
-    found[torch.float32] = symmetry.errors(network.float(), batch, torch.float32)
+    found = {torch.float64: symmetry.equivariance_errors(network.double(), batch, torch.float64)}
+    found[torch.float32] = symmetry.equivariance_errors(network.float(), batch, torch.float32)
     rows = symmetry.layer_records("d4lenspinn_published", "trained", found, 2)
     assert len(rows) == 2 * len(layers_of(network))
     rows += symmetry.orbit_records(
         "d4lenspinn_published", [symmetry.orbit(network, [lenses.rows(slice(0, 12))])], lenses.labels[:12], 100, 1
     )
-    first, second = symmetry.outcome(rows).answers
+    first, second = symmetry.summarise(rows).answers
     assert "first breaks at head.alpha_x" in first
     assert "macro AUC" in second
 

@@ -86,7 +86,7 @@ def test_a_few_images_go_the_whole_way(faults, tmp_path):
     assert whole.tried == 12
     assert whole.right + whole.flagged + whole.wrong == 12
     assert whole.right >= 10
-    write(tmp_path / "reliability.json", faults.outcome(found, "x"))
+    write(tmp_path / "reliability.json", faults.summarise(found, "x"))
     records = read(tmp_path / "reliability.json").records
     share = next(row for row in records if (row["kind"], row["variant"], row["quantity"]) == ("-", "", "right"))
     assert share["value"] == pytest.approx(whole.right / 12, abs=1e-6)
@@ -102,7 +102,7 @@ def test_the_table_names_what_misses_the_target_and_stands_between_its_markers(f
     lines = faults.table(found).splitlines()
     assert lines[2].endswith("| 200 | 198 | 0 | 2 (1.0%) |  |")
     assert lines[3].endswith("| 50 | 30 | 15 | 5 (10.0%) | bad (5 of 50) |")
-    assert faults.outcome(found, "x").answers == ["At most 3% of each kind are wrong and unflagged, but for C."]
+    assert faults.summarise(found, "x").answers == ["At most 3% of each kind are wrong and unflagged, but for C."]
     page = f"before\n{faults._BEGIN}\nold\n{faults._END}\nafter\n"
     assert faults.update(page, "new") == f"before\n{faults._BEGIN}\nnew\n{faults._END}\nafter\n"
     with pytest.raises(D4LensError, match="needs the markers"):

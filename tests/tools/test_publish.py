@@ -28,9 +28,9 @@ def project(tmp_path, monkeypatch, load_tool):
         )
     observation = Observation(75, 0.1, 0.08625, 40.0)
     model = models.build("d4lenspinn", observation)
-    told = models.describe("d4lenspinn", observation, {}, model)
-    told |= {"n_train": 27_000, "seed": 0, "epoch": 1, "fingerprint": PRINT, "versions": {}}
-    weights.write(Path("runs/large/d4lenspinn-0/model.safetensors"), models.state(model), told)
+    description = models.describe("d4lenspinn", observation, {}, model)
+    description |= {"n_train": 27_000, "seed": 0, "epoch": 1, "fingerprint": PRINT, "versions": {}}
+    weights.write(Path("runs/large/d4lenspinn-0/model.safetensors"), models.state(model), description)
     Path("data/large/macrofit").mkdir(parents=True)
     Path("data/large/macrofit/train_fit.csv").write_text("chi2\n" + "\n".join(["1.0"] * 999 + ["1.3"]))
     shipped = tmp_path / "package.safetensors"

@@ -17,7 +17,7 @@ TRAINING = (ROOT / "TRAINING.md").read_text(encoding="utf-8")
 
 
 def test_every_parameter_of_training_is_explained_with_its_value():
-    told = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+) \|", TRAINING, re.M))
+    listed = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+) \|", TRAINING, re.M))
     values = yaml.safe_load((ROOT / "params.yaml").read_text())["train"]
     flat = {
         **{k: v for k, v in values.items() if k != "losses"},
@@ -26,16 +26,16 @@ def test_every_parameter_of_training_is_explained_with_its_value():
     known = (TrainParams.model_fields.keys() - {"losses"}) | {f"losses.{name}" for name in LossWeights.model_fields}
     assert flat.keys() | {"epochs"} == known
     for key in known - {"epochs"}:
-        assert key in told, key
-        assert yaml.safe_load(told[key]) == yaml.safe_load(str(flat[key]).lower().replace("none", "null")), key
-    assert "epochs" in told
+        assert key in listed, key
+        assert yaml.safe_load(listed[key]) == yaml.safe_load(str(flat[key]).lower().replace("none", "null")), key
+    assert "epochs" in listed
 
 
 @pytest.mark.parametrize("name", models.NAMES)
 def test_every_option_of_every_network_is_explained(name):
     options = set(inspect.signature(models._MAKERS[name][0]).parameters) - {"observation"}
-    told = set(re.findall(r"^\| `(\w+)` \|", TRAINING, re.M))
-    assert options <= told
+    listed = set(re.findall(r"^\| `(\w+)` \|", TRAINING, re.M))
+    assert options <= listed
 
 
 def test_the_table_of_a_million_images_is_that_of_the_committed_figures():

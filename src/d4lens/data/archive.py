@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
-from d4lens.progress import progress
+from d4lens.progress import with_progress
 
 TOP = "dataset"
 SPLITS = ("train", "val")
@@ -240,7 +240,7 @@ class Archive(SafeZip):
 
     def verify(self) -> None:
         """Unpack every image and table in memory, one at a time; D4LensError names the first that is damaged."""
-        for entry in progress(self.entries, desc=f"checking {self.path.name}"):
+        for entry in with_progress(self.entries, desc=f"checking {self.path.name}"):
             self.read(entry.member)
         for member in self.beside.values():
             self.read(member, MAX_TABLE_BYTES)
@@ -409,7 +409,7 @@ def publish(source: str | Path, destination: str | Path, limits: Limits = DEFAUL
 
 def _pack(entries: list[Entry], beside: dict[str, str], read: Callable[[str, int], bytes], path: Path) -> None:
     with Writer(path) as writer:
-        for entry in progress(entries, desc="packing"):
+        for entry in with_progress(entries, desc="packing"):
             writer.add(f"{TOP}/{entry.path}", read(entry.member, MAX_IMAGE_BYTES))
         for name, member in sorted(beside.items()):
             writer.add(f"{TOP}/{name}", read(member, MAX_TABLE_BYTES))

@@ -31,7 +31,7 @@ from d4lens.data.images.counts import MAX_COUNT, no_counts, normalised
 from d4lens.errors import D4LensError
 from d4lens.files import held, sha256, sweep, write_json
 from d4lens.observation import Observation
-from d4lens.progress import progress
+from d4lens.progress import with_progress
 
 SKY_TOLERANCE = 0.25
 _NAMED = 5
@@ -259,7 +259,7 @@ def _write_images(
         RowWriter(folder / "all.npy", sum(counts["train"].values()), side, dtype) as train,
         RowWriter(folder / "test.npy", sum(counts["val"].values()), side, dtype) as test,
     ):
-        for entry in progress(source.entries, desc="preprocess"):
+        for entry in with_progress(source.entries, desc="preprocess"):
             image, digest = _read_image(source, entry)
             if image.shape != first.shape:
                 raise D4LensError(
@@ -298,9 +298,9 @@ def _observe(
 
     What has levels coarser than photons is no counts here: their scale is known to a few per cent only.
     """
-    told = Instrument(pixel_scale=native.pixel_scale, sky=native.sky or None)
+    instrument = Instrument(pixel_scale=native.pixel_scale, sky=native.sky or None)
     try:
-        ready = prepare(Raw(image), native.binned(factor), told, whole=True)
+        ready = prepare(Raw(image), native.binned(factor), instrument, whole=True)
         if ready.units != COUNTS or ready.rough:
             return normalised(ready.pixels), NORMALISED, ready.counts or no_counts()
     except D4LensError as error:

@@ -2,9 +2,9 @@
 
 from d4lens.detection.candidates import Candidate, Found, search
 from d4lens.detection.detectable import sensitivity_map
-from d4lens.detection.false_alarms import FalseAlarms, law, simulate
+from d4lens.detection.false_alarms import FalseAlarms, law, simulate_false_alarms
+from d4lens.detection.filters import PROFILES, MatchedFilter, Profile, matched_filter, power, whitened
 from d4lens.detection.masses import LensWithMasses
-from d4lens.detection.profiled import PROFILES, Profile, Profiled, power, profiled, whitened
 from d4lens.detection.scenes import Scene, row_of, scene_of
 
 __all__ = [
@@ -13,16 +13,16 @@ __all__ = [
     "FalseAlarms",
     "Found",
     "LensWithMasses",
+    "MatchedFilter",
     "Profile",
-    "Profiled",
     "Scene",
     "law",
+    "matched_filter",
     "power",
-    "profiled",
     "row_of",
     "scene_of",
     "search",
     "sensitivity_map",
-    "simulate",
+    "simulate_false_alarms",
     "whitened",
 ]

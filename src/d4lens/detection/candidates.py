@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d4lens.detection.false_alarms import TRIALS, simulate
-from d4lens.detection.profiled import Profile, power
+from d4lens.detection.false_alarms import TRIALS, simulate_false_alarms
+from d4lens.detection.filters import Profile, power
 from d4lens.detection.scenes import Scene
 
 _MOST = 10
@@ -91,7 +91,7 @@ def search(counts: Tensor, scene: Scene, *, p_false: float = 0.01, trials: int =
     Found
     """
     x, y = (axis.cpu() for axis in scene.lens.pixel_centres())
-    law = simulate(scene.image, counts[0], trials)
+    law = simulate_false_alarms(scene.image, counts[0], trials)
     taken: list[tuple[float, float, float]] = []
     while True:
         at = int(scene.significance.argmax())

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from d4lens.detection.profiled import power
+from d4lens.detection.filters import power
 from d4lens.detection.scenes import Scene
 from d4lens.errors import PhysicsError
 

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 from torch import Tensor
 
-from d4lens.detection.profiled import Profiled
+from d4lens.detection.filters import MatchedFilter
 
 TRIALS = 256
 _LOWEST = sqrt(2.0)  # below it the first term would fall with the level
@@ -54,7 +54,7 @@ def law(highest: ArrayLike) -> FalseAlarms:
     return FalseAlarms(exp(found[0]), exp(found[1]))
 
 
-def simulate(image: Profiled, counts: Tensor, trials: int = TRIALS) -> FalseAlarms:
+def simulate_false_alarms(image: MatchedFilter, counts: Tensor, trials: int = TRIALS) -> FalseAlarms:
     """Find an image's law by `trials` of white noise through its map.
 
     The noise is seeded by the image's own counts: the same image gives the same probabilities, other images independent ones.

@@ -6,7 +6,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from d4lens.detection.profiled import Profile, power
+from d4lens.detection.filters import Profile, power
 from d4lens.macrofit.smooth_lens import Prior, SmoothLensModel
 
 _SOFTENING = 0.1  # of a native pixel: a mass on a pixel's very centre deflects nothing there, and infinitely beside it

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from d4lens.detection.filters import MatchedFilter, Profile, matched_filter, power, whitened
 from d4lens.detection.masses import LensWithMasses, column, with_another
-from d4lens.detection.profiled import Profile, Profiled, power, profiled, whitened
 from d4lens.macrofit.centre import deviance
 from d4lens.macrofit.fitting import FitResult, fit
 from d4lens.macrofit.likelihood import covariance, objective
@@ -39,7 +39,7 @@ class Scene(Protocol):
         Of the main lens, arcsec.
     chi2 : float
         Per pixel, with the masses.
-    image : Profiled
+    image : MatchedFilter
         The matched filter about the lens without masses.
     significance, strength : Tensor
         (N, N) of one mass more at each pixel's centre: standard deviations, and its likeliest strength.
@@ -49,7 +49,7 @@ class Scene(Protocol):
     profile: Profile
     theta_E: float
     chi2: float
-    image: Profiled
+    image: MatchedFilter
     significance: Tensor
     strength: Tensor
 
@@ -113,13 +113,13 @@ class _Smooth:
         lens: SmoothLensModel,
         profile: Profile,
         places: tuple[Place, ...] = (),
-        image: Profiled | None = None,
+        image: MatchedFilter | None = None,
     ) -> None:
         self.lens, self.profile, self.places = lens, profile, places
         self._counts, self._result, self._parameters = counts, result, result.parameters[0]
         self.theta_E = float(result.columns[0, 0])
         self.model = self._with(places)
-        now = profiled(counts[0], self._parameters, self.model, profile)
+        now = matched_filter(counts[0], self._parameters, self.model, profile)
         residual = whitened(counts[0], self._parameters, self.model)
         self.image = image or now
         self.significance, self.strength = now.significance(residual[None])[0], now.strength(residual)
@@ -173,7 +173,7 @@ class _Marginal:
         profile: Profile,
         places: tuple[Place, ...] = (),
         spreads: Tensor | None = None,
-        image: Profiled | None = None,
+        image: MatchedFilter | None = None,
     ) -> None:
         self.lens, self.profile, self.places = one.model, profile, places
         self._one, self._counts, self._z, self._spreads = one, counts, z, spreads
@@ -184,7 +184,7 @@ class _Marginal:
         said = (about.columns * root).flatten(1).norm(dim=1) > _NOTHING * about.precision.sqrt()
         shift = about.columns[[self.lens.free.index(name) for name in ("source_x", "source_y")]]
         step = self.lens.observation.pixel_scale * self.lens.binning
-        now = Profiled(root, shift, about.columns[said], step, profile, about.precision[said])
+        now = MatchedFilter(root, shift, about.columns[said], step, profile, about.precision[said])
         residual = (counts - about.expected).where(about.weights > 0, 0.0) * root
         explained = now.explained(residual, (about.precision * about.away)[said])
         information = now.information + now.width**-2

@@ -39,11 +39,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
-from d4lens.data.images import Instrument, instrument
+from d4lens.data.images import Instrument, read_instrument
 from d4lens.errors import D4LensError
 from d4lens.inference import arguments
-from d4lens.inference.detect import Wanted, detect_sources
 from d4lens.inference.explain import Explanation, explain_source
+from d4lens.inference.mass_search import Wanted, detect_sources
 from d4lens.inference.pipeline import ARCS_CHI2, FIT_TABLE_COLUMNS, Classifier, classify, fit_sources, load_classifier
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.macrofit.world import AUTO
@@ -210,7 +210,7 @@ class Detections(_Answers):
     Attributes
     ----------
     table : pandas.DataFrame
-        One row a candidate, columns `d4lens.inference.detect.DETECT_COLUMNS`; rank 0 where an image has none.
+        One row a candidate, columns `d4lens.inference.mass_search.DETECT_COLUMNS`; rank 0 where an image has none.
     """
 
     @property
@@ -328,8 +328,10 @@ class Model:
         """
         how = {"tta": tta, "force_label": force_label, "progress": progress}
         switches = {name: arguments.switch(name, value) for name, value in how.items()}
-        told, names = _told(known), arguments.names_of(free)
-        answer = classify(arguments.sources(images), self.classifier, told=told, free=names, model=model, **switches)
+        instrument, names = _instrument(known), arguments.names_of(free)
+        answer = classify(
+            arguments.image_sources(images), self.classifier, instrument=instrument, free=names, model=model, **switches
+        )
         return Predictions(answer.table)
 
     def explain(
@@ -362,12 +364,12 @@ class Model:
         D4LensError
             For several images, one that cannot be used, and a network that draws no convergence.
         """
-        found = arguments.sources(image)
+        found = arguments.image_sources(image)
         if len(found) != 1:
             raise D4LensError(f"{len(found)} images were given to be explained; give one")
-        names, looked, told = arguments.names_of(free), arguments.switch("masses", masses), _told(known)
-        (source,) = told.joined(found)
-        return explain_source(source, self.classifier, told=told, free=names, model=model, masses=looked)
+        names, looked, instrument = arguments.names_of(free), arguments.switch("masses", masses), _instrument(known)
+        (source,) = instrument.joined(found)
+        return explain_source(source, self.classifier, instrument=instrument, free=names, model=model, masses=looked)
 
 
 def load_model(path: str | Path | None = None) -> Model:
@@ -451,8 +453,8 @@ def fit(
     """
     names = arguments.names_of(free)
     shown = arguments.switch("progress", progress)
-    found = arguments.sources(images)
-    return Fits(fit_sources(found, told=_told(known), free=names, model=model, progress=shown).table)
+    found = arguments.image_sources(images)
+    return Fits(fit_sources(found, instrument=_instrument(known), free=names, model=model, progress=shown).table)
 
 
 def detect(
@@ -500,12 +502,14 @@ def detect(
     """
     place = arguments.path_or_none("sensitivity", sensitivity)
     numbers = {"p_false": p_false, "z_lens": z_lens, "z_source": z_source, "sigma": sigma}
-    numbers = {name: None if value is None else arguments.number(name, value) for name, value in numbers.items()}
+    numbers = {name: None if value is None else arguments.to_number(name, value) for name, value in numbers.items()}
     forced, shown = arguments.switch("force", force), arguments.switch("progress", progress)
     wanted = Wanted(profile, **numbers, sensitivity=Path(place) if place else None, force=forced)  # type: ignore[arg-type]
-    found, names = arguments.sources(images), arguments.names_of(free)
+    found, names = arguments.image_sources(images), arguments.names_of(free)
     return Detections(
-        detect_sources(found, told=_told(known), free=names, model=model, wanted=wanted, progress=shown).table
+        detect_sources(
+            found, instrument=_instrument(known), free=names, model=model, wanted=wanted, progress=shown
+        ).table
     )
 
 
@@ -550,8 +554,8 @@ def simulate(
     return Simulated(images, truth.images["class"].tolist(), truth, lenses.observation)
 
 
-def _told(known: Mapping[str, Any]) -> Instrument:
-    return instrument(**arguments.told(known, Known.__annotations__))
+def _instrument(known: Mapping[str, Any]) -> Instrument:
+    return read_instrument(**arguments.instrument_values(known, Known.__annotations__))
 
 
 def _title(what: str, shown: int, all_of_them: int) -> str:

@@ -45,7 +45,7 @@ _UNITS = {
 _IMAGE_UNITS = ("electron", "photon", "ct", "adu", "electron/s", "photon/s", "ct/s", "adu/s")
 
 
-def sources(images: Any) -> list[ImageSource]:
+def image_sources(images: Any) -> list[ImageSource]:
     """Find the images in what a caller gives, ready to be read.
 
     Parameters
@@ -69,8 +69,8 @@ def sources(images: Any) -> list[ImageSource]:
     return found
 
 
-def told(known: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Convert what is known of the instrument to what `d4lens.data.images.instrument` takes.
+def instrument_values(known: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Convert what is known of the instrument to what `d4lens.data.images.read_instrument` takes.
 
     Parameters
     ----------
@@ -91,12 +91,12 @@ def told(known: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """
     names = list(names)
     if unknown := [name for name in known if name not in names]:
-        raise D4LensError(f"nothing is called {', '.join(unknown)}; what can be told is {', '.join(names)}")
+        raise D4LensError(f"nothing is called {', '.join(unknown)}; what can be given is {', '.join(names)}")
     values = dict(known)
     for name in _UNITS.keys() & values.keys():
         value = values[name]
         if name != "psf" or _is(value, "astropy.units", "Quantity") or isinstance(value, (bool, complex)):
-            values[name] = None if value is None else number(name, value)
+            values[name] = None if value is None else to_number(name, value)
     band = values.get("band")
     if band is not None:
         if isinstance(band, bool) or not isinstance(band, (str, int, np.integer)):
@@ -481,7 +481,7 @@ def _value_and_unit(values: Any, unit: Any) -> tuple[Array, str]:
     return values, unit.to_string().replace(" / ", "/")
 
 
-def number(name: str, value: Any) -> float:
+def to_number(name: str, value: Any) -> float:
     """Read a number.
 
     Parameters

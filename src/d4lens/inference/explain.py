@@ -12,6 +12,7 @@ from d4lens.classes import CLASSES
 from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised, abstains, joined
+from d4lens.inference.archived_truth import true_substructure
 from d4lens.inference.pipeline import (
     Classifier,
     Fitted,
@@ -24,7 +25,6 @@ from d4lens.inference.pipeline import (
     undecided,
     way_of,
 )
-from d4lens.inference.truth import true_substructure
 from d4lens.macrofit.centre import places
 from d4lens.macrofit.world import AUTO
 from d4lens.models.averaging import predict_logits
@@ -133,7 +133,7 @@ def explain_source(
     source: ImageSource,
     classifier: Classifier,
     *,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
     masses: bool = False,
@@ -143,10 +143,10 @@ def explain_source(
     Parameters
     ----------
     source : ImageSource
-        The image, `told.joined` with its mask and noise map.
+        The image, `instrument.joined` with its mask and noise map.
     classifier : Classifier
         The network.
-    told : Instrument
+    instrument : Instrument
         What is known of the instrument.
     free : sequence of str
         Parameters of the smooth lens to fit beyond the preset's.
@@ -166,9 +166,9 @@ def explain_source(
         Naming the image, if it cannot be used; for a network that draws no convergence.
     """
     network, grid = classifier.network, classifier.grid
-    way = way_of(model, told, free, classifier)
+    way = way_of(model, instrument, free, classifier)
     try:
-        image = prepare_source(source, grid, told)
+        image = prepare_source(source, grid, instrument)
     except D4LensError as error:
         raise D4LensError(str(error) if source.name in str(error) else f"{source.name}: {error}") from None
     (fitted,) = fit_images([source.name], [image], grid, way)
@@ -197,7 +197,7 @@ def explain_source(
     candidates, detectable = None, None
     if masses and not abstains(raised):
         from d4lens.detection import search, sensitivity_map  # scipy.stats, a third of a second
-        from d4lens.inference.detect import scene
+        from d4lens.inference.mass_search import scene
 
         looked_at = scene(fitted, 0)
         candidates = search(counts, looked_at).candidates

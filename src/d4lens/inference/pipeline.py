@@ -202,7 +202,7 @@ def predict_table(
     *,
     tta: bool = True,
     force_label: bool = False,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
 ) -> Answer:
@@ -218,7 +218,7 @@ def predict_table(
         Average over the eight symmetries of the square.
     force_label : bool
         Give a label also where a flag withholds it.
-    told : Instrument
+    instrument : Instrument
         What is known of the instrument.
     free : sequence of str
         Parameters of the smooth lens to fit beyond the preset's.
@@ -238,7 +238,13 @@ def predict_table(
         For paths without images and for weights that cannot be used.
     """
     classifier = load_classifier(weights)
-    how: dict[str, Any] = {"tta": tta, "force_label": force_label, "told": told, "free": free, "model": model}
+    how: dict[str, Any] = {
+        "tta": tta,
+        "force_label": force_label,
+        "instrument": instrument,
+        "free": free,
+        "model": model,
+    }
     return classify(list(images.find(paths)), classifier, **how)
 
 
@@ -248,7 +254,7 @@ def classify(
     *,
     tta: bool = True,
     force_label: bool = False,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
     progress: bool = True,
@@ -261,7 +267,7 @@ def classify(
         The images.
     classifier : Classifier
         The network.
-    tta, force_label, told, free, model
+    tta, force_label, instrument, free, model
         As `predict_table` takes them.
     progress : bool
         Whether to show how far it has come.
@@ -273,8 +279,8 @@ def classify(
     """
     rows: dict[str, list[object]] = {}
     failures = []
-    way = way_of(model, told, free, classifier)
-    for fitted, broken in fitted_batches(sources, classifier.grid, told, way, progress):
+    way = way_of(model, instrument, free, classifier)
+    for fitted, broken in fitted_batches(sources, classifier.grid, instrument, way, progress):
         failures += broken
         for name, reason in broken:
             rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, str(Raised(Flag.FAILED, reason)), ""]
@@ -294,7 +300,7 @@ def classify(
 def fit_table(
     paths: Sequence[str | Path],
     *,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
 ) -> Answer:
@@ -302,7 +308,7 @@ def fit_table(
 
     Parameters
     ----------
-    paths, told, free, model
+    paths, instrument, free, model
         As `predict_table` takes them.
 
     Returns
@@ -317,13 +323,13 @@ def fit_table(
     D4LensError
         For paths without images.
     """
-    return fit_sources(list(images.find(paths)), told=told, free=free, model=model)
+    return fit_sources(list(images.find(paths)), instrument=instrument, free=free, model=model)
 
 
 def fit_sources(
     sources: Sequence[ImageSource],
     *,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
     progress: bool = True,
@@ -334,7 +340,7 @@ def fit_sources(
     ----------
     sources : sequence of ImageSource
         The images.
-    told, free, model
+    instrument, free, model
         As `fit_table` takes them.
     progress : bool
         Whether to show how far it has come.
@@ -346,8 +352,8 @@ def fit_sources(
     """
     rows: dict[str, dict[str, object]] = {}
     failures = []
-    way, grid = way_of(model, told, free), preset_model(PRESET).observation
-    for fitted, broken in fitted_batches(sources, grid, told, way, progress, own_pixels=True):
+    way, grid = way_of(model, instrument, free), preset_model(PRESET).observation
+    for fitted, broken in fitted_batches(sources, grid, instrument, way, progress, own_pixels=True):
         failures += broken
         for name, reason in broken:
             rows[name] = {"path": name, "converged": False, "flag": str(Raised(Flag.FAILED, reason)), "processing": ""}
@@ -405,14 +411,14 @@ class Way:
     published_alone: bool = False
 
 
-def way_of(model: str, told: Instrument, free: Sequence[str], classifier: Classifier | None = None) -> Way:
+def way_of(model: str, instrument: Instrument, free: Sequence[str], classifier: Classifier | None = None) -> Way:
     """Return the way that a caller asks for.
 
     Parameters
     ----------
     model : str
         One of MODELS; AUTO is MARGINAL for a network that was trained on such maps.
-    told, free
+    instrument, free
         As `predict_table` takes them.
     classifier : Classifier, optional
         Whose maps are to be made.
@@ -429,17 +435,17 @@ def way_of(model: str, told: Instrument, free: Sequence[str], classifier: Classi
     """
     if model not in MODELS:
         raise D4LensError(f"there is no model {model!r} of the smooth lens; there are {_listed(MODELS)}")
-    for name, value in (("a noise map", told.noise), ("an Einstein radius", told.einstein_radius)):
+    for name, value in (("a noise map", instrument.noise), ("an Einstein radius", instrument.einstein_radius)):
         if model == SPECIALIST and value is not None:
             raise D4LensError(
                 f"the specialist takes photon counts of a dark lens; {name} is for --model marginal or auto"
             )
-    if told.einstein_radius is not None or (classifier and classifier.model == MARGINAL and model == AUTO):
+    if instrument.einstein_radius is not None or (classifier and classifier.model == MARGINAL and model == AUTO):
         model = MARGINAL
     if classifier is None:
-        return Way(model, tuple(free), told.einstein_radius)
+        return Way(model, tuple(free), instrument.einstein_radius)
     # The network reads no maps but the specialist's, which are as good on pixels that the image is resampled to.
-    return Way(model, tuple(free), told.einstein_radius, classifier.largest_chi2, any_pixels=True)
+    return Way(model, tuple(free), instrument.einstein_radius, classifier.largest_chi2, any_pixels=True)
 
 
 def fit_images(
@@ -508,7 +514,7 @@ def _marginal(names: Sequence[str], prepared: Sequence[Prepared], way: Way) -> l
     for i, image in enumerate(prepared):
         if image.units != COUNTS:
             counts[i] = pseudo_counts(counts[i][None])[0]
-        lens = smooth_lens(image, image.grid)
+        lens = choose_lens(image, image.grid)
         sky = lens.constants["sky"]
         if not (image.standard or image.sky_known):
             sky = dark_sky(counts[i].numpy())[0] / lens.binning**2
@@ -547,7 +553,7 @@ def _specialist(
     prepared = _scaled_by_source(prepared, grid)
     groups: dict[int, tuple[SmoothLensModel, list[int]]] = {}
     for i, image in enumerate(prepared):
-        lens = smooth_lens(image, grid, free)
+        lens = choose_lens(image, grid, free)
         groups.setdefault(id(lens), (lens, []))[1].append(i)
     fitted: list[Fitted] = []
     for lens, members in groups.values():
@@ -736,7 +742,7 @@ def _scaled_by_source(prepared: Sequence[Prepared], grid: Observation) -> list[P
     for i, image in enumerate(prepared):
         if image.rough and image.standard:
             out[i] = replace(image, standard=False)
-            lens = smooth_lens(out[i], grid)
+            lens = choose_lens(out[i], grid)
             groups.setdefault(id(lens), (lens, []))[1].append(i)
     for lens, members in groups.values():
         result = fit(torch.from_numpy(np.stack([out[i].pixels for i in members])), lens)
@@ -828,7 +834,7 @@ def default_weights() -> Path:
 
 
 def prepare_source(
-    source: ImageSource, grid: Observation, told: Instrument, own_pixels_for: str = SPECIALIST
+    source: ImageSource, grid: Observation, instrument: Instrument, own_pixels_for: str = SPECIALIST
 ) -> Prepared:
     """Read one image as photon counts on the pixels of a grid.
 
@@ -838,7 +844,7 @@ def prepare_source(
         The image.
     grid : Observation
         The network's pixels.
-    told : Instrument
+    instrument : Instrument
         What is known of the instrument.
     own_pixels_for : str
         One of MODELS: MARGINAL keeps the image's own pixels, AUTO does where none sum to the grid's.
@@ -853,8 +859,8 @@ def prepare_source(
     D4LensError
         For an image that cannot be read, or whose pixels do not fit the grid's field.
     """
-    raw = source.read(told.band)
-    scale = told.pixel_scale or raw.header.pixel_scale
+    raw = source.read(instrument.band)
+    scale = instrument.pixel_scale or raw.header.pixel_scale
     field = grid.n_pixels * grid.pixel_scale
     if scale is not None and scale * images.MIN_SIDE > field:
         raise D4LensError(
@@ -870,7 +876,7 @@ def prepare_source(
         factor = grid.pixel_scale / scale
         if own_pixels_for == MARGINAL or round(factor) < 1 or abs(factor / round(factor) - 1) > images.SAME_SCALE:
             grid = _own_grid(raw.pixels.shape, scale, grid)
-    return images.prepare(raw, grid, told)
+    return images.prepare(raw, grid, instrument)
 
 
 def _own_grid(shape: tuple[int, ...], scale: float, grid: Observation) -> Observation:
@@ -901,11 +907,11 @@ def lens_of(observation: Observation) -> SmoothLensModel:
     return preset_model(PRESET, native, binning)
 
 
-def smooth_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) -> SmoothLensModel:
+def choose_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) -> SmoothLensModel:
     """Choose the smooth lens to fit to an image.
 
     It is the preset's for an image like the published ones. For any other the source's brightness is fitted too, and the
-    sky where the user has not told it.
+    sky where the user has not given it.
 
     Parameters
     ----------
@@ -1045,7 +1051,7 @@ _Broken = list[tuple[str, str]]
 def fitted_batches(
     sources: Sequence[ImageSource],
     grid: Observation,
-    told: Instrument,
+    instrument: Instrument,
     way: Way,
     progress: bool,
     *,
@@ -1059,7 +1065,7 @@ def fitted_batches(
         The images.
     grid : Observation
         The network's pixels.
-    told : Instrument
+    instrument : Instrument
         What is known of the instrument.
     way : Way
         Which smooth lens is fitted.
@@ -1075,14 +1081,14 @@ def fitted_batches(
     broken : list of (str, str)
         Name and reason of those that could not be read.
     """
-    sources = told.joined(sources)
+    sources = instrument.joined(sources)
     pixels_for = way.model if own_pixels else SPECIALIST
 
     def read(part: Sequence[ImageSource]) -> tuple[list[str], list[Prepared], _Broken]:
         names, ready, broken = [], [], []
         for source in part:
             try:
-                ready.append(prepare_source(source, grid, told, pixels_for))
+                ready.append(prepare_source(source, grid, instrument, pixels_for))
                 names.append(source.name)
             except D4LensError as error:
                 broken.append((source.name, readable(str(error))))

@@ -33,7 +33,7 @@ _LENS_ERROR, _GALAXY_ERROR = 0.3, 0.02  # shares of the arcs' and the galaxy's b
 _BRIGHTER = (1.0, 4.0, 16.0)  # trial standard deviations of the source, times the arcs' brightness in the image
 _OFF = 0.25  # arcsec that a galaxy's middle may be off the image's
 _CORE_RADIUS, _AROUND, _SIDES, _STANDS_OUT = 0.12, (0.3, 0.5), 6, 6.0  # arcsec, arcsec, number, standard deviations
-_UNKNOWN = (0.5, 2.0, 15)  # arcsec, lowest and highest trial radius where none is told, number
+_UNKNOWN = (0.5, 2.0, 15)  # arcsec, lowest and highest trial radius where none is given, number
 _REACH = 3.0  # arcsec from the galaxy beyond which pixels say nothing of its arcs
 
 
@@ -154,7 +154,7 @@ def core(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> Tensor:
     return torch.from_numpy(found.x)
 
 
-def search(
+def first_guesses(
     counts: Tensor,
     weights: Tensor,
     model: SmoothLensModel,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from d4lens.errors import PhysicsError
 from d4lens.macrofit.fitting import FitResult, fit
-from d4lens.macrofit.lens_light import NAMES, LensLight, search
+from d4lens.macrofit.lens_light import NAMES, LensLight, first_guesses
 from d4lens.macrofit.lens_light import core as lens_light_core
 from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bands, bounds
@@ -131,7 +131,7 @@ def fit_marginal(
     mask: (B, N, N) bool, True where there is no data. Counts that are not finite are no data either.
     einstein_radius: (B,) estimates in arcsec, right within a quarter, of lenses whose galaxy shines itself: its light is
         fitted too. NaN where nothing is known of it. Its parameters (`lens_light.LensLight.names`) follow the model's in the result, and the fit sets out
-        from `lens_light.search`. None: no such light.
+        from `lens_light.first_guesses`. None: no such light.
     modes: the source's corrections; None: `SourceModes()`.
     iterations: of Levenberg and Marquardt after the smooth fit.
     initial: (B, F) where they start, unless the galaxy shines; None: the smooth fit of the same parameters.
@@ -414,7 +414,7 @@ def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> 
 def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, einstein_radius: float) -> MarginalFit:
     """Return the best of the starts that `search` finds, fitted smoothly first, then with the source's corrections."""
     weights, shape, light, model = _lit(image, model)
-    begun = search(image.counts, weights, model, light, shape, einstein_radius)
+    begun = first_guesses(image.counts, weights, model, light, shape, einstein_radius)
     smooth, optics = (_Optics(model, each, light) for each in (SourceModes(0), modes))
     fits = [_fit_one(image, _fit_one(image, z, smooth, 2).parameters, optics, _LIGHT_ITERATIONS) for z in begun]
     best = max(fits, key=lambda one: float(one.log_evidence))

@@ -16,7 +16,7 @@ from d4lens.results.predictions import PROBABILITIES
 from d4lens.studies.outcome import Outcome, record
 
 
-def study(labels: NDArray[np.int64], tables: Mapping[tuple[str, int, str], pd.DataFrame], command: str) -> Outcome:
+def score_arms(labels: NDArray[np.int64], tables: Mapping[tuple[str, int, str], pd.DataFrame], command: str) -> Outcome:
     """Score every trained arm on the same genuine images. The scores are reported, and decide nothing.
 
     Parameters

@@ -13,7 +13,7 @@ from d4lens.errors import D4LensError
 if TYPE_CHECKING:
     from d4lens.studies.study import Study
 
-SHARED = ("detection", "error_bars", "layers", "networks", "outcome", "physical_limit", "recovery", "samples", "study")
+SHARED = ("detectors", "error_bars", "layers", "networks", "outcome", "physical_limit", "recovery", "samples", "study")
 """Modules of this package that are no study."""
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED))
 """The studies: the names of their files, of their groups in params.yaml and of their outputs."""

@@ -20,11 +20,11 @@ from d4lens.models.batch import LensBatch
 from d4lens.models.integrated_gradients import attribute, maps_read
 from d4lens.observation import Observation
 from d4lens.params import Count, ParameterGroup, Seed
-from d4lens.progress import progress
+from d4lens.progress import with_progress
 from d4lens.results import metrics
-from d4lens.studies.error_bars import intervals
+from d4lens.studies.error_bars import interval_drawing
 from d4lens.studies.outcome import Outcome, record
-from d4lens.studies.samples import Samples, distance, simulate
+from d4lens.studies.samples import Samples, distance, simulate_samples
 from d4lens.studies.study import Drawing, Inputs, Study
 
 Array = NDArray[np.float64]
@@ -57,7 +57,7 @@ def pointed(maps: Tensor, samples: Samples) -> Array:
     return (distance(samples).flatten(1).gather(1, at)[:, 0] <= TOLERANCE).double().numpy()
 
 
-def baselines(samples: Samples) -> dict[str, Array]:
+def baseline_hits(samples: Samples) -> dict[str, Array]:
     """Hits of BASELINES, (B,) each; those of random points are the chances."""
     near = (distance(samples) <= TOLERANCE).double()
     x, y = lensing.grid(samples.observation.n_pixels, samples.observation.pixel_scale, torch.float64)
@@ -78,7 +78,7 @@ def play(network: nn.Module, samples: Samples, steps: int, method: str) -> Array
     hits = []
     labels = torch.from_numpy(samples.labels)
     whole = distance(samples).flatten(1)
-    for first in progress(range(0, len(samples), _CHUNK), desc=f"pointing, {method}"):
+    for first in with_progress(range(0, len(samples), _CHUNK), desc=f"pointing, {method}"):
         rows = slice(first, first + _CHUNK)
         drawn = attribute(network, samples.rows(rows), samples.smooth[rows], labels[rows], steps, method)
         at = drawn.flatten(1).argmax(1, keepdim=True)
@@ -86,7 +86,7 @@ def play(network: nn.Module, samples: Samples, steps: int, method: str) -> Array
     return torch.cat(hits).double().numpy()
 
 
-def cells(observation: Observation) -> Tensor:
+def cell_masks(observation: Observation) -> Tensor:
     """Masks (CELLS², N, N) of the cells."""
     x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
     column, row = (((axis + HALF_WIDTH) * CELLS / (2 * HALF_WIDTH)).floor() for axis in (x, y))
@@ -125,9 +125,9 @@ def moved(network: nn.Module, samples: Samples, n: int) -> Array:
         logits: Tensor = network(LensBatch(**{**batch.entries(), **mixed}))["logits"]
         return logits.gather(1, labels)[:, 0] - logits[:, 0]
 
-    masks = cells(samples.observation)
+    masks = cell_masks(samples.observation)
     before = decision(torch.zeros_like(masks[0]))
-    found = [(decision(mask) - before).abs().double() for mask in progress(masks, desc="cells")]
+    found = [(decision(mask) - before).abs().double() for mask in with_progress(masks, desc="cells")]
     return torch.stack(found, 1).numpy()
 
 
@@ -142,7 +142,7 @@ def agreement(network: nn.Module, samples: Samples, n: int, steps: int) -> dict[
     apart = torch.zeros_like(smooth)
     for name in maps_read(network):
         apart = apart + (batch.need(name) - smooth if name == "counts" else batch.need(name)).abs()
-    masks, effect = cells(samples.observation).double(), moved(network, samples, n)
+    masks, effect = cell_masks(samples.observation).double(), moved(network, samples, n)
     by_cell = {
         name: torch.einsum("bij,cij->bc", maps.double(), masks).numpy()
         for name, maps in (("integrated_gradients", drawn), ("difference", apart))
@@ -186,7 +186,7 @@ def agreement_records(
     return rows
 
 
-def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outcome:
+def summarise(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outcome:
     """Compose the study's outcome from the rows of `records` and `agreement_records`."""
     of_all = [r for r in rows if r["class"] == "all" and r["quantity"] == "hits"]
 
@@ -255,9 +255,9 @@ def outcome(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outc
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """Play the pointing game of every training, of as many untrained networks and without a network, and rank the cells."""
     arms = inputs.arms(params.arms)
-    lenses = simulate(params.images, params.seed, arms[0].observation, "substructure")
+    lenses = simulate_samples(params.images, params.seed, arms[0].observation, "substructure")
     given, rows = (params.bootstrap, params.seed), []
-    for name, hits in baselines(lenses).items():
+    for name, hits in baseline_hits(lenses).items():
         rows += records(name, "baseline", [hits], lenses.labels, *given)
     for arm in arms:
         begun = [arm.untrained(params.seed + i) for i in range(len(arm.networks))]
@@ -269,7 +269,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         for state, networks in (("trained", arm.networks), ("untrained", begun)):
             found = [agreement(network, lenses, params.patched, params.steps) for network in networks]
             rows += agreement_records(arm.name, state, found, *given)
-    drawing = intervals(
+    drawing = interval_drawing(
         "hits",
         "The pointing game",
         "Share of images whose highest point of attribution lies at the true substructure, with 95 % intervals over trainings and "
@@ -279,7 +279,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         "share of hits",
         marks=(0, 1),
     )
-    ranks = intervals(
+    ranks = interval_drawing(
         "ranks",
         "Attribution against patching",
         "Rank agreement over the cells of an image with the logits that patching the cell alone moves, mean over the images "
@@ -289,7 +289,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         "Spearman rank correlation",
         marks=(0, 1),
     )
-    return outcome(rows, lenses.observation), [drawing, ranks]
+    return summarise(rows, lenses.observation), [drawing, ranks]
 
 
 STUDY = Study("Interpretability: attribution", Parameters, ("networks",), run)

@@ -10,7 +10,7 @@ from d4lens.studies.outcome import MEASURED
 from d4lens.studies.study import Drawing
 
 
-def intervals(
+def interval_drawing(
     name: str,
     title: str,
     caption: str,

@@ -31,7 +31,7 @@ from d4lens.results import charts, metrics
 from d4lens.simulator import Truth, draw, preset, render
 from d4lens.simulator.draws import noise_stream
 from d4lens.simulator.noise import poisson_quantile
-from d4lens.studies import detection
+from d4lens.studies import detectors
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.physical_limit import mean_counts
@@ -303,7 +303,7 @@ def measure(
         add("", quantity, mean, mean - spread, mean + spread, len(values))
     share("", "unlike_training", flagged)
     for arm, network in arms.items():
-        probabilities = scores.softmax(detection.logits(network, fitted.batch))
+        probabilities = scores.softmax(detectors.logits(network, fitted.batch))
         scored = metrics.with_intervals(labels, probabilities, n_resamples, seed)
         for quantity in ("auc_macro", "accuracy"):
             value = scored[quantity]
@@ -422,7 +422,7 @@ def measure_all(
     return rows
 
 
-def outcome(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) -> Outcome:
+def summarise(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) -> Outcome:
     """Compose the study's outcome.
 
     Parameters
@@ -490,7 +490,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         drawn,
         _AUC,
     )
-    return outcome(rows, native, params.answers_for), [auc]
+    return summarise(rows, native, params.answers_for), [auc]
 
 
 STUDY = Study("Mismatch: images unlike the training set's", Parameters, ("networks", "arrays", "fits"), run)

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from d4lens.models.batch import LensBatch
 from d4lens.params import Count, Fraction, ParameterGroup, Positive, Seed
-from d4lens.progress import progress
+from d4lens.progress import with_progress
 from d4lens.results import metrics
-from d4lens.studies.error_bars import intervals
+from d4lens.studies.error_bars import interval_drawing
 from d4lens.studies.layers import Layer, blended, capture, layers_of, outputs, run_edited
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.samples import Samples, distance, pairs, radius
@@ -100,7 +100,7 @@ def measure(network: nn.Module, clean: Samples, corrupt: Samples, controls: int,
     parts: dict[tuple[str, str], list[Tensor]] = {}
     ends: dict[str, list[Tensor]] = {"clean": [], "corrupt": [], "all": []}
     largest_self = 0.0
-    for start in progress(range(0, n, _CHUNK), desc="patching"):
+    for start in with_progress(range(0, n, _CHUNK), desc="patching"):
         rows = slice(start, min(start + _CHUNK, n))
         with_, without = clean.rows(rows), corrupt.rows(rows)
         of_class = torch.from_numpy(clean.labels[rows])
@@ -212,7 +212,7 @@ def _share(effects: Effects, new: Array, least: float, lost: bool = False) -> Ar
         return np.where(np.abs(whole) >= least, ((clean - new) if lost else (new - corrupt)) / whole, np.nan)
 
 
-def interval(values: Sequence[Array], resamples: int, seed: int) -> tuple[float, float, float, int]:
+def mean_interval(values: Sequence[Array], resamples: int, seed: int) -> tuple[float, float, float, int]:
     """Bound a mean over trainings and pairs by its 95 % interval, as `metrics.drawn_means` resamples them.
 
     Parameters
@@ -276,7 +276,7 @@ def auc(several: Sequence[Effects], resamples: int, seed: int) -> tuple[float, f
     return value, low, high, 2 * n
 
 
-def outcome(
+def summarise(
     trained: Mapping[str, Sequence[Effects]], untrained: Mapping[str, Sequence[Effects]], params: Parameters
 ) -> Outcome:
     """Compose the outcome of the networks by model, one for each training seed, and of as many untrained ones."""
@@ -327,7 +327,7 @@ def _records(
     nothing = float("nan")
 
     def row(values: Sequence[Array], layer: str, part: str, quantity: str, **more: Any) -> dict[str, Any]:
-        return record(*interval(values, *given), model=model, layer=layer, part=part, quantity=quantity, **more)
+        return record(*mean_interval(values, *given), model=model, layer=layer, part=part, quantity=quantity, **more)
 
     def wiring(condition: str, layer: str, part: str, quantity: str) -> list[dict[str, Any]]:
         if not untrained:
@@ -475,10 +475,10 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         trained[arm.name] = [measure(network, clean, corrupt, params.controls) for network in arm.networks]
         begun = [arm.untrained(params.seed + i) for i in range(len(arm.networks))]
         fresh[arm.name] = [measure(network, clean, corrupt, params.controls, untrained=True) for network in begun]
-    found = outcome(trained, fresh, params)
+    found = summarise(trained, fresh, params)
     share = "share of the logit difference"
     return found, [
-        intervals(
+        interval_drawing(
             "layers",
             "Logit difference recovered by each layer",
             "Share of the logit difference between the image with substructure and without that one layer's activation brings "
@@ -488,7 +488,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             share,
             marks=(0, 1),
         ),
-        intervals(
+        interval_drawing(
             "regions",
             "Logit difference recovered by each region",
             "The same with a map patched within one region only: the ring, around the true substructure, as far on the other "
@@ -498,7 +498,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             share,
             marks=(0, 1),
         ),
-        intervals(
+        interval_drawing(
             "paths",
             "Logit difference that reaches the head by each of its inputs",
             "The same where one input of the head follows a U-Net that sees the image with substructure and all else is of the image "

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from torch import Tensor
 
-from d4lens.detection import profiled, whitened
+from d4lens.detection import matched_filter, whitened
 from d4lens.errors import PhysicsError
 from d4lens.lensing import bin_mean
 from d4lens.macrofit import SmoothLensModel, fit
@@ -131,7 +131,7 @@ class Search:
         float
             The statistic.
         """
-        image = profiled(counts, fitted, lens)
+        image = matched_filter(counts, fitted, lens)
         explained, information = image.explained(whitened(counts, fitted, lens)), image.information
         theta_E = float(fitted[lens.free.index("theta_E")])
         radius = torch.hypot(*lens.pixel_centres()).cpu() / theta_E

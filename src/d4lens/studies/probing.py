@@ -28,12 +28,12 @@ from d4lens.classes import CLASSES
 from d4lens.lensing import d4
 from d4lens.models import scores
 from d4lens.params import Count, ParameterGroup, Seed
-from d4lens.progress import progress
+from d4lens.progress import with_progress
 from d4lens.results import metrics
-from d4lens.studies.error_bars import intervals
+from d4lens.studies.error_bars import interval_drawing
 from d4lens.studies.layers import Layer, blended, capture, layers_of, outputs, run_edited
 from d4lens.studies.outcome import Outcome, record
-from d4lens.studies.samples import Samples, simulate
+from d4lens.studies.samples import Samples, simulate_samples
 from d4lens.studies.study import Drawing, Inputs, Study
 
 Array = NDArray[np.float64]
@@ -172,7 +172,7 @@ def features(network: nn.Module, samples: Samples, elements: NDArray[np.int64]) 
     vectors = {layer.name for layer in layers if layer.key == "alpha"}
     maps = [layer.key for layer in layers_of(network) if layer.part == "input" and layer.kind == "scalar"]
     parts: dict[str, list[Tensor]] = {}
-    for start in progress(range(0, len(samples), _CHUNK), desc="features"):
+    for start in with_progress(range(0, len(samples), _CHUNK), desc="features"):
         rows = samples.rows(slice(start, start + _CHUNK))
         total: dict[str, Tensor] = {}
         for g in d4.ELEMENTS:
@@ -318,7 +318,7 @@ def probed(model: str, state: str, several: Sequence[Mapping[str, Array]], seen:
     entropy = (params.seed, *range(len(several)))
     rows: list[dict[str, Any]] = []
     drawn = {}
-    for layer in progress(several[0], len(several[0]), f"probes of {model}, {state}"):
+    for layer in with_progress(several[0], len(several[0]), f"probes of {model}, {state}"):
         runs = [probe(found[layer], seen, params.dimension, params.folds, params.seed) for found in several]
         for target in TARGETS:
             known = int(np.isfinite(seen.targets[target][:n]).all(1).sum())
@@ -525,7 +525,7 @@ def erasure_records(
     return rows
 
 
-def outcome(rows: Sequence[Mapping[str, Any]], dimension: int, twins: Mapping[str, str]) -> Outcome:
+def summarise(rows: Sequence[Mapping[str, Any]], dimension: int, twins: Mapping[str, str]) -> Outcome:
     """Compose the study's outcome from the records of all networks; `twins` names by arm the one with the plain U-Net."""
     trained = list(dict.fromkeys(r["model"] for r in rows if r["state"] == "trained"))
     answers = [_best(rows, target, trained) for target in TARGETS]
@@ -630,7 +630,7 @@ def _best(rows: Sequence[Mapping[str, Any]], target: str, trained: Sequence[str]
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """Probe every training of every arm and as many untrained networks, hold twins against each other, and erase."""
     arms = inputs.arms(params.arms)
-    lenses = simulate(params.images, params.seed, arms[0].observation)
+    lenses = simulate_samples(params.images, params.seed, arms[0].observation)
     seen = views(lenses, params.seed)
     found: dict[tuple[str, str], Probed] = {}
     rows: list[dict[str, Any]] = []
@@ -651,13 +651,13 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             best = max(by_layer, key=lambda name: np.nan_to_num(drawn[name, target][0], nan=-np.inf))
             if drawn[best, target][0] > 0:  # what cannot be read cannot be erased
                 layer, concept = by_layer[best], seen.targets[target][: len(lenses)]
-                of = progress(arm.networks, desc=f"{target} erased")
+                of = with_progress(arm.networks, desc=f"{target} erased")
                 several = [erased(network, layer, lenses, concept, params.seed) for network in of]
                 rows += erasure_records(arm.name, layer.name, target, several, concept, lenses.labels, params)
     pairs = {name for pair in params.twins.items() if set(pair) <= {arm.name for arm in arms} for name in pair}
     depth = [r for r in rows if r["quantity"] == "score" and r["model"] in pairs and r["layer"].startswith(_DEPTH)]
     drawings = [
-        intervals(
+        interval_drawing(
             "selectivity",
             "What a linear probe reads off each layer",
             "Selectivity (score less control) of the probes on the trained networks, with 95 % intervals over trainings and images; "
@@ -668,7 +668,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             marks=(0, 1),
             domain=(-1, 1),
         ),
-        intervals(
+        interval_drawing(
             "depth",
             "Do equivariant layers hold physics earlier?",
             "Score of the probes on each layer of the U-Net, from the first to the convergence that it draws, of an equivariant network "
@@ -680,7 +680,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             domain=(-0.5, 1),
         ),
     ]
-    return outcome(rows, params.dimension, params.twins), drawings
+    return summarise(rows, params.dimension, params.twins), drawings
 
 
 STUDY = Study("Interpretability: probing", Parameters, ("networks",), run)

@@ -62,7 +62,9 @@ class Samples:
         return self.batch.rows(chosen)
 
 
-def simulate(n: int, seed: int, observation: Observation, classes: str = "all", substructure: str = "own") -> Samples:
+def simulate_samples(
+    n: int, seed: int, observation: Observation, classes: str = "all", substructure: str = "own"
+) -> Samples:
     """Simulate and fit lenses of the preset behind the shipped weights.
 
     Parameters
@@ -125,8 +127,8 @@ def pairs(n: int, seed: int, observation: Observation) -> tuple[Samples, Samples
         Without.
     """
     return (
-        simulate(n, seed, observation, "substructure"),
-        simulate(n, seed, observation, "substructure", "none"),
+        simulate_samples(n, seed, observation, "substructure"),
+        simulate_samples(n, seed, observation, "substructure", "none"),
     )
 
 

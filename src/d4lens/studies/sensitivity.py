@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
-from d4lens.detection import profiled, whitened
-from d4lens.detection import simulate as false_alarms
+from d4lens.detection import matched_filter, simulate_false_alarms, whitened
 from d4lens.errors import D4LensError
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model, significance_maps
 from d4lens.macrofit.threads import in_threads
@@ -28,7 +27,7 @@ from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive
 from d4lens.progress import Meter
 from d4lens.results import charts, metrics
 from d4lens.simulator import Preset, Truth, preset, render, substructure_convergence
-from d4lens.studies import detection, physical_limit, recovery
+from d4lens.studies import detectors, physical_limit, recovery
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.study import Drawing, Inputs, Study
@@ -93,8 +92,8 @@ def _row(
 
 
 @dataclass(frozen=True)
-class Scene:
-    """The test split with its truth.
+class FittedSplit:
+    """The test split with its truth and its fits.
 
     Attributes
     ----------
@@ -145,12 +144,12 @@ class Blind:
     p_false: NDArray[np.float64]
 
 
-def blind(scene: Scene, params: Parameters) -> Blind:
+def blind(split: FittedSplit, params: Parameters) -> Blind:
     """Let the detectors that search without a network look at the test split's images without substructure.
 
     Parameters
     ----------
-    scene : Scene
+    split : FittedSplit
         The test split.
     params : Parameters
         The study's group.
@@ -160,12 +159,12 @@ def blind(scene: Scene, params: Parameters) -> Blind:
     Blind
         The search, and what it says of each image.
     """
-    halo = float(scene.truth.images["halo_mass"].iloc[0])
+    halo = float(split.truth.images["halo_mass"].iloc[0])
     low, high = params.mass_edges[0] / halo, params.mass_edges[-1] / halo
     search = physical_limit.Search((params.radius_edges[0], params.radius_edges[-1]), (low, high))
-    no = np.flatnonzero(scene.labels == CLASSES.index("no"))
-    counts = torch.from_numpy(scene.counts[no].astype(np.float32))
-    return Blind(search, *searched(search, counts, scene.fitted[no], scene.lens))
+    no = np.flatnonzero(split.labels == CLASSES.index("no"))
+    counts = torch.from_numpy(split.counts[no].astype(np.float32))
+    return Blind(search, *searched(search, counts, split.fitted[no], split.lens))
 
 
 def searched(
@@ -193,8 +192,8 @@ def searched(
     """
 
     def one(row: tuple[Tensor, Tensor]) -> tuple[float, float]:
-        image, residual = profiled(*row, lens), whitened(*row, lens)
-        law = false_alarms(image, row[0])
+        image, residual = matched_filter(*row, lens), whitened(*row, lens)
+        law = simulate_false_alarms(image, row[0])
         highest = image.highest(residual[None]).numpy()
         return search.statistic(*row, lens), float(law.probability(highest)[0])
 
@@ -205,7 +204,7 @@ def searched(
     return ratios, p_false
 
 
-def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
+def fitted_split(arrays_folder: str | Path, macrofit_folder: str | Path) -> FittedSplit:
     """Read the test split.
 
     Parameters
@@ -215,7 +214,7 @@ def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
 
     Returns
     -------
-    Scene
+    FittedSplit
         Images, truth and fits.
 
     Raises
@@ -243,7 +242,7 @@ def scene(arrays_folder: str | Path, macrofit_folder: str | Path) -> Scene:
     maps = np.load(Path(macrofit_folder) / "test_significance.npy", mmap_mode="r", allow_pickle=False)
     strongest = maps.max((1, 2)).astype(np.float64)
     made_by = preset(name, native.to_dict())
-    return Scene(images.counts, images.labels, images.paths, truth, made_by, lens, fitted, strongest)
+    return FittedSplit(images.counts, images.labels, images.paths, truth, made_by, lens, fitted, strongest)
 
 
 def evidence_by_arm(
@@ -272,7 +271,7 @@ def evidence_by_arm(
     """
     found = {}
     for arm, path in predicted.items():
-        _, scored, values = detection.scored(path, view)
+        _, scored, values = detectors.scored(path, view)
         if not np.array_equal(scored, labels):
             raise D4LensError(f"{path} holds predictions of other images; run evaluate again")
         found[arm] = values
@@ -289,7 +288,7 @@ class Limit:
     records: list[Row]
 
 
-def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: float) -> Limit:
+def limit(split: FittedSplit, predicted: Mapping[str, Path], false_positive_rate: float) -> Limit:
     """Measure what each image's substructure gains in chi-squared, and how often it is detected.
 
     The detectors are each arm with TTA, and the significance map without a network.
@@ -298,7 +297,7 @@ def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: floa
 
     Parameters
     ----------
-    scene : Scene
+    split : FittedSplit
         The test split.
     predicted : mapping of str to Path
         The files of the predictions by arm.
@@ -310,21 +309,21 @@ def limit(scene: Scene, predicted: Mapping[str, Path], false_positive_rate: floa
     Limit
         Gains, rates and rows of the study.
     """
-    counts, labels, lens = scene.counts, scene.labels, scene.lens
+    counts, labels, lens = split.counts, split.labels, split.lens
     expected, measured = [], []
     with Meter(len(counts), "physical limit") as meter:
         for first in range(0, len(counts), _CHUNK):
             rows = np.arange(first, min(first + _CHUNK, len(counts)))
-            mean = physical_limit.mean_counts(scene.truth.rows(rows), scene.made_by, lens.binning)
-            expected.append(physical_limit.gain(mean, lens, scene.fitted[rows]))
-            smooth = torch.cat([lens.image(part) for part in scene.fitted[rows].split(32)])
+            mean = physical_limit.mean_counts(split.truth.rows(rows), split.made_by, lens.binning)
+            expected.append(physical_limit.gain(mean, lens, split.fitted[rows]))
+            smooth = torch.cat([lens.image(part) for part in split.fitted[rows].split(32)])
             pixels = torch.from_numpy(counts[rows].astype(np.float64))
             measured.append(physical_limit.measured_gain(pixels, smooth, mean, len(lens.free)))
             meter.to(int(rows[-1]) + 1)
     gained, seen = np.concatenate(expected), np.concatenate(measured)
     no = labels == CLASSES.index("no")
-    scores = evidence_by_arm(predicted, "tta", labels) | {STRONGEST: scene.strongest}
-    detected = {arm: e > detection.threshold(e[no], false_positive_rate) for arm, e in scores.items()}
+    scores = evidence_by_arm(predicted, "tta", labels) | {STRONGEST: split.strongest}
+    detected = {arm: e > detectors.threshold(e[no], false_positive_rate) for arm, e in scores.items()}
     ideal = physical_limit.ideal_rate(gained, false_positive_rate)
     curve = physical_limit.curve(gained[~no], {arm: found[~no] for arm, found in detected.items()}, ideal[~no])
     records = curve_records(curve, "any")
@@ -391,7 +390,7 @@ def detections(
     every = []
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("ideal", *arms, STRONGEST)}
     if without is not None:
-        least = detection.threshold(without.ratios, false_positive_rate)
+        least = detectors.threshold(without.ratios, false_positive_rate)
         found |= {SEARCHES: [], DETECT: []}
     n = len(truth)
     with Meter(n, "single subhalos") as meter:
@@ -406,7 +405,7 @@ def detections(
             every.append(gained)
             found["ideal"].append(physical_limit.ideal_rate(gained, false_positive_rate))
             for name, network in arms.items():
-                found[name].append(detection.evidence(detection.logits(network, batch)) > above[name])
+                found[name].append(detectors.evidence(detectors.logits(network, batch)) > above[name])
             found[STRONGEST].append(batch.need("significance").flatten(1).amax(1).double().numpy() > above[STRONGEST])
             if without is not None:
                 ratios, p_false = searched(without.search, counts, result.parameters, lens)
@@ -416,23 +415,25 @@ def detections(
     return np.concatenate(every), {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _thresholds(scene: Scene, arms: Iterable[str], predicted: Mapping[str, Path], rate: float) -> dict[str, float]:
+def _thresholds(
+    split: FittedSplit, arms: Iterable[str], predicted: Mapping[str, Path], rate: float
+) -> dict[str, float]:
     """Find by arm the evidence that the given share of the test split's images without substructure exceeds, plain view."""
-    no = scene.labels == CLASSES.index("no")
-    scores = evidence_by_arm({arm: predicted[arm] for arm in arms}, "plain", scene.labels) | {
-        STRONGEST: scene.strongest
+    no = split.labels == CLASSES.index("no")
+    scores = evidence_by_arm({arm: predicted[arm] for arm in arms}, "plain", split.labels) | {
+        STRONGEST: split.strongest
     }
-    return {arm: detection.threshold(values[no], rate) for arm, values in scores.items()}
+    return {arm: detectors.threshold(values[no], rate) for arm, values in scores.items()}
 
 
 def subhalo_map(
-    scene: Scene, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: Parameters, without: Blind
+    split: FittedSplit, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: Parameters, without: Blind
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Map the detection rate of a single subhalo over its mass and radius, and over its significance.
 
     Parameters
     ----------
-    scene : Scene
+    split : FittedSplit
         The test split.
     arms : mapping of str to nn.Module
         The networks.
@@ -452,21 +453,21 @@ def subhalo_map(
     """
     rate, edges = params.false_positive_rate, (params.mass_edges, params.radius_edges)
     masses, radii, azimuths = physical_limit.grid_of(*edges, params.per_cell, params.seed)
-    truth = physical_limit.one_subhalo(scene.made_by, params.seed, masses, radii, azimuths)
-    above = _thresholds(scene, arms, predicted, rate)
-    gained, found = detections(truth, scene.made_by, scene.lens, arms, above, rate)
+    truth = physical_limit.one_subhalo(split.made_by, params.seed, masses, radii, azimuths)
+    above = _thresholds(split, arms, predicted, rate)
+    gained, found = detections(truth, split.made_by, split.lens, arms, above, rate)
     seen = {name: hits for name, hits in found.items() if name != "ideal"}
     return physical_limit.rates(masses, radii, found, *edges), physical_limit.curve(gained, seen, found["ideal"])
 
 
 def place_map(
-    scene: Scene, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: Parameters
+    split: FittedSplit, arms: Mapping[str, nn.Module], predicted: Mapping[str, Path], params: Parameters
 ) -> pd.DataFrame:
     """Map the detection rate of a subhalo of one mass over its place in the fiducial lens.
 
     Parameters
     ----------
-    scene : Scene
+    split : FittedSplit
         The test split.
     arms : mapping of str to nn.Module
         The networks.
@@ -481,15 +482,15 @@ def place_map(
         Columns arm, x, y (arcsec), rate, images.
     """
     rate, at = params.false_positive_rate, params.places
-    native = scene.made_by.observation
+    native = split.made_by.observation
     made_by = preset("deeplense", {**native.to_dict(), **FIDUCIAL})
     axis = np.linspace(-at.half_width, at.half_width, at.side)
     y, x = (np.repeat(plane.ravel(), at.repeats) for plane in np.meshgrid(axis, axis, indexing="ij"))
     radius = np.hypot(x, y) / FIDUCIAL["theta_E"]
     # Another seed's lenses differ in their noise alone: everything else is fixed.
     truth = physical_limit.one_subhalo(made_by, params.seed + 1, np.full(len(x), at.mass), radius, np.arctan2(y, x))
-    above = _thresholds(scene, arms, predicted, rate)
-    _, found = detections(truth, made_by, scene.lens, arms, above, rate)
+    above = _thresholds(split, arms, predicted, rate)
+    _, found = detections(truth, made_by, split.lens, arms, above, rate)
     shares = {arm: hits.reshape(-1, at.repeats).mean(1) for arm, hits in found.items()}
     place = {"x": x[:: at.repeats].round(6), "y": y[:: at.repeats].round(6)}
     tables = [
@@ -498,7 +499,7 @@ def place_map(
     return pd.concat(tables, ignore_index=True)
 
 
-def maps(network: nn.Module, images: Images, truth: Truth | None, at_most: int) -> recovery.Maps:
+def recovered_maps(network: nn.Module, images: Images, truth: Truth | None, at_most: int) -> recovery.Maps:
     """Take `recovery.maps` of images evenly spread over a split, which is sorted by class.
 
     Parameters
@@ -517,7 +518,7 @@ def maps(network: nn.Module, images: Images, truth: Truth | None, at_most: int) 
     recovery.Maps
         The maps.
     """
-    assert truth is not None  # `scene` has refused images without
+    assert truth is not None  # `fitted_split` has refused images without
     rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), at_most)).round().astype(np.int64))
     batches = (images[rows[first : first + _BATCH].tolist()] for first in range(0, len(rows), _BATCH))
     return recovery.maps(network, batches, truth.images["rod_theta_E"].to_numpy(np.float64)[rows])
@@ -780,7 +781,7 @@ def answers(records: Sequence[Row], arm: str, false_positive_rate: float) -> lis
     return said
 
 
-def outcome(
+def summarise(
     limit: Limit,
     subhalos: tuple[pd.DataFrame, pd.DataFrame],
     places: pd.DataFrame,
@@ -979,7 +980,7 @@ def drawings(
     Parameters
     ----------
     limit, subhalos, places, recovered, params
-        As for `outcome`.
+        As for `summarise`.
 
     Returns
     -------
@@ -1045,7 +1046,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """
     folder, fits = inputs.folder("arrays"), inputs.folder("fits")
     predicted, arms = inputs.predictions(), first_networks(inputs.arms(params.arms, every=True))
-    seen = scene(folder, fits)
+    seen = fitted_split(folder, fits)
     without = blind(seen, params)
     parts = (
         limit(seen, predicted, params.false_positive_rate),
@@ -1056,9 +1057,11 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     of_split = {}
     for split in ("select", "test"):
         images = load(folder, fits, split, NEEDS, observation, convergence=substructure_convergence)
-        of_split[split] = maps(arms[params.recover], images, arrays.load_truth(folder, split), params.recover_images)
+        of_split[split] = recovered_maps(
+            arms[params.recover], images, arrays.load_truth(folder, split), params.recover_images
+        )
     recovered = recover(of_split["select"], of_split["test"], observation.pixel_scale, params.bootstrap, params.seed)
-    return outcome(*parts, recovered, params, without), drawings(*parts, recovered, params)
+    return summarise(*parts, recovered, params, without), drawings(*parts, recovered, params)
 
 
 STUDY = Study("Sensitivity: which masses are seen", Parameters, ("networks", "predictions", "arrays", "fits"), run)

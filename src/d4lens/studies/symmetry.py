@@ -23,9 +23,9 @@ from d4lens.macrofit.smooth_lens import MAPS
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed
-from d4lens.progress import progress
+from d4lens.progress import with_progress
 from d4lens.results import metrics
-from d4lens.studies.error_bars import intervals
+from d4lens.studies.error_bars import interval_drawing
 from d4lens.studies.layers import Layer, capture, layers_of, turned
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.study import Drawing, Inputs, Study
@@ -55,7 +55,7 @@ def bound(dtype: torch.dtype) -> float:
 
 
 @torch.inference_mode()
-def errors(network: nn.Module, batch: LensBatch, dtype: torch.dtype) -> dict[Layer, float]:
+def equivariance_errors(network: nn.Module, batch: LensBatch, dtype: torch.dtype) -> dict[Layer, float]:
     """Measure the largest relative error of each layer over the elements of D4. The network's dtype must be `dtype`."""
     batch = batch.to(dtype=dtype)
     layers = layers_of(network)
@@ -89,7 +89,7 @@ def orbit(network: nn.Module, batches: Iterable[LensBatch]) -> Tensor:
     """Predict the logits (8, n, C) float64 of all images under each element."""
     rows = [
         torch.stack([network(batch.turned(g))["logits"].double() for g in d4.ELEMENTS])
-        for batch in progress(batches, desc="orbits")
+        for batch in with_progress(batches, desc="orbits")
     ]
     return torch.cat(rows, 1)
 
@@ -147,7 +147,7 @@ def orbit_records(
     return rows
 
 
-def outcome(rows: Sequence[Mapping[str, Any]]) -> Outcome:
+def summarise(rows: Sequence[Mapping[str, Any]]) -> Outcome:
     """Compose the study's outcome from the rows of `layer_records` and `orbit_records`."""
     answers = []
     by_layer = [r for r in rows if r["quantity"] == "equivariance_error"]
@@ -217,7 +217,10 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         begun = [arm.untrained(params.seed + i) for i in range(len(arm.networks))]
         for state, networks in (("trained", arm.networks), ("untrained", begun)):
             kinds = (torch.float64, torch.float32)
-            off = {kind: largest(errors(network.to(kind), few, kind) for network in networks) for kind in kinds}
+            off = {
+                kind: largest(equivariance_errors(network.to(kind), few, kind) for network in networks)
+                for kind in kinds
+            }
             found += layer_records(arm.name, state, off, len(few))
         orbits = [orbit(network.float(), batches) for network in arm.networks]
         found += orbit_records(arm.name, orbits, labels, params.bootstrap, params.seed)
@@ -225,8 +228,8 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         r for r in found if r["quantity"] == "equivariance_error" and r["state"] == "trained" and r["value"] > 0
     ]
     flips = [{**r, "panel": "flipped"} for r in found if r["quantity"] == "flipped"]
-    return outcome(found), [
-        intervals(
+    return summarise(found), [
+        interval_drawing(
             "errors",
             "Equivariance error of each layer",
             "Largest relative error over the elements of D4 and the trainings.",
@@ -236,7 +239,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             log=True,
             marks=[bound(kind) for kind in (torch.float32, torch.float64)],
         ),
-        intervals(
+        interval_drawing(
             "flips",
             "Predictions that a turn of the image changes",
             "Share of test images, 95 % intervals.",

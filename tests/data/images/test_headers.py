@@ -12,7 +12,7 @@ from astropy.nddata import CCDData
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
-from d4lens.data.images import Header, Prepared, Raw, header_of, headers, instrument, prepare
+from d4lens.data.images import Header, Prepared, Raw, header_of, headers, prepare, read_instrument
 from d4lens.data.images.headers import KEYWORDS, Unit, counting_unit
 from d4lens.errors import D4LensError
 from d4lens.observation import Observation
@@ -146,7 +146,7 @@ def test_one_that_is_not_understood_is_refused_with_what_stands_there(values, sh
         prepare(Raw(np.eye(96), header), GRID)
     assert shown in str(caught.value)
     # The user's word counts, and the header's is kept.
-    done = prepare(Raw(exposed(), header), GRID, instrument(pixel_scale=0.05))
+    done = prepare(Raw(exposed(), header), GRID, read_instrument(pixel_scale=0.05))
     assert shown in "; ".join(done.notes)
     assert "pixel scale guessed" not in words(done)
 
@@ -159,7 +159,7 @@ def test_a_guess_is_flagged_unless_the_image_is_as_published(values):
     assert words(prepare(Raw(exposed(), header), GRID)) == ("pixel scale guessed",)
     assert prepare(Raw(exposed()), GRID).flags == ()  # photon counts over the preset's sky, on its pixels
     assert words(prepare(Raw(exposed(sky=100)), GRID)) == ("pixel scale guessed",)
-    assert prepare(Raw(exposed()), GRID, instrument(pixel_scale=0.05)).flags == ()
+    assert prepare(Raw(exposed()), GRID, read_instrument(pixel_scale=0.05)).flags == ()
 
 
 def exposed(sky: float = 10.0) -> np.ndarray:
@@ -172,10 +172,10 @@ def exposed(sky: float = 10.0) -> np.ndarray:
 def test_a_scale_stated_twice_and_differently_is_flagged():
     header = header_of(cards(**TAN, CD1_1=-DEG, CD2_2=DEG, PIXSCALE=0.05))
     assert header.pixel_scale == pytest.approx(0.06)
-    done = prepare(Raw(exposed(), header), GRID, instrument(gain=1))
+    done = prepare(Raw(exposed(), header), GRID, read_instrument(gain=1))
     assert words(done) == ("header disagrees on the pixel scale: the CD matrix 0.06, PIXSCALE 0.05",)
     assert done.notes[0] == "pixel scale 0.06 arcsec by the header of the CD matrix before PIXSCALE 0.05"
-    assert prepare(Raw(exposed(), header), GRID, instrument(gain=1, pixel_scale=0.06)).flags == ()
+    assert prepare(Raw(exposed(), header), GRID, read_instrument(gain=1, pixel_scale=0.06)).flags == ()
     for other in ({"PIXSCALE": 0.0603}, {"CDELT1": DEG, "CDELT2": DEG}, {"SECPIX1": "0.06"}):
         assert header_of(cards(**TAN, CD1_1=-DEG, CD2_2=DEG, **other)).disputed("pixel scale") == ""
     against = header_of(cards(**TAN, CD1_1=-DEG, CD2_2=DEG, CDELT1=-DEG / 2, CDELT2=DEG / 2))
@@ -303,7 +303,7 @@ def test_a_unit_of_flux_is_no_photon_count_and_the_remedy_is_said(unit):
 
 def photons(header: Header, **known: float) -> tuple[float, tuple[str, ...], str]:
     """Photons per unit of the values, flags, and what is said."""
-    done = prepare(Raw(exposed() / 7.0, header), GRID, instrument(pixel_scale=0.05, sky=10, **known))
+    done = prepare(Raw(exposed() / 7.0, header), GRID, read_instrument(pixel_scale=0.05, sky=10, **known))
     note = next(note for note in done.notes if note.startswith("photons = "))
     return float(note.split()[4]), words(done), note
 
@@ -354,7 +354,7 @@ def test_counts_without_a_gain_are_taken_for_photons_where_their_noise_says_so()
         (exposed() - 10.0, ("gain assumed to be 1",)),  # the sky's mean, which would tell, is gone
     ):
         assert words(prepare(Raw(image, header), GRID)) == flags
-        assert prepare(Raw(image, header), GRID, instrument(gain=1)).flags == ()
+        assert prepare(Raw(image, header), GRID, read_instrument(gain=1)).flags == ()
         assert prepare(Raw(image, Header(0.05, "electron")), GRID).flags == ()
         assert prepare(Raw(image, Header(0.05, "COUNTS", None, 2.0)), GRID).flags == ()
 

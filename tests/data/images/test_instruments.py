@@ -1,6 +1,6 @@
 import pytest
 
-from d4lens.data.images import instrument
+from d4lens.data.images import read_instrument
 from d4lens.errors import D4LensError
 
 
@@ -14,4 +14,4 @@ def test_what_cannot_be_is_refused():
         ({"sky": 0.0}, "the sky must"),
     ):
         with pytest.raises(D4LensError, match=sentence):
-            instrument(**known)
+            read_instrument(**known)

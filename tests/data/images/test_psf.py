@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from d4lens.data.images import Header, Psf, Raw, instrument, prepare
+from d4lens.data.images import Header, Psf, Raw, prepare, read_instrument
 from d4lens.data.images.psf import _fit
 from d4lens.errors import D4LensError
 from d4lens.observation import Observation
@@ -37,9 +37,9 @@ def test_what_is_no_gaussian_is_said(tmp_path):
     moffat = (1 + (x**2 + x[:, None] ** 2) / 4) ** -1.5
     for name, image in (("moffat", moffat), ("oval", gaussian(2.0, q=2.0))):
         np.save(tmp_path / f"{name}.npy", image)
-        assert f"{name}.npy is no Gaussian" in instrument(psf=tmp_path / f"{name}.npy").psf.note
+        assert f"{name}.npy is no Gaussian" in read_instrument(psf=tmp_path / f"{name}.npy").psf.note
     np.save(tmp_path / "good.npy", gaussian(2.0))
-    assert instrument(psf=str(tmp_path / "good.npy")).psf == Psf(pytest.approx(2.0, rel=1e-3), True, "")
+    assert read_instrument(psf=str(tmp_path / "good.npy")).psf == Psf(pytest.approx(2.0, rel=1e-3), True, "")
 
 
 def ring(peak: float) -> np.ndarray:
@@ -51,14 +51,14 @@ def ring(peak: float) -> np.ndarray:
 
 
 def flags(psf: object, image: np.ndarray, **known: float) -> tuple[str, ...]:
-    return tuple(map(str, prepare(Raw(image), GRID, instrument(pixel_scale=0.05, psf=psf, **known)).flags))
+    return tuple(map(str, prepare(Raw(image), GRID, read_instrument(pixel_scale=0.05, psf=psf, **known)).flags))
 
 
 @pytest.mark.parametrize("beta", [2.5, 3.5, 4.7])
 def test_wings_that_would_pass_for_structure_are_flagged(beta):
     noise = np.random.default_rng(1).normal(0, 1e-4, (41, 41))
     assert flags(moffat(beta, 1.7) + noise, ring(400), gain=1) == ("PSF is not Gaussian",)
-    # In an image too faint to tell, or of a PSF told as a number, there is nothing to beware of.
+    # In an image too faint to tell, or of a PSF given as a number, there is nothing to beware of.
     assert flags(moffat(beta, 1.7) + noise, ring(4), gain=1) == ()
     assert flags(0.085, ring(400), gain=1) == ()
     # Without photon counts the noise is guessed, and with it what matters.
@@ -70,7 +70,7 @@ def test_wings_that_would_pass_for_structure_are_flagged(beta):
 @pytest.mark.parametrize("n", [31, 101, 200])
 def test_a_gaussian_with_noise_is_not_flagged(n, noise, peak):
     image = gaussian(1.7, n) + 5e3 * np.random.default_rng(2).normal(0, noise, (n, n))
-    psf = instrument(psf=image).psf
+    psf = read_instrument(psf=image).psf
     assert psf.note == ""
     assert flags(image, ring(peak), gain=1) == ()
 
@@ -78,7 +78,7 @@ def test_a_gaussian_with_noise_is_not_flagged(n, noise, peak):
 def test_the_residual_is_that_of_the_convolutions():
     """Against the direct sums, where image and PSF lie on the grid's own pixels."""
     image = moffat(3.0, 1.5, 21)
-    psf = instrument(psf=image).psf
+    psf = read_instrument(psf=image).psf
     point = np.zeros((41, 41))
     point[20, 20] = 1000
     true = np.zeros((41, 41))
@@ -94,11 +94,11 @@ def test_the_residual_is_that_of_the_convolutions():
 
 
 def test_a_width_is_arcsec_where_a_number_or_a_header_says_so(tmp_path):
-    assert instrument(psf="0.07").psf.arcsec(0.05) == 0.07
+    assert read_instrument(psf="0.07").psf.arcsec(0.05) == 0.07
     assert Psf(2.0, in_pixels=True).arcsec(0.05) == 0.1
     header = fits.Header({"CTYPE1": "RA---TAN", "CDELT1": -0.02 / 3600, "CDELT2": 0.02 / 3600})
     fits.writeto(tmp_path / "psf.fits", gaussian(2.0), header)
-    assert instrument(psf=tmp_path / "psf.fits").psf.arcsec(0.05) == pytest.approx(0.04, rel=1e-3)
+    assert read_instrument(psf=tmp_path / "psf.fits").psf.arcsec(0.05) == pytest.approx(0.04, rel=1e-3)
 
 
 def stpsf(path: Path, scale: float = 0.0312, finer: int = 4) -> Path:
@@ -120,26 +120,26 @@ def stpsf(path: Path, scale: float = 0.0312, finer: int = 4) -> Path:
 
 def test_of_stpsf_s_four_extensions_the_detector_s_is_taken_or_the_one_that_is_named(tmp_path):
     path = stpsf(tmp_path / "a:b psf.fits")
-    psf = instrument(psf=path).psf
+    psf = read_instrument(psf=path).psf
     assert psf.arcsec(0.05) == pytest.approx(1.5 * 0.0312, rel=1e-3)
     assert psf.how == ("PSF of a:b psf.fits:DET_DIST", "PSF pixels of 0.0312 arcsec by its header")
     for name in ("DET_SAMP", "1"):
-        assert instrument(psf=f"{path}:{name}").psf.arcsec(1) == pytest.approx(1.2 * 0.0312, rel=1e-3)
+        assert read_instrument(psf=f"{path}:{name}").psf.arcsec(1) == pytest.approx(1.2 * 0.0312, rel=1e-3)
     # Calculated on finer pixels, the PSF has not been through the detector's.
-    fine = instrument(psf=f"{path}:OVERDIST").psf
+    fine = read_instrument(psf=f"{path}:OVERDIST").psf
     assert fine.arcsec(1) == pytest.approx(0.0312 * np.hypot(4.4 / 4, np.sqrt((1 - 1 / 16) / 12)), rel=1e-3)
     assert "the detector's pixel added" in fine.how[1]
     with pytest.raises(
         D4LensError, match=r"psf.fits has no band 'SCI'; it holds OVERSAMP, DET_SAMP, OVERDIST, DET_DIST"
     ):
-        instrument(psf=f"{path}:SCI")
-    done = prepare(Raw(ring(400), Header(0.05)), GRID, instrument(psf=path, gain=1))
+        read_instrument(psf=f"{path}:SCI")
+    done = prepare(Raw(ring(400), Header(0.05)), GRID, read_instrument(psf=path, gain=1))
     assert "PSF of a:b psf.fits:DET_DIST" in done.notes
 
 
 def test_an_oversampled_psf_without_a_scale_is_on_the_image_s_pixels(tmp_path):
     fits.writeto(tmp_path / "fine.fits", gaussian(4.0, 41), fits.Header({"OVERSAMP": 4}))
-    psf = instrument(psf=tmp_path / "fine.fits").psf
+    psf = read_instrument(psf=tmp_path / "fine.fits").psf
     assert psf.arcsec(0.05) == pytest.approx(0.05 * np.hypot(1, np.sqrt((1 - 1 / 16) / 12)), rel=1e-3)
     assert "PSF taken to be on the image's pixels, 4 times as fine" in psf.how
 
@@ -154,24 +154,24 @@ def test_a_psf_whose_header_disagrees_with_itself_is_flagged(tmp_path):
 
 def test_several_images_ask_for_one_by_name(tmp_path):
     np.savez(tmp_path / "psfs.npz", g=gaussian(1.5), r=gaussian(2.5))
-    assert instrument(psf=f"{tmp_path}/psfs.npz:r").psf.sigma == pytest.approx(2.5, rel=1e-3)
+    assert read_instrument(psf=f"{tmp_path}/psfs.npz:r").psf.sigma == pytest.approx(2.5, rel=1e-3)
     with pytest.raises(
         D4LensError, match=r"holds 2 images \(g, r\); choose one by --psf .*psfs.npz:NAME or its number$"
     ):
-        instrument(psf=tmp_path / "psfs.npz")
+        read_instrument(psf=tmp_path / "psfs.npz")
 
 
 def test_arrays_are_taken_and_recentred():
-    psf = instrument(psf=gaussian(1.7, 30)).psf
+    psf = read_instrument(psf=gaussian(1.7, 30)).psf
     assert psf == Psf(pytest.approx(1.7, rel=1e-3), True)
     even = "PSF image of 30 x 30 pixels, of even size, recentred on its light"
     assert psf.how == (even, "PSF taken to be on the image's pixels")
-    aside = instrument(psf=gaussian(1.7, 31, off=2.0)[None].astype(">f4")).psf
+    aside = read_instrument(psf=gaussian(1.7, 31, off=2.0)[None].astype(">f4")).psf
     assert aside.sigma == pytest.approx(1.7, rel=1e-3)
     assert aside.how[0] == "PSF recentred from (2.00, 2.00) pixels off its image's middle"
     assert flags(gaussian(1.7, 30), ring(4000), gain=1) == flags(gaussian(1.7, 31, off=2.3), ring(4000), gain=1) == ()
-    assert instrument(psf=np.float32(0.07)).psf == Psf(pytest.approx(0.07))
-    assert instrument(psf=gaussian(1.7).tolist()).psf == Psf(pytest.approx(1.7, rel=1e-3), True)
+    assert read_instrument(psf=np.float32(0.07)).psf == Psf(pytest.approx(0.07))
+    assert read_instrument(psf=gaussian(1.7).tolist()).psf == Psf(pytest.approx(1.7, rel=1e-3), True)
 
 
 def test_what_is_no_psf_is_refused(tmp_path):
@@ -198,5 +198,5 @@ def test_what_is_no_psf_is_refused(tmp_path):
         (True, "the PSF is of type bool"),
     ):
         with pytest.raises(D4LensError, match=sentence) as caught:
-            instrument(psf=psf)
+            read_instrument(psf=psf)
         assert "\n" not in str(caught.value)

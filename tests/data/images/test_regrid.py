@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d4lens.data.images import COUNTS, NORMALISED, Header, Raw, instrument, prepare
+from d4lens.data.images import COUNTS, NORMALISED, Header, Raw, prepare, read_instrument
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag
 from d4lens.observation import Observation, bin_pixels
@@ -44,7 +44,7 @@ def test_published_images_go_the_way_they_always_went(make, factor):
 def test_resampling_conserves_flux_place_and_sky(n, scale):
     # Noise free: a mean image is its own expectation under a linear map.
     image = blob(n, scale) + 40 * (scale / 0.1) ** 2
-    done = prepare(Raw(image), GRID, instrument(pixel_scale=scale, gain=1, sky=40 * (scale / 0.1) ** 2))
+    done = prepare(Raw(image), GRID, read_instrument(pixel_scale=scale, gain=1, sky=40 * (scale / 0.1) ** 2))
     flux, x, y = place(done.pixels)
     assert flux == pytest.approx(4e4, rel=0.02)
     assert (x, y) == (pytest.approx(0.3, abs=0.01), pytest.approx(-0.2, abs=0.01))
@@ -55,28 +55,28 @@ def test_resampling_conserves_flux_place_and_sky(n, scale):
 def test_noise_after_resampling_is_what_is_said():
     sky = np.random.default_rng(2).poisson(400, (90, 90))
     for scale in (0.07, 0.16, 0.2):
-        done = prepare(Raw(sky), GRID, instrument(pixel_scale=scale, gain=1))
+        done = prepare(Raw(sky), GRID, read_instrument(pixel_scale=scale, gain=1))
         inside = done.pixels[8:-8, 8:-8]
         assert inside.var() / inside.mean() == pytest.approx(done.noise, rel=0.2)
         assert done.noise < 0.8
         # Over patches beyond a pixel the photons' own noise is kept.
         patches = inside[:32, :32].reshape(4, 8, 4, 8).sum((1, 3))
         assert patches.var() / patches.mean() == pytest.approx(1, abs=0.75)
-    assert prepare(Raw(sky), GRID, instrument(pixel_scale=0.05, gain=1)).noise == 1
+    assert prepare(Raw(sky), GRID, read_instrument(pixel_scale=0.05, gain=1)).noise == 1
 
 
 def test_sizes_are_cut_and_padded_about_the_centre():
     for n in (40, 60, 61):
-        done = prepare(Raw(exposed(n, 0.1)), GRID, instrument(pixel_scale=0.1))
+        done = prepare(Raw(exposed(n, 0.1)), GRID, read_instrument(pixel_scale=0.1))
         _, x, y = place(done.pixels)
         shift = done.centre
         assert (x - shift[0], y - shift[1]) == (pytest.approx(0.3, abs=0.03), pytest.approx(-0.2, abs=0.03))
         assert shift == ((0.05, 0.05) if n == 61 else (0, 0))
-    padded = prepare(Raw(exposed(40, 0.1)), GRID, instrument(pixel_scale=0.1))
+    padded = prepare(Raw(exposed(40, 0.1)), GRID, read_instrument(pixel_scale=0.1))
     assert np.isnan(padded.pixels[:4]).all()
     assert np.isfinite(padded.pixels[4:44, 4:44]).all()
     assert any("no data beyond 40 x 40 of 48 x 48 pixels" in note for note in padded.notes)
-    oblong = prepare(Raw(exposed(60, 0.1)[:40]), GRID, instrument(pixel_scale=0.1))
+    oblong = prepare(Raw(exposed(60, 0.1)[:40]), GRID, read_instrument(pixel_scale=0.1))
     assert oblong.pixels.shape == (48, 48)
     assert any("of which not all hold data" in note for note in oblong.notes)
 
@@ -88,8 +88,8 @@ def test_the_header_s_word_counts_and_the_user_s_counts_more():
     assert done.units == COUNTS
     assert np.allclose(done.pixels, counts.reshape(48, 2, 48, 2).sum((1, 3)), rtol=1e-5)
     assert done.sky == pytest.approx(40, rel=0.03)
-    told = prepare(Raw(counts / 200, Header(0.05, "e-/s", 9.0)), GRID, instrument(pixel_scale=0.1, exposure=200))
-    assert told.pixels.sum() == pytest.approx(counts[24:72, 24:72].sum(), rel=1e-5)
+    given = prepare(Raw(counts / 200, Header(0.05, "e-/s", 9.0)), GRID, read_instrument(pixel_scale=0.1, exposure=200))
+    assert given.pixels.sum() == pytest.approx(counts[24:72, 24:72].sum(), rel=1e-5)
     digital = prepare(Raw(counts / 2.5, Header(0.05, "ADU", None, 2.5)), GRID)
     assert np.allclose(digital.pixels, done.pixels, rtol=1e-5)
 
@@ -109,7 +109,7 @@ def test_without_photons_the_image_is_normalised_and_the_reason_kept(header, sen
     assert (done.units, done.sky, done.standard) == (NORMALISED, 0.0, False)
     assert (done.pixels.min(), done.pixels.max()) == (0, 1)
     assert any(sentence in note for note in done.notes)
-    assert prepare(Raw(image, header), GRID, instrument(gain=0.5, exposure=1)).units == COUNTS
+    assert prepare(Raw(image, header), GRID, read_instrument(gain=0.5, exposure=1)).units == COUNTS
 
 
 def test_a_subtracted_sky_is_put_back():
@@ -118,7 +118,7 @@ def test_a_subtracted_sky_is_put_back():
         off = []
         for seed in range(20):
             counts = exposed(48, 0.1, seed=seed).astype(float)
-            done = prepare(Raw(counts - 40), GRID, instrument(gain=1, **known))
+            done = prepare(Raw(counts - 40), GRID, read_instrument(gain=1, **known))
             assert done.sky_known == bool(known)
             assert any("raised by" in note for note in done.notes)
             off.append(done.pixels.mean() - counts.mean())
@@ -150,7 +150,7 @@ def test_a_pixel_of_the_grid_without_all_of_its_data_holds_none(scale):
     whole, gone = exposed(n, scale).astype(float), exposed(n, scale).astype(float)
     gone[n // 2 + 3, n // 2 - 5] = np.inf
     gone[:1] = np.nan  # outside the field
-    known = instrument(pixel_scale=scale, gain=1, sky=40 * (scale / 0.1) ** 2)
+    known = read_instrument(pixel_scale=scale, gain=1, sky=40 * (scale / 0.1) ** 2)
     full, done = prepare(Raw(whole), GRID, known), prepare(Raw(gone), GRID, known)
     hidden = np.isnan(done.pixels)
     assert 1 <= hidden.sum() <= 4
@@ -230,7 +230,7 @@ def test_masked_pixels_change_nothing_of_what_a_psf_that_is_no_gaussian_leaves()
     for psf in (wings, np.exp(-0.5 * (r / 1.7) ** 2)):
         for mask in (None, hidden, counts > 250):
             image = counts if mask is None else np.where(mask, np.nan, counts)
-            done = prepare(Raw(image), FINE, instrument(psf=psf, **scale))
+            done = prepare(Raw(image), FINE, read_instrument(psf=psf, **scale))
             flagged.append(any(raised.flag is Flag.NOT_GAUSSIAN for raised in done.flags))
     assert flagged == [True] * 3 + [False] * 3
 
@@ -249,7 +249,7 @@ def test_without_a_pixel_of_data_it_is_said():
         image = exposed(60, 0.1).astype(float)
         image[where, where] = np.nan
         with pytest.raises(D4LensError, match="no pixel within the field of view holds data"):
-            prepare(Raw(image), GRID, instrument(pixel_scale=0.1))
+            prepare(Raw(image), GRID, read_instrument(pixel_scale=0.1))
 
 
 def test_an_8_bit_picture_gets_its_photon_scale_from_the_sky_s_noise():
@@ -284,7 +284,7 @@ def test_counts_whose_faintest_is_estimated_say_what_one_more_adds():
     scaled = (counts - counts.min()) / np.ptp(counts)
     assert (prepare(Raw(scaled), GRID).lift == 4).all()
     assert prepare(Raw(counts), GRID).lift is None
-    padded = prepare(Raw(scaled[8:-8, 8:-8]), GRID, instrument(pixel_scale=0.05))
+    padded = prepare(Raw(scaled[8:-8, 8:-8]), GRID, read_instrument(pixel_scale=0.05))
     assert (padded.lift[4:-4, 4:-4] == 4).all()
     assert (padded.lift[:4] == 0).all()
 
@@ -297,4 +297,4 @@ def test_what_does_not_fit_is_said():
         (np.full((48, 48), 3.0), {}, "it is constant: every pixel is 3"),
     ):
         with pytest.raises(D4LensError, match=sentence):
-            prepare(Raw(image), GRID, instrument(**known))
+            prepare(Raw(image), GRID, read_instrument(**known))

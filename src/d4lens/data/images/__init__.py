@@ -11,7 +11,7 @@ from d4lens.data.images.counts import (
 )
 from d4lens.data.images.formats import READERS, Raw, parse_npy
 from d4lens.data.images.headers import Header, header_of
-from d4lens.data.images.instruments import Instrument, instrument
+from d4lens.data.images.instruments import Instrument, read_instrument
 from d4lens.data.images.psf import Psf
 from d4lens.data.images.regrid import SAME_SCALE, Prepared, prepare
 from d4lens.data.images.sources import ImageSource, find, read
@@ -33,9 +33,9 @@ __all__ = [
     "as_image",
     "find",
     "header_of",
-    "instrument",
     "parse_npy",
     "prepare",
     "read",
+    "read_instrument",
     "recover_counts",
 ]

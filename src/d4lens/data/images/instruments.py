@@ -15,7 +15,7 @@ from d4lens.errors import D4LensError
 
 @dataclass(frozen=True)
 class Instrument:
-    """What is told of all images of one call; None leaves it to the file's header, and else to the preset.
+    """What is known of all images of one call; None leaves it to the file's header, and else to the preset.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Instrument:
                 raise D4LensError(f"the {name} must be above 0 and finite, not {value:g}")
 
     def joined(self, sources: Sequence[ImageSource]) -> list[ImageSource]:
-        """Return images with the masks and noise maps that are told of them.
+        """Return images with the masks and noise maps that are given for them.
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ class Instrument:
         return noisy(masked(sources, self.mask), self.noise)
 
 
-def instrument(
+def read_instrument(
     pixel_scale: float | None = None,
     psf: float | str | Path | Array | None = None,
     gain: float | None = None,

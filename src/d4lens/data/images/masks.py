@@ -1,4 +1,4 @@
-"""Pixels without data: told by a mask, by a file's own extensions, or seen from values that no light makes.
+"""Pixels without data: given by a mask, by a file's own extensions, or seen from values that no light makes.
 
 Everywhere in the package a pixel without data is NaN. In a mask nonzero or True says that there are none, as numpy's
 masked arrays have it.
@@ -23,7 +23,7 @@ _PLANES = ("BAD", "SAT", "CR", "NO_DATA")  # of LSST's, whose others mark detect
 _CHANCE = 1e-3  # images without defects in which one is seen
 _MOST, _SOME = 0.35, 0.02  # share of an image that one value may have: the lowest, the highest or 0, and any other
 _ON_AN_ARC = 0.05  # share of neighbours that have one value where a hundred photons fall on a pixel
-_TOO_MANY = 0.8  # such shares, beyond which nothing is told
+_TOO_MANY = 0.8  # such shares, beyond which nothing is said
 _TRIED = 16  # values, the most frequent ones
 
 

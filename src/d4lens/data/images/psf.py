@@ -1,4 +1,4 @@
-"""The PSF: a Gaussian's width, told as a number or measured in the image of a point source."""
+"""The PSF: a Gaussian's width, given as a number or measured in the image of a point source."""
 
 import math
 import os
@@ -28,7 +28,7 @@ class Psf:
     how: what was done to the image that it was measured in.
     disputed: statements of that image's header that disagree.
     image, gaussian: (h, w) that image and the Gaussian fitted to it, the light of each 1, centred on the middle pixel
-        to a fraction `centre` (x, y); None where it was told as a number.
+        to a fraction `centre` (x, y); None where it was given as a number.
     step: arcsec, or pixels of the image if `in_pixels`, of one pixel of these.
     """
 
@@ -81,7 +81,7 @@ class Psf:
         Returns
         -------
         float
-            In sigma of a pixel; 0 for a PSF told as a number.
+            In sigma of a pixel; 0 for a PSF given as a number.
         """
         from scipy.signal import fftconvolve
 
@@ -107,12 +107,12 @@ class Psf:
         return kernel
 
 
-def read_psf(told: Any) -> Psf:
+def read_psf(given: Any) -> Psf:
     """Return the PSF that a user tells.
 
     Parameters
     ----------
-    told : float, str, Path or ndarray
+    given : float, str, Path or ndarray
         Its sigma in arcsec, also as text; the image of a point source (h, w) on the pixels of the images; or the file of one,
         as FILE:EXT if it holds several. In a file of STPSF the PSF as the detector shows it is taken. Pixels are those of
         the file's header, else the images'.
@@ -126,22 +126,22 @@ def read_psf(told: Any) -> Psf:
     D4LensError
         For what is none of these, and for an image that is no PSF.
     """
-    if isinstance(told, os.PathLike):
-        told = os.fspath(told)
-    if isinstance(told, bytes):
-        told = os.fsdecode(told)
-    if isinstance(told, str):
+    if isinstance(given, os.PathLike):
+        given = os.fspath(given)
+    if isinstance(given, bytes):
+        given = os.fsdecode(given)
+    if isinstance(given, str):
         try:
-            return Psf(float(told))
+            return Psf(float(given))
         except ValueError:
-            return _measured(*_from_file(told))
+            return _measured(*_from_file(given))
     try:
-        array = np.asarray(told)
+        array = np.asarray(given)
     except Exception:  # a tensor of another device, a list of unequal rows, ...
         array = np.empty(0, object)
     if array.dtype.kind not in "fiu":
         raise D4LensError(
-            f"the PSF is of type {type(told).__name__}; give its sigma in arcsec, an image of it (H, W) or a file"
+            f"the PSF is of type {type(given).__name__}; give its sigma in arcsec, an image of it (H, W) or a file"
         )
     return Psf(float(array)) if array.ndim == 0 else _measured(Raw(array), "the PSF", ())
 

@@ -52,7 +52,7 @@ class Prepared:
     units: "counts", or "normalised" where no photon counts can be had.
     counts: the native image's lattice, before binning; None where it was not looked for.
     standard: the image is as the published ones are, so all that the preset knows holds for it.
-    sky: mean sky counts per pixel of the grid (0 if normalised); `sky_known` says that the user told it.
+    sky: mean sky counts per pixel of the grid (0 if normalised); `sky_known` says that the user gave it.
     psf_sigma: arcsec, standard deviation of the PSF as the grid's pixels show it, their own width included.
     centre: (x, y) arcsec of the image's centre on the grid: half a pixel off where an odd number of pixels was cut.
     noise: variance over mean of the sky on the grid: 1, less where resampling has averaged neighbours.
@@ -122,17 +122,17 @@ class _Axis:
 def prepare(
     raw: Raw,
     grid: Observation,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     *,
     whole: bool = False,
 ) -> Prepared:
     """Bring an image to photon counts on the pixels of a grid: the one route, for training and for prediction.
 
-    Pixel scale: told, else the header's, else such that the image has the grid's field of view, where it has a whole
+    Pixel scale: given, else the header's, else such that the image has the grid's field of view, where it has a whole
     multiple of its pixels. Finer pixels that divide the grid's are summed, any others resampled. What lies outside the
     field is cut.
 
-    Photons: `told.gain` or `told.exposure`, else the header's unit, else the lattice of counts that the values lie on.
+    Photons: `instrument.gain` or `instrument.exposure`, else the header's unit, else the lattice of counts that the values lie on.
     Where all fail, and where neither the user nor the grid knows a sky, units are "normalised".
 
     No data are in what the image does not reach, in pixels that are not finite, and in those that show what no light
@@ -145,7 +145,7 @@ def prepare(
         The image (H, W), NaN where it holds no data, and its header.
     grid : Observation
         The grid that a network knows; its sky and PSF are the image's where nothing else is known.
-    told : Instrument
+    instrument : Instrument
         What the user knows of the image.
     whole : bool
         Whether every pixel that is finite holds data, whatever it shows: as training takes a published set.
@@ -164,7 +164,7 @@ def prepare(
     image, n = raw.pixels, grid.n_pixels
     if min(image.shape) < MIN_SIDE:
         raise D4LensError(f"it is {_size(image)} pixels; at least {MIN_SIDE} a side are needed")
-    scale, notes = _scale(raw, grid, told)
+    scale, notes = _scale(raw, grid, instrument)
     factor = grid.pixel_scale / scale
     exact = round(factor) >= 1 and abs(factor / round(factor) - 1) < SAME_SCALE
     ratio = float(round(factor)) if exact else factor
@@ -175,7 +175,7 @@ def prepare(
     if raw.noise is not None:
         photons = _by_noise(image, np.where(good, raw.noise[used], np.inf))
     else:
-        photons = _photons(image, raw.header, told, grid.sky / ratio**2)
+        photons = _photons(image, raw.header, instrument, grid.sky / ratio**2)
     notes += photons.notes
     cut = photons.values
     if cut.shape == raw.pixels.shape:
@@ -206,29 +206,37 @@ def prepare(
         )
     if not seen.any():
         raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
-    psf = told.psf.arcsec(scale) if told.psf is not None else grid.psf_sigma
-    if told.psf is not None:
-        notes += (f"PSF sigma {psf:.4g} arcsec", *told.psf.notes)
-    guessed = told.pixel_scale is None and raw.header.pixel_scale is None and not photons.standard
+    psf = instrument.psf.arcsec(scale) if instrument.psf is not None else grid.psf_sigma
+    if instrument.psf is not None:
+        notes += (f"PSF sigma {psf:.4g} arcsec", *instrument.psf.notes)
+    guessed = instrument.pixel_scale is None and raw.header.pixel_scale is None and not photons.standard
     flags: tuple[Raised, ...] = (Raised(Flag.SCALE_GUESSED),) if guessed else ()
-    if told.psf is not None and told.psf.disputed:
-        flags += (Raised(Flag.PSF_HEADER_DISAGREES, told.psf.disputed),)
+    if instrument.psf is not None and instrument.psf.disputed:
+        flags += (Raised(Flag.PSF_HEADER_DISAGREES, instrument.psf.disputed),)
     pixels = np.where(seen, pixels, np.nan)
     if variance is not None:
         variance = np.where(seen, variance, np.inf)
-    if told.psf is not None and _psf_residual(pixels, variance, photons, ratio, told.psf, scale, grid) > _PSF_RESIDUAL:
+    if (
+        instrument.psf is not None
+        and _psf_residual(pixels, variance, photons, ratio, instrument.psf, scale, grid) > _PSF_RESIDUAL
+    ):
         flags += (Raised(Flag.NOT_GAUSSIAN),)
     if photons.units == NORMALISED:
         pixels = normalised(pixels)
     square = raw.pixels.shape[0] == raw.pixels.shape[1]
-    told_nothing = told.pixel_scale is None and raw.header.pixel_scale is None and told.psf is None and told.sky is None
-    published = exact and told_nothing and square
+    nothing_given = (
+        instrument.pixel_scale is None
+        and raw.header.pixel_scale is None
+        and instrument.psf is None
+        and instrument.sky is None
+    )
+    published = exact and nothing_given and square
     return Prepared(
         pixels=pixels.astype(np.float32),
         units=photons.units,
         standard=photons.standard and published,
         sky=photons.sky * ratio**2 if photons.units == COUNTS else 0.0,
-        sky_known=told.sky is not None and photons.units == COUNTS,
+        sky_known=instrument.sky is not None and photons.units == COUNTS,
         psf_sigma=(psf**2 + broadened) ** 0.5,
         centre=(columns.centre, rows.centre),
         noise=noise,
@@ -240,7 +248,11 @@ def prepare(
         counts=photons.counts,
         exact=exact,
         variance=None if variance is None else variance.astype(np.float32),
-        flags=(*flags, *_disputes(raw, told), *(() if raw.noise is not None else _assumed(image, raw.header, told))),
+        flags=(
+            *flags,
+            *_disputes(raw, instrument),
+            *(() if raw.noise is not None else _assumed(image, raw.header, instrument)),
+        ),
     )
 
 
@@ -278,14 +290,17 @@ def _psf_residual(
     return psf.residual(light, variance, scale, grid.pixel_scale)
 
 
-def _scale(raw: Raw, grid: Observation, told: Instrument) -> tuple[float, tuple[str, ...]]:
+def _scale(raw: Raw, grid: Observation, instrument: Instrument) -> tuple[float, tuple[str, ...]]:
     """Arcsec per pixel of the image, and where it comes from."""
     header = raw.header
-    if told.pixel_scale is not None:
+    if instrument.pixel_scale is not None:
         against = header.unread or (f"its header says {header.pixel_scale:.5g}" if header.pixel_scale else "")
-        if header.pixel_scale and abs(told.pixel_scale / header.pixel_scale - 1) < TOLERANCES["pixel scale"]:
+        if header.pixel_scale and abs(instrument.pixel_scale / header.pixel_scale - 1) < TOLERANCES["pixel scale"]:
             against = ""
-        return told.pixel_scale, (f"pixel scale {told.pixel_scale:g} arcsec as told", *([against] if against else []))
+        return instrument.pixel_scale, (
+            f"pixel scale {instrument.pixel_scale:g} arcsec as given",
+            *([against] if against else []),
+        )
     if header.unread:
         raise D4LensError(header.unread)
     if header.pixel_scale is not None:
@@ -351,39 +366,39 @@ def _with_data(image: Array, rows: _Axis, columns: _Axis, whole: bool) -> tuple[
     return image, ~unseen
 
 
-def _photons(image: Array, header: Header, told: Instrument, sky: float) -> _Photons:
+def _photons(image: Array, header: Header, instrument: Instrument, sky: float) -> _Photons:
     """Return the image (H, W) in photons with their sky, whose mean per pixel is `sky` where nothing else is known."""
-    factor, notes = _photons_per_unit(header, told)
+    factor, notes = _photons_per_unit(header, instrument)
     if factor is not None:
-        return _levelled(image * factor, told.sky, notes)
-    if told.gain is None and told.exposure is None and not notes:
-        if not (told.sky or sky):
+        return _levelled(image * factor, instrument.sky, notes)
+    if instrument.gain is None and instrument.exposure is None and not notes:
+        if not (instrument.sky or sky):
             notes = ("no photon counts: no sky is known",)
         else:
-            counts = recover_counts(image, told.sky or sky)
+            counts = recover_counts(image, instrument.sky or sky)
             if counts.is_counts:
-                return replace(_from_lattice(image, counts, told.sky, sky), counts=counts)
+                return replace(_from_lattice(image, counts, instrument.sky, sky), counts=counts)
             if counts.noise is not None:
-                return replace(_from_levels(image, counts, told.sky or sky), counts=counts)
+                return replace(_from_levels(image, counts, instrument.sky or sky), counts=counts)
             notes = ("no photon counts: the values lie on no lattice of them",)
     return _Photons(image.astype(np.float64), NORMALISED, False, dark_sky(image)[0], notes)
 
 
-def _from_lattice(image: Array, counts: Counts, told_sky: float | None, expected: float) -> _Photons:
+def _from_lattice(image: Array, counts: Counts, given_sky: float | None, expected: float) -> _Photons:
     unseen = np.isnan(image)
     k = without(counts.k, unseen)
     mean, variance, _ = dark_sky(k)
     if np.array_equal(k, image, equal_nan=True):
-        if told_sky is not None:
-            return _levelled(k, told_sky, ("values taken for photon counts",))
+        if given_sky is not None:
+            return _levelled(k, given_sky, ("values taken for photon counts",))
         if not _POISSON[0] * mean < variance < _POISSON[1] * mean:
             return _Photons(image.astype(np.float64), NORMALISED, False, mean, (_no_photons(mean, variance),))
         if _POISSON[0] * expected < mean < _POISSON[1] * expected:
             return _Photons(k, COUNTS, True, expected, ("values taken for photon counts",))
         return _Photons(k, COUNTS, False, mean, (f"values taken for photon counts, sky {mean:.4g} measured",))
-    if told_sky is not None or _POISSON[0] * expected < variance < _POISSON[1] * expected:
-        sky = told_sky or expected
-        return _Photons(k, COUNTS, told_sky is None, sky, ("photon counts recovered",), True)
+    if given_sky is not None or _POISSON[0] * expected < variance < _POISSON[1] * expected:
+        sky = given_sky or expected
+        return _Photons(k, COUNTS, given_sky is None, sky, ("photon counts recovered",), True)
     k = without(recover_counts(image, variance).k, unseen)
     return _Photons(k, COUNTS, False, variance, (f"photon counts recovered, sky {variance:.4g} by its variance",))
 
@@ -436,16 +451,16 @@ def _levelled(values: Array, sky: float | None, notes: tuple[str, ...]) -> _Phot
     return _Photons(values + lift if lift else values, COUNTS, False, sky, notes)
 
 
-def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, tuple[str, ...]]:
+def _photons_per_unit(header: Header, instrument: Instrument) -> tuple[float | None, tuple[str, ...]]:
     """Return the factor from values to photons and what it comes from; None where nothing, or not enough, is known."""
     unit = counting_unit(header.unit)
-    said = told.gain is not None or told.exposure is not None
+    said = instrument.gain is not None or instrument.exposure is not None
     if not said and not header.unit and header.gain is None:
         return None, ()
     if not said and header.unit and unit is None:
         return None, (f"no photon counts: the unit {header.unit} is none of them; give --gain photons per unit",)
     electrons, digital = (unit is not None and unit.base == base for base in ("electron", "adu"))
-    gain, of_gain = told.gain, ""
+    gain, of_gain = instrument.gain, ""
     if gain is None and not electrons:
         gain, of_gain = header.gain, header.said("gain")
     if gain is None:
@@ -453,34 +468,34 @@ def _photons_per_unit(header: Header, told: Instrument) -> tuple[float | None, t
             return None, (f"no photon counts: in {header.unit}, whose gain the header does not tell; give --gain",)
         gain = 1.0
     rate = unit is not None and unit.rate
-    exposure, of_exposure = told.exposure, ""
+    exposure, of_exposure = instrument.exposure, ""
     if exposure is None:
         exposure, of_exposure = (header.exposure, header.said("exposure")) if rate else (1.0, "")
     if exposure is None:
         return None, (f"no photon counts: a rate in {header.unit} without exposure; give --exposure SECONDS",)
-    of = f" of {exposure:g} s{of_exposure}" if rate or told.exposure is not None else ""
+    of = f" of {exposure:g} s{of_exposure}" if rate or instrument.exposure is not None else ""
     factor = gain * exposure * (unit.factor if unit is not None else 1.0)
     return factor, (f"photons = values x {factor:.6g} (gain {gain:g}{of_gain}{of})",)
 
 
-def _disputes(raw: Raw, told: Instrument) -> tuple[Raised, ...]:
+def _disputes(raw: Raw, instrument: Instrument) -> tuple[Raised, ...]:
     """Return flags for what the header says twice and differently, as far as it is used."""
     header, photons = raw.header, raw.noise is None
     unit = counting_unit(header.unit)
     used = {
-        "pixel scale": told.pixel_scale is None,
-        "gain": photons and told.gain is None and not (unit is not None and unit.base == "electron"),
-        "exposure": photons and told.exposure is None and unit is not None and unit.rate,
+        "pixel scale": instrument.pixel_scale is None,
+        "gain": photons and instrument.gain is None and not (unit is not None and unit.base == "electron"),
+        "exposure": photons and instrument.exposure is None and unit is not None and unit.rate,
     }
     said = (header.disputed(quantity) for quantity, asked in used.items() if asked)
     return tuple(Raised(Flag.HEADER_DISAGREES, what) for what in said if what)
 
 
-def _assumed(image: Array, header: Header, told: Instrument) -> tuple[Raised, ...]:
+def _assumed(image: Array, header: Header, instrument: Instrument) -> tuple[Raised, ...]:
     """Return a flag where counts are taken for photons for want of a gain, unless the sky's variance is its mean."""
     unit = counting_unit(header.unit)
-    factor, _ = _photons_per_unit(header, told)
-    if unit is None or unit.base != "count" or factor is None or told.gain is not None or header.gain is not None:
+    factor, _ = _photons_per_unit(header, instrument)
+    if unit is None or unit.base != "count" or factor is None or instrument.gain is not None or header.gain is not None:
         return ()
     mean, variance, _ = dark_sky(image * factor)
     return () if abs(variance / mean - 1) < _GAIN_ONE else (Raised(Flag.GAIN_ASSUMED),)

@@ -31,7 +31,7 @@ _OF_CANDIDATE = ("x", "y", "theta_E", "mass", "sigma_x", "sigma_y", "sigma_theta
 DETECT_COLUMNS = ("path", "rank", *_OF_CANDIDATE, "significance", "p_false", "chi2", "flag", "processing")
 """Lengths in arcsec from the image's centre, masses in units of the main lens's."""
 MSUN_COLUMNS = ("mass_msun", "sigma_mass_msun")
-"""Beside them, where redshifts are told: the masses in solar masses."""
+"""Beside them, where redshifts are given: the masses in solar masses."""
 
 _WORTH = 25.0  # chi-squared that another shape must explain to be a rival
 _GRACE = 4.0  # standard deviations of chi2 beyond which what is left is no noise
@@ -93,7 +93,7 @@ class Wanted:
 def detect_table(
     paths: Sequence[str | Path],
     *,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
     wanted: Wanted = Wanted(),
@@ -104,7 +104,7 @@ def detect_table(
     ----------
     paths : sequence of str or Path
         Files, folders, zips and patterns.
-    told : Instrument
+    instrument : Instrument
         What is known of the instrument.
     free : sequence of str
         Parameters of the smooth lens to fit beyond the preset's.
@@ -125,13 +125,13 @@ def detect_table(
     D4LensError
         For paths without images, and for a place where the maps cannot be written.
     """
-    return detect_sources(list(images.find(paths)), told=told, free=free, model=model, wanted=wanted)
+    return detect_sources(list(images.find(paths)), instrument=instrument, free=free, model=model, wanted=wanted)
 
 
 def detect_sources(
     sources: Sequence[ImageSource],
     *,
-    told: Instrument = Instrument(),  # noqa: B008 - frozen
+    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
     wanted: Wanted = Wanted(),
@@ -140,8 +140,8 @@ def detect_sources(
     """Look for masses in images found already, as `detect_table` does."""
     rows: dict[str, list[dict[str, object]]] = {}
     failures, maps = [], {}
-    way, grid = replace(way_of(model, told, free), published_alone=True), preset_model(PRESET).observation
-    for fitted, broken in fitted_batches(sources, grid, told, way, progress, own_pixels=True):
+    way, grid = replace(way_of(model, instrument, free), published_alone=True), preset_model(PRESET).observation
+    for fitted, broken in fitted_batches(sources, grid, instrument, way, progress, own_pixels=True):
         failures += broken
         for name, reason in broken:
             rows[name] = [_empty(name, [Raised(Flag.FAILED, reason)])]
@@ -155,7 +155,7 @@ def detect_sources(
     columns = [*DETECT_COLUMNS[:6], *(MSUN_COLUMNS if wanted.z_lens is not None else ()), *DETECT_COLUMNS[6:]]
     table = pd.DataFrame([row for source in sources for row in rows[source.name]], columns=columns)
     if wanted.sensitivity is not None:
-        _write(wanted.sensitivity, [(source, maps.get(source.name)) for source in sources], grid, told, wanted)
+        _write(wanted.sensitivity, [(source, maps.get(source.name)) for source in sources], grid, instrument, wanted)
     return Answer(table.astype({"rank": int}), failures)
 
 
@@ -242,7 +242,7 @@ def _write(
     path: Path,
     maps: Sequence[tuple[ImageSource, _Map | None]],
     grid: Observation,
-    told: Instrument,
+    instrument: Instrument,
     wanted: Wanted,
 ) -> None:
     """Write the maps as a FITS file: one image's in the primary HDU, several in an extension each, in the images' order."""
@@ -253,7 +253,7 @@ def _write(
         header, pixels = fits.Header(), grid
         if found is not None:
             pixels = found.image.grid
-            header.update(_wcs(source, found.image, told))
+            header.update(_wcs(source, found.image, instrument))
             header["FLAG"] = (ascii(found.flag)[1:-1], "what to beware of")
         header["BUNIT"] = ("solMass" if wanted.z_lens is not None else "", "empty: units of the main lens's mass")
         header["SIGMA"] = (wanted.sigma, "standard deviations at which a mass shows")
@@ -271,12 +271,12 @@ def _write(
         fits.HDUList(hdus).writeto(temporary, overwrite=True)
 
 
-def _wcs(source: ImageSource, image: Prepared, told: Instrument) -> dict[str, Any]:
+def _wcs(source: ImageSource, image: Prepared, instrument: Instrument) -> dict[str, Any]:
     """Return the cards of a tangential WCS for the grid that agrees with the image's own at its centre; none without one.
 
     x and y of a map grow as the image's columns and rows do.
     """
-    raw = source.read(told.band)
+    raw = source.read(instrument.band)
     local = raw.header.sky(raw.pixels.shape)
     if local is None:
         return {}

@@ -5,7 +5,7 @@ import torch
 
 from d4lens.data import images
 from d4lens.errors import D4LensError
-from d4lens.inference.truth import true_substructure
+from d4lens.inference.archived_truth import true_substructure
 from d4lens.observation import Observation
 from d4lens.simulator import PRESETS, DataSet, draw, substructure_convergence, write_archive
 

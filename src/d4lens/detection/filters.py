@@ -30,7 +30,7 @@ def power(profile: Profile) -> int:
     return 2 if profile == "point" else 1
 
 
-class Profiled:
+class MatchedFilter:
     """One image's matched filter.
 
     Parameters
@@ -153,7 +153,9 @@ def _kernels(side: int, step: float, profile: Profile) -> tuple[Tensor, Tensor]:
     return transformed((x, y)), transformed((x * x, 2 * x * y, y * y))
 
 
-def profiled(counts: Tensor, parameters: Tensor, model: SmoothLensModel, profile: Profile = "point") -> Profiled:
+def matched_filter(
+    counts: Tensor, parameters: Tensor, model: SmoothLensModel, profile: Profile = "point"
+) -> MatchedFilter:
     """Return the matched filter about a fit.
 
     Parameters
@@ -177,7 +179,7 @@ def profiled(counts: Tensor, parameters: Tensor, model: SmoothLensModel, profile
     root = expected.rsqrt() * torch.isfinite(counts)
     shift = columns[[model.free.index("source_x"), model.free.index("source_y")]]
     precision = torch.tensor([model.priors[name].sigma ** -2 for name in model.free], dtype=torch.float64)
-    return Profiled(root, shift, columns, model.observation.pixel_scale * model.binning, profile, precision)
+    return MatchedFilter(root, shift, columns, model.observation.pixel_scale * model.binning, profile, precision)
 
 
 def whitened(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> Tensor:

@@ -10,7 +10,7 @@ from astropy.wcs import WCS
 from d4lens import detect
 from d4lens.cli import main
 from d4lens.errors import D4LensError
-from d4lens.inference.detect import DETECT_COLUMNS, MSUN_COLUMNS
+from d4lens.inference.mass_search import DETECT_COLUMNS, MSUN_COLUMNS
 from d4lens.lensing.cosmology import theta_E_point
 from d4lens.simulator import Truth, draw, preset, render
 from d4lens.studies import physical_limit
