@@ -52,19 +52,19 @@ loop.precision = lambda wanted: "64-true"
 from d4lens.errors import D4LensError
 from d4lens.parallel import ranks
 
-place = ranks()
+own_ranks = ranks()
 stage("download")
-if place.is_main:
+if own_ranks.is_main:
     stage("preprocess")
-place.wait()
+own_ranks.wait()
 stage("macrofit")
 stage("evaluate", *arm)
-place.wait()
+own_ranks.wait()
 stage("train", *arm)
 try:
-    place.gather(slice(0, 2), torch.ones(2, 3), 3)
+    own_ranks.gather(slice(0, 2), torch.ones(2, 3), 3)
 except D4LensError as error:
-    Path(f"rank-{place.rank}.json").write_text(json.dumps([place.world, str(error)]))
+    Path(f"rank-{own_ranks.rank}.json").write_text(json.dumps([own_ranks.world, str(error)]))
 """
 
 # A training of two processes, one of which gets a signal in the middle of an epoch.
@@ -178,16 +178,16 @@ def test_the_two_train_one_network(both):
 def end_of_two(folder: Path, launcher: str, sent: str = "", victim: int = -1, epoch: int = -1) -> tuple[set[int], str]:
     """Train with two processes, of which `victim` gets the signal; whatever statuses they end with, and what they say."""
     words = ["driver.py", str(STAGES), *map(json.dumps, (ARM, sent, victim, epoch))]
-    commands, places = [[sys.executable, *TORCHRUN, *words]], [{}]
+    commands, environments = [[sys.executable, *TORCHRUN, *words]], [{}]
     if launcher == "by hand":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        commands, places = [[sys.executable, *words]] * 2, [meet | {"RANK": str(rank)} for rank in range(2)]
+        commands, environments = [[sys.executable, *words]] * 2, [meet | {"RANK": str(rank)} for rank in range(2)]
     with (folder / "said").open("w") as said:
         running = [
-            subprocess.Popen(command, cwd=folder, env=os.environ | place, stdout=said, stderr=subprocess.STDOUT)
-            for command, place in zip(commands, places)
+            subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=said, stderr=subprocess.STDOUT)
+            for command, environment in zip(commands, environments)
         ]
         try:
             statuses = {process.wait(300) for process in running}

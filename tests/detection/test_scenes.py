@@ -37,7 +37,7 @@ def test_the_map_of_a_marginal_fit_is_the_likelihood_ratio_written_out(marginal,
     columns = (about.columns * root).flatten(1)
     normal = columns @ columns.T + torch.diag(about.precision)
     residual = ((counts[0] - about.expected) * root).flatten()
-    descent = columns @ residual - about.precision * about.away
+    score = columns @ residual - about.precision * about.away
     across, up = (about.columns[lens.free.index(f"source_{axis}")] * root for axis in "xy")
     x, y = (axis.double() for axis in lens.pixel_centres())
     for row, column in ((52, 51), (37, 50), (20, 30)):
@@ -45,7 +45,7 @@ def test_the_map_of_a_marginal_fit_is_the_likelihood_ratio_written_out(marginal,
         squared = dx**2 + dy**2 + 0.1**2
         template = ((across * dx + up * dy) / (squared if profile == "point" else squared.sqrt())).flatten()
         shared = columns @ template
-        left = template @ residual - shared @ torch.linalg.solve(normal, descent)
+        left = template @ residual - shared @ torch.linalg.solve(normal, score)
         kept = template @ template - shared @ torch.linalg.solve(normal, shared)
         expected = float(left / (kept + found.image.width**-2).sqrt())
         assert float(found.significance[row, column]) == pytest.approx(expected, abs=2e-3)

@@ -34,7 +34,7 @@ def test_known_counts_stay_and_pixels_without_data_say_nothing(lenses):
     counts, _, raised = fit_faintest(low, model, [None] * 6, [40.0] * 6)
     assert raised == [0] * 6
     assert counts is low
-    # A frame filled with the sky, as padding is, must neither be lifted nor vote.
+    # A frame filled with the sky, as padding is, must neither be lifted nor count in the choice.
     inside = torch.zeros(75, 75, dtype=torch.bool)
     inside[8:-8, 8:-8] = True
     padded = torch.where(inside, low, 40.0)

@@ -205,7 +205,7 @@ def test_a_coarse_fit_is_only_a_start(lenses):
 
 
 def test_float32_sums_are_good_enough(lenses):
-    """Descent and curvature of the single-precision objective against double, at the truth."""
+    """Score and curvature of the single-precision objective against double, at the truth."""
     counts, truth, _ = lenses
     rows = torch.arange(8)
     single = likelihood_module.objective(counts[:8], DEEPLENSE)(rows, truth[:8])

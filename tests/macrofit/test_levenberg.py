@@ -8,7 +8,7 @@ WIDE = torch.tensor([-10.0, -10.0], dtype=torch.float64), torch.tensor([10.0, 10
 
 
 def least_squares(residuals):
-    """(objective, descent, curvature) of sum r(p)^2 by autograd."""
+    """(objective, score, curvature) of sum r(p)^2 by autograd."""
 
     def evaluate(rows, parameters):
         r = residuals(rows, parameters)

@@ -11,7 +11,7 @@ from d4lens.models import weights
 from d4lens.observation import Observation
 
 ROOT = Path(__file__).resolve().parents[2]
-PRINT = "f" * 64
+FINGERPRINT = "f" * 64
 QUICK = ROOT / "metrics" / "quick" / "evaluation" / "d4lenspinn-0.json"
 
 
@@ -24,12 +24,12 @@ def project(tmp_path, monkeypatch, load_tool):
         file.parent.mkdir(parents=True, exist_ok=True)
         scores = json.loads(QUICK.read_text())
         file.write_text(
-            json.dumps(scores | {"profile": profile, "seed": seed, "n_train": n_train, "fingerprint": PRINT})
+            json.dumps(scores | {"profile": profile, "seed": seed, "n_train": n_train, "fingerprint": FINGERPRINT})
         )
     observation = Observation(75, 0.1, 0.08625, 40.0)
     model = models.build("d4lenspinn", observation)
     description = models.describe("d4lenspinn", observation, {}, model)
-    description |= {"n_train": 27_000, "seed": 0, "epoch": 1, "fingerprint": PRINT, "versions": {}}
+    description |= {"n_train": 27_000, "seed": 0, "epoch": 1, "fingerprint": FINGERPRINT, "versions": {}}
     weights.write(Path("runs/large/d4lenspinn-0/model.safetensors"), models.state(model), description)
     Path("data/large/macrofit").mkdir(parents=True)
     Path("data/large/macrofit/train_fit.csv").write_text("chi2\n" + "\n".join(["1.0"] * 999 + ["1.3"]))
@@ -57,7 +57,7 @@ def test_another_training_than_the_evaluated_one_is_refused_and_nothing_written(
     shipped.write_bytes(b"as before")
     monkeypatch.setattr("sys.argv", ["publish.py", "--ship"])
     scores = Path("metrics/large/evaluation/d4lenspinn-0.json")
-    scores.write_text(scores.read_text().replace(PRINT, "e" * 64))
+    scores.write_text(scores.read_text().replace(FINGERPRINT, "e" * 64))
     with pytest.raises(SystemExit) as refused:
         tool.main()
     assert (
@@ -82,7 +82,7 @@ def test_a_card_of_one_network_beside_the_scores_of_another_is_refused_and_nothi
     card = Path("docs/model-card.md").read_bytes()
     Path("README.md").write_text("<!--n large/evaluation/none value .2f-->1<!--/n-->")  # would not be reached either
     scores = Path("metrics/large/evaluation/d4lenspinn-0.json")
-    scores.write_text(scores.read_text().replace(PRINT, "e" * 64).replace("0.99", "0.12"))
+    scores.write_text(scores.read_text().replace(FINGERPRINT, "e" * 64).replace("0.99", "0.12"))
     monkeypatch.setattr("sys.argv", ["publish.py"])
     with pytest.raises(SystemExit) as refused:
         tool.main()
@@ -94,7 +94,7 @@ def test_a_card_of_one_network_beside_the_scores_of_another_is_refused_and_nothi
 def test_an_evaluation_that_does_not_say_whose_it_is_is_refused(project):
     tool, _ = project
     scores = Path("metrics/large/evaluation/d4lenspinn-0.json")
-    scores.write_text(scores.read_text().replace(f'"fingerprint": "{PRINT}"', '"note": ""'))
+    scores.write_text(scores.read_text().replace(f'"fingerprint": "{FINGERPRINT}"', '"note": ""'))
     with pytest.raises(D4LensError, match="was made with none"):
         tool.publish(shipped=True)
 

@@ -80,12 +80,12 @@ def promise(
         (B, F + names) of `freed(lens, names)` where the step ends, at most a sixteenth of the image's side off.
     """
     model, n = freed(lens, names), len(lens.free)
-    at, descent, curvature = slope(counts, result, lens, names)
+    at, score, curvature = slope(counts, result, lens, names)
     lower, upper = (
         torch.tensor([getattr(model.priors[name], end) for name in model.free], dtype=torch.float64)
         for end in ("lower", "upper")
     )
-    step, gain = gained(descent, curvature, n)
+    step, gain = gained(score, curvature, n)
     step = step.nan_to_num(0.0, 0.0, 0.0)
     most = lens.observation.half_width / 8
     step[:, n:] = step[:, n:].clamp(-most, most)
@@ -111,7 +111,7 @@ def slope(
     Returns
     -------
     tuple of Tensor
-        The parameters (B, F + names), and there the descent (B, F + names) and the curvature
+        The parameters (B, F + names), and there the score (B, F + names) and the curvature
         (B, F + names, F + names) of half the deviance.
     """
     model = freed(lens, names)
@@ -123,16 +123,16 @@ def slope(
 
     threads = torch.get_num_threads() if lens.device.type == "cpu" else 1
     parts = in_threads(work, torch.arange(len(counts)).split(64), threads)
-    _, descent, curvature = (torch.cat(column) for column in zip(*parts))
-    return at, descent, curvature
+    _, score, curvature = (torch.cat(column) for column in zip(*parts))
+    return at, score, curvature
 
 
-def gained(descent: Tensor, curvature: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def gained(score: Tensor, curvature: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Take the undamped step, and compare it with one of fewer parameters.
 
     Parameters
     ----------
-    descent, curvature : Tensor
+    score, curvature : Tensor
         (b, F) and (b, F, F), of half the deviance.
     n : int
         Number of the first parameters that move in any case.
@@ -142,8 +142,8 @@ def gained(descent: Tensor, curvature: Tensor, n: int) -> tuple[Tensor, Tensor]:
     tuple of Tensor
         The step (b, F), and the deviance (b,) that it gains over one of the first `n` parameters alone.
     """
-    step, known = undamped(descent, curvature), undamped(descent[:, :n], curvature[:, :n, :n])
-    return step, (step * descent).sum(1) - (known * descent[:, :n]).sum(1)
+    step, known = undamped(score, curvature), undamped(score[:, :n], curvature[:, :n, :n])
+    return step, (step * score).sum(1) - (known * score[:, :n]).sum(1)
 
 
 def deviance(counts: Tensor, parameters: Tensor, lens: SmoothLensModel) -> Tensor:

@@ -46,7 +46,7 @@ def minimise(
     Parameters
     ----------
     evaluate : callable
-        (rows (b,) int64, parameters (b, F)) -> objective (b,), g = -1/2 grad objective (b, F) and curvature H, a positive
+        (rows (b,) int64, parameters (b, F)) -> objective (b,), score g = -1/2 grad objective (b, F) and curvature H, a positive
         semi-definite stand-in for half the Hessian (b, F, F); all float64.
     start : Tensor
         (B, F).
@@ -69,24 +69,24 @@ def minimise(
         A row for each of B.
     """
     parameters = start.clamp(lower, upper)
-    objective, descent, curvature = evaluate(torch.arange(len(start)), parameters)
+    objective, score, curvature = evaluate(torch.arange(len(start)), parameters)
     lam = torch.full_like(objective, damping)
     converged = torch.zeros(len(start), dtype=torch.bool)
     iterations = torch.zeros(len(start), dtype=torch.int64)
-    active = torch.nonzero(_finite(objective, descent, curvature))[:, 0]
+    active = torch.nonzero(_finite(objective, score, curvature))[:, 0]
     for _ in range(max_iterations):
         if not len(active):
             break
-        now, g = parameters[active], descent[active]
+        now, g = parameters[active], score[active]
         held = ((now <= lower) & (g < 0)) | ((now >= upper) & (g > 0))
         step, gain, promise = _step(g, curvature[active], held, lam[active])
         trial = (now + step).clamp(lower, upper)
-        trial_objective, trial_descent, trial_curvature = evaluate(active, trial)
+        trial_objective, trial_score, trial_curvature = evaluate(active, trial)
         limit = objective[active] + rounding * objective[active].abs()
-        accepted = (trial_objective <= limit) & _finite(trial_objective, trial_descent, trial_curvature)
+        accepted = (trial_objective <= limit) & _finite(trial_objective, trial_score, trial_curvature)
         rows = active[accepted]
         parameters[rows], objective[rows] = trial[accepted], trial_objective[accepted]
-        descent[rows], curvature[rows] = trial_descent[accepted], trial_curvature[accepted]
+        score[rows], curvature[rows] = trial_score[accepted], trial_curvature[accepted]
         lam[active] = torch.where(accepted, (lam[active] * _ACCEPTED).clamp_min(_MIN_DAMPING), lam[active] * _REJECTED)
         iterations[active] += 1
         converged[active] = (accepted & (gain < tolerance)) | (promise < tolerance)
@@ -94,12 +94,12 @@ def minimise(
     return Minimum(parameters, objective, curvature, converged, iterations)
 
 
-def undamped(descent: Tensor, curvature: Tensor) -> Tensor:
-    """Return the step to where a quadratic objective has its minimum: curvature^-1 descent.
+def undamped(score: Tensor, curvature: Tensor) -> Tensor:
+    """Return the step to where a quadratic objective has its minimum: curvature^-1 score.
 
     Parameters
     ----------
-    descent : Tensor
+    score : Tensor
         (b, F), minus half the objective's gradient.
     curvature : Tensor
         (b, F, F), half its Hessian.
@@ -109,12 +109,12 @@ def undamped(descent: Tensor, curvature: Tensor) -> Tensor:
     Tensor
         (b, F).
     """
-    nothing = torch.zeros(len(descent), dtype=descent.dtype)
-    return _step(descent, curvature, torch.zeros_like(descent, dtype=torch.bool), nothing)[0]
+    nothing = torch.zeros(len(score), dtype=score.dtype)
+    return _step(score, curvature, torch.zeros_like(score, dtype=torch.bool), nothing)[0]
 
 
-def _finite(objective: Tensor, descent: Tensor, curvature: Tensor) -> Tensor:
-    return torch.isfinite(objective) & torch.isfinite(descent).all(1) & torch.isfinite(curvature).all(2).all(1)
+def _finite(objective: Tensor, score: Tensor, curvature: Tensor) -> Tensor:
+    return torch.isfinite(objective) & torch.isfinite(score).all(1) & torch.isfinite(curvature).all(2).all(1)
 
 
 def _step(g: Tensor, h: Tensor, held: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """What a fit minimises: the Poisson deviance of counts given the smooth lens, and the priors.
 
-Deviance 2 sum[(m - k) - k ln(m/k)], descent and curvature by Fisher's scoring: residuals and derivatives over sqrt(m),
+Deviance 2 sum[(m - k) - k ln(m/k)], score and curvature by Fisher's scoring: residuals and derivatives over sqrt(m),
 the model's own standard deviation. Weights from the counts themselves would pull the model down by a count in the mean,
 and a chi-square with weights from the model would push it up by half a count; the likelihood does neither.
 """

@@ -332,7 +332,7 @@ def _columns(state: _State, noise: Tensor, optics: _Optics) -> tuple[Tensor, Ten
 
 @dataclass
 class _Normal:
-    """The normal equations at a state: Fisher matrix and the objective's descent, in float64, and what they are made of.
+    """The normal equations at a state: Fisher matrix and the score, in float64, and what they are made of.
 
     weights (N²,); lit (M,) the pixels, flat, that corrections reach; columns (M, K) the modes there, over the noise.
     """
@@ -340,7 +340,7 @@ class _Normal:
     weights: Tensor
     lit: Tensor
     fisher: Tensor
-    descent: Tensor
+    score: Tensor
     columns: Tensor
 
 
@@ -360,8 +360,8 @@ def _normal(image: _Image, state: _State, optics: _Optics) -> _Normal:
     fisher[n_free:, :n_free] = columns.T @ flat[:, lit].T.to(within)
     fisher[:n_free, n_free:] = fisher[n_free:, :n_free].T
     fisher[n_free:, n_free:] = columns.T @ columns
-    descent = torch.cat([flat @ misfit, columns.T.double() @ misfit[lit]])
-    return _Normal(weights, lit, fisher, descent - optics.precision * (state.z - optics.mean), columns)
+    score = torch.cat([flat @ misfit, columns.T.double() @ misfit[lit]])
+    return _Normal(weights, lit, fisher, score - optics.precision * (state.z - optics.mean), columns)
 
 
 def _objective(state: _State, image: _Image, optics: _Optics) -> float:
@@ -473,7 +473,7 @@ def _step(z: Tensor, normal: _Normal, damping: float, optics: _Optics) -> Tensor
         factored = _factor(fisher, optics.precision, damping, optics.n_dense)
         if factored is None:
             return None
-        pull = (normal.descent - normal.fisher @ short).masked_fill(stopped, 0.0)
+        pull = (normal.score - normal.fisher @ short).masked_fill(stopped, 0.0)
         step = torch.where(stopped, short, _solve(factored, pull[:, None])[:, 0])
         below, above = z + step < optics.lower, z + step > optics.upper
         if not (below | above).any():
@@ -505,7 +505,7 @@ def _finish(
         arcs_chi2 = float(on_arcs) / max(len(normal.lit) - degrees, 1.0)
         inner = normal.fisher[n:, n:] + torch.eye(optics.modes.n_modes, dtype=torch.float64)
         evidence = -0.5 * (objective + float(torch.logdet(inner)))
-        promised = float(step @ normal.descent)
+        promised = float(step @ normal.score)
         significance = _significance(state, normal, residual, step, factored, optics)
     walls = ((parameters <= optics.lower[:n]) | (parameters >= optics.upper[:n]))[: optics.n_lens]
     at_wall = any(wall and name not in NUISANCE for wall, name in zip(walls.tolist(), model.free, strict=True))

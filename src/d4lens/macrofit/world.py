@@ -47,12 +47,12 @@ def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_ch
     if not names:
         return unlike
     n = len(lens.free)
-    _, descent, curvature = slope(counts, result, lens, names)
+    _, score, curvature = slope(counts, result, lens, names)
 
     def taken(which: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Descent and curvature of the lens's parameters and those of `which` that it does not know."""
+        """Score and curvature of the lens's parameters and those of `which` that it does not know."""
         rows = torch.tensor([*range(n), *(n + names.index(name) for name in which if name in names)])
-        return descent[:, rows], curvature[:, rows[:, None], rows]
+        return score[:, rows], curvature[:, rows[:, None], rows]
 
     _, gain = gained(*taken(CONSTANTS), n)
     unlike = unlike | ((gain > _GAIN) & (gain > _SHARE * unexplained(counts, result.chi2)))
