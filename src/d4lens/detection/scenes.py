@@ -103,6 +103,10 @@ def row_of(result: FitResult, i: int) -> FitResult:
     return type(result)(*(getattr(result, each.name)[i : i + 1] for each in fields(result)))
 
 
+def _with_masses(lens: SmoothLensModel, places: tuple[Place, ...], theta_E: float, profile: Profile) -> SmoothLensModel:
+    return LensWithMasses(lens, places, theta_E, profile) if places else lens
+
+
 class _Smooth:
     """The preset's lens, and masses fitted together with it."""
 
@@ -118,20 +122,17 @@ class _Smooth:
         self.lens, self.profile, self.places = lens, profile, places
         self._counts, self._result, self._parameters = counts, result, result.parameters[0]
         self.theta_E = float(result.columns[0, 0])
-        self.model = self._with(places)
+        self.model = _with_masses(lens, places, self.theta_E, profile)
         now = matched_filter(counts[0], self._parameters, self.model, profile)
         residual = whitened(counts[0], self._parameters, self.model)
         self.image = image or now
         self.significance, self.strength = now.significance(residual[None])[0], now.strength(residual)
         self.chi2 = float(result.chi2[0])
 
-    def _with(self, places: tuple[Place, ...]) -> SmoothLensModel:
-        return LensWithMasses(self.lens, places, self.theta_E, self.profile) if places else self.lens
-
     def with_mass(self, strength: float, place: Place, promised: float) -> tuple[Scene, float] | None:
         """Fit from places about the map's maximum; the first that keeps most of what the map promises will do."""
         places = (*self.places, place)
-        model = self._with(places)
+        model = _with_masses(self.lens, places, self.theta_E, self.profile)
         step = model.observation.pixel_scale * model.binning
         before = float(deviance(self._counts, with_another(self._parameters, 0.0, place)[None], model))
         best, lowest = self._result, math.inf
@@ -178,7 +179,7 @@ class _Marginal:
         self.lens, self.profile, self.places = one.model, profile, places
         self._one, self._counts, self._z, self._spreads = one, counts, z, spreads
         self.theta_E, self.chi2 = fitted
-        self.model = self._with(places)
+        self.model = _with_masses(self.lens, places, self.theta_E, profile)
         about = one.expansion(self.model, z)
         root = about.weights.sqrt()
         said = (about.columns * root).flatten(1).norm(dim=1) > _NOTHING * about.precision.sqrt()
@@ -190,9 +191,6 @@ class _Marginal:
         information = now.information + now.width**-2
         self.image = image or now
         self.significance, self.strength = explained * information.rsqrt(), explained / information
-
-    def _with(self, places: tuple[Place, ...]) -> SmoothLensModel:
-        return LensWithMasses(self.lens, places, self.theta_E, self.profile) if places else self.lens
 
     def with_mass(self, strength: float, place: Place, promised: float) -> tuple[Scene, float] | None:
         """Fit everything from the map's maximum, with a mass a native pixel wide first."""

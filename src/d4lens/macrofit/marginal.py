@@ -154,24 +154,21 @@ def fit_marginal(
         if einstein_radius.shape != (len(counts),) or not (einstein_radius.nan_to_num(1.0) > 0).all():
             raise PhysicsError(f"einstein_radius must be {len(counts)} numbers above 0, one an image")
         initial = None
-    good = torch.isfinite(counts) & ~(torch.zeros_like(counts, dtype=torch.bool) if mask is None else mask.bool())
-    if noise is not None:
-        if not (noise > 0).all():
-            raise PhysicsError("noise must be above 0 in every pixel; give inf where there is no data")
-        good &= torch.isfinite(noise)
-    counts = counts.to(model.dtype).where(good, model.constants["sky"] * model.binning**2)
+    if noise is not None and not (noise > 0).all():
+        raise PhysicsError("noise must be above 0 in every pixel; give inf where there is no data")
+    noises, masks = ([None] * len(counts) if maps is None else list(maps) for maps in (noise, mask))
+    images = [_Image(*image, model) for image in zip(counts, noises, masks, strict=True)]
     modes = modes or SourceModes(dtype=model.dtype, device=model.device)
     if einstein_radius is None and initial is None:
-        initial = _smooth(counts.where(good, math.nan), model, noise, threads)
+        seen = torch.stack([image.counts.where(image.good, math.nan) for image in images])
+        initial = _smooth(seen, model, noise, threads)
 
     def work(i: int) -> MarginalFit:
-        variance = None if noise is None else noise[i].to(model.dtype).square().where(good[i], 1.0)
-        image = _Image(counts[i], good[i], variance)
         try:
             if initial is not None:
-                return _fit_one(image, initial[i], optics, iterations)
+                return _fit_one(images[i], initial[i], optics, iterations)
             assert einstein_radius is not None
-            return _fit_with_light(image, model, modes, float(einstein_radius[i]))
+            return _fit_with_light(images[i], model, modes, float(einstein_radius[i]))
         except (RuntimeError, ValueError, ArithmeticError):  # linear algebra on what is no lens: the row stays
             return _failed(counts[i], optics, with_light=initial is None)
 
@@ -201,10 +198,22 @@ def _smooth(counts: Tensor, model: SmoothLensModel, noise: Tensor | None, thread
 
 
 class _Image:
-    """Counts (N, N), which of them are data, and their variance if it is known rather than the photons' own."""
+    """Counts (N, N), which of them are data, and their variance if it is known rather than the photons' own.
 
-    def __init__(self, counts: Tensor, good: Tensor, variance: Tensor | None) -> None:
-        self.counts, self.good, self.variance = counts, good, variance
+    Parameters
+    ----------
+    counts, noise, mask, model
+        As `fit_marginal` takes them, of one image: (N, N).
+    """
+
+    def __init__(self, counts: Tensor, noise: Tensor | None, mask: Tensor | None, model: SmoothLensModel) -> None:
+        self.good = torch.isfinite(counts)
+        if mask is not None:
+            self.good &= ~mask.bool()
+        if noise is not None:
+            self.good &= torch.isfinite(noise)
+        self.counts = counts.to(model.dtype).where(self.good, model.constants["sky"] * model.binning**2)
+        self.variance = None if noise is None else noise.to(model.dtype).square().where(self.good, 1.0)
 
     def weights(self, expected: Tensor) -> Tensor:
         """Inverse variance (N, N), zero where there is no data."""
@@ -637,10 +646,7 @@ class SingleImage:
         noise: Tensor | None = None,
         modes: SourceModes | None = None,
     ) -> None:
-        good = torch.isfinite(counts) if noise is None else torch.isfinite(counts) & torch.isfinite(noise)
-        counts = counts.to(model.dtype).where(good, model.constants["sky"] * model.binning**2)
-        variance = None if noise is None else noise.to(model.dtype).square().where(good, 1.0)
-        self._image, self._light, self.model = _Image(counts, good, variance), None, model
+        self._image, self._light, self.model = _Image(counts, noise, None, model), None, model
         if light:
             _, _, self._light, self.model = _lit(self._image, model)
         self._modes = modes or SourceModes(dtype=model.dtype, device=model.device)

@@ -15,9 +15,9 @@ from d4lens.studies import outcome
 FILE = "model-card.md"
 """Its name in docs/ and among a run's artefacts."""
 MODEL = "d4lenspinn"
+"""The model in MLflow's registry, and the network that ships with the package."""
 SHIPPED = (MODEL, "d4lenspinn_every_angle")
 """Arms whose network the package may ship."""
-"""The arm that ships with the package."""
 
 
 def largest_training(metrics: str | Path) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def of_package(metrics: str | Path) -> str:
         "No genuine image enters the choice of the network in the package: it is the one with the most training images, and "
         "among equals the one with the lowest seed."
     )
-    arm = description.get("arm", description["name"])
-    if (description["profile"], arm, description["seed"]) != tuple(largest[key] for key in ("profile", "arm", "seed")):
+    trained = description["profile"], _arm(description), description["seed"]
+    if trained != tuple(largest[key] for key in ("profile", "arm", "seed")):
         shipped += (
             f"\nThat is profile `{largest['profile']}`, arm `{largest['arm']}`, seed {largest['seed']}, with {largest['n_train']:,} images. Until it is "
             "trained again the package keeps this network."
@@ -104,8 +104,7 @@ def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shippe
         Where its evaluation or the study of genuine images cannot be read, or the evaluation is of other weights.
     """
     folder = Path(metrics) / profile
-    arm = description.get("arm", description["name"])
-    scores = read_json(folder / "evaluation" / f"{arm}-{description['seed']}.json")
+    scores = read_json(folder / "evaluation" / f"{_arm(description)}-{description['seed']}.json")
     check(description, scores, f"the network of profile {profile}")
     return text(description, profile, scores, genuine_sentence(description, folder / "genuine.json"), shipped)
 
@@ -257,6 +256,11 @@ over many images shows them ([your-images.md](your-images.md)). How often an ans
 
 `make reproduce PROFILE={profile}` trains it; `make publish SHIP=1` puts the network of the largest training into the package.
 """
+
+
+def _arm(description: Mapping[str, Any]) -> str:
+    """Return the arm that weights were trained as: weights of an older version name only the network."""
+    return str(description.get("arm", description["name"]))
 
 
 def _interval(measured: Mapping[str, float]) -> str:

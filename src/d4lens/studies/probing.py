@@ -314,8 +314,7 @@ def probed(model: str, state: str, several: Sequence[Mapping[str, Array]], seen:
     A control scores at least 0, since a probe that does worse than the mean memorises nothing.
     """
     n = seen.elements.shape[1]
-    one, weights = np.ones((1, n)), metrics.image_weights(n, params.bootstrap, params.seed)
-    entropy = (params.seed, *range(len(several)))
+    weights = metrics.image_weights(n, params.bootstrap, params.seed)
     rows: list[dict[str, Any]] = []
     drawn = {}
     for layer in with_progress(several[0], len(several[0]), f"probes of {model}, {state}"):
@@ -325,19 +324,25 @@ def probed(model: str, state: str, several: Sequence[Mapping[str, Array]], seen:
             about: dict[str, Any] = {"model": model, "state": state, "layer": layer, "target": target}
             sides: dict[str, tuple[float, Array]] = {}
             for side, name in enumerate(("score", "control")):
-                pairs = [[run[target][side].score(w) for w in (one, weights)] for run in runs if target in run]
-                if len(pairs) < len(runs):
+                sums = [run[target][side] for run in runs if target in run]
+                if len(sums) < len(runs):
                     sides[name] = float("nan"), np.full(params.bootstrap, np.nan)
-                    continue
-                least = 0.0 if name == "control" else -np.inf
-                value = float(np.mean([np.maximum(whole, least) for whole, _ in pairs]))
-                resampled = np.stack([np.maximum(resamples, least) for _, resamples in pairs])
-                sides[name] = value, metrics.over_trainings(resampled, entropy)
+                else:
+                    sides[name] = _scored(sums, weights, params.seed, least=0.0 if name == "control" else -np.inf)
             drawn[layer, target] = score = sides["score"]
             sides["selectivity"] = score[0] - sides["control"][0], score[1] - sides["control"][1]
             for quantity, (mean, resamples) in sides.items():
                 rows.append(record(mean, *metrics.interval(resamples), known, **about, quantity=quantity))
     return Probed(model, state, rows, drawn)
+
+
+def _scored(several: Sequence[Sums], weights: Array, seed: int, least: float = -np.inf) -> tuple[float, Array]:
+    """Take the mean score over an arm's trainings, each at least `least`, and its resamples over trainings and images."""
+    whole, resamples = (
+        np.stack([np.maximum(one.score(w), least) for one in several])
+        for w in (np.ones((1, weights.shape[1])), weights)
+    )
+    return float(np.mean(whole)), metrics.over_trainings(resamples, (seed, *range(len(several))))
 
 
 def earlier(equivariant: Probed, plain: Probed, n: int) -> list[dict[str, Any]]:
@@ -511,15 +516,13 @@ def erasure_records(
         record(d.difference, d.low, d.high, len(labels), **about, quantity=name)
         for name, d in zip(names, found.values(), strict=True)
     ]
-    seen, weights = Views({target: concept}, np.zeros((1, len(labels)), np.int64)), np.ones((1, len(labels)))
+    seen = Views({target: concept}, np.zeros((1, len(labels)), np.int64))
+    weights = metrics.image_weights(len(labels), params.bootstrap, params.seed)
     for state in ("kept", "erased"):
         read = [probe(one.cells[state], seen, params.dimension, params.folds, params.seed) for one in several]
         if all(target in one for one in read):
-            drawn = [
-                one[target][0].score(metrics.image_weights(len(labels), params.bootstrap, params.seed)) for one in read
-            ]
-            value = float(np.mean([one[target][0].score(weights) for one in read]))
-            ends = metrics.interval(metrics.over_trainings(np.stack(drawn), (params.seed, *range(len(read)))))
+            value, drawn = _scored([one[target][0] for one in read], weights, params.seed)
+            ends = metrics.interval(drawn)
             known = int(np.isfinite(concept).all(1).sum())
             rows.append(record(value, *ends, known, **about, quantity=f"score_{state}"))
     return rows
