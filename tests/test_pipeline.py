@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import recipes
 import yaml
 
 from d4lens import models, studies
@@ -274,14 +275,8 @@ def test_every_stage_is_described():
 
 def test_the_recipe_of_a_stage_is_three_files_and_runs(tmp_path):
     """CONTRIBUTING.md's diff in a copy of the project: its dependencies are whole, its parameters checked, its out written."""
-    for name in ("src", "stages", "tools", "profiles", "params.yaml", "dvc.yaml"):
-        source, ignored = ROOT / name, shutil.ignore_patterns("__pycache__", "weights")
-        shutil.copytree(source, tmp_path / name, ignore=ignored) if source.is_dir() else shutil.copy(source, tmp_path)
-    diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    (diff,) = (text for text in diffs if "stages/totals.py" in text)
-    touched = re.findall(r"^\+\+\+ b/(.*)", diff, re.M)
-    assert touched == ["stages/totals.py", "params.yaml", "dvc.yaml"]
-    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, check=True)
+    recipes.copy_of_project(tmp_path, "src", "stages", "profiles", "params.yaml", "dvc.yaml")
+    recipes.apply_recipe("stages/totals.py", ["stages/totals.py", "params.yaml", "dvc.yaml"], tmp_path)
     stage = yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]["totals"]
     missing, idle = uncovered(stage["deps"], [tmp_path / "stages" / "totals.py"], tmp_path)
     assert (missing, idle) == (set(), set())

@@ -1,8 +1,6 @@
 import json
 import os
-import re
 import struct
-from pathlib import Path
 
 import pytest
 import torch
@@ -163,16 +161,3 @@ def test_others_may_read_the_file(saved):
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
-
-
-def test_the_recipe_of_a_network_is_a_module_and_a_file_of_parameters(observation, batch):
-    """CONTRIBUTING.md's module makes a network that reads what it says and returns logits."""
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    (diff,) = (part for part in re.findall(r"```diff\n(.*?)```", text, re.S) if "models/linear.py" in part)
-    assert re.findall(r"^\+\+\+ b/(.*)", diff, re.M) == ["src/d4lens/models/linear.py", "params.yaml"]
-    code = "\n".join(re.findall(r"^\+(?!\+)(.*)$", diff.split("--- a/params.yaml")[0], re.M))
-    module: dict[str, object] = {}
-    exec(compile(code, "linear.py", "exec"), module)
-    network, options = module["NETWORKS"]["linear"]
-    net = network(observation(16), **options)
-    assert net(LensBatch(**{name: getattr(batch(16), name) for name in net.needs}))["logits"].shape == (2, len(CLASSES))

@@ -1,13 +1,12 @@
 import math
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import recipes
 
 from d4lens import simulator
 from d4lens.errors import D4LensError, PhysicsError
@@ -131,11 +130,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_recipe_of_a_preset_is_one_file_that_the_command_line_follows(tmp_path):
     """CONTRIBUTING.md's diff in a copy of the package: the new name is offered, refused when mistyped, and simulated."""
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "weights"))
-    diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    (diff,) = (text for text in diffs if "priors.py" in text)
-    assert re.findall(r"^\+\+\+ b/(.*)", diff, re.M) == ["src/d4lens/simulator/priors.py"]
-    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, check=True)
+    recipes.copy_of_project(tmp_path, "src")
+    recipes.apply_recipe("priors.py", ["src/d4lens/simulator/priors.py"], tmp_path)
 
     def d4lens(*arguments):
         command = [sys.executable, "-m", "d4lens.cli", "simulate", *arguments]

@@ -779,7 +779,7 @@ def network_batch(
 
     Returns
     -------
-    dict
+    LensBatch
         `counts`, `residual` and `significance` (B, N, N), `fit` (B, 7); float32.
     """
     maps = maps_of(counts, result, lens) if maps is None else maps

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import recipes
 import yaml
 
 from d4lens.classes import CLASSES, VIEWS
@@ -144,14 +145,13 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
         "DVC_NO_ANALYTICS": "1",
     }
 
-    def run(*command: str, text: str | None = None) -> str:
-        done = subprocess.run(command, cwd=copy, env=environment, input=text, capture_output=True, text=True)
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    recipes = re.findall(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    (diff,) = (recipe for recipe in recipes if "studies/brightness.py" in recipe)
-    run("git", "apply", "-", text=diff)
+    files = ["src/d4lens/studies/brightness.py", "tests/studies/test_brightness.py", "params.yaml"]
+    recipes.apply_recipe("studies/brightness.py", files, copy)
     run(sys.executable, "-m", "pytest", "-q", "tests/studies/test_brightness.py")
     values = yaml.safe_load((copy / "params.yaml").read_text())
     assert list(values["studies"])[-1] == "brightness"
