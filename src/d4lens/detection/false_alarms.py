@@ -34,13 +34,35 @@ class FalseAlarms:
     pieces: float
 
     def probability(self, level: ArrayLike) -> NDArray[np.float64]:
-        """Return the probability that noise alone exceeds `level` (standard deviations) anywhere."""
+        """Return the probability that noise alone exceeds a level anywhere in the image.
+
+        Parameters
+        ----------
+        level : array_like
+            Standard deviations.
+
+        Returns
+        -------
+        ndarray
+            Probabilities, of the shape of `level`.
+        """
         u = np.maximum(np.asarray(level, np.float64), _LOWEST)
         return np.asarray(-np.expm1(-self.area * u * np.exp(-u * u / 2) - self.pieces * norm.sf(u)))
 
 
 def law(highest: ArrayLike) -> FalseAlarms:
-    """Find the law under which the highest values (K,) of K trials are likeliest."""
+    """Find the law under which the highest values of trials are likeliest.
+
+    Parameters
+    ----------
+    highest : array_like
+        (K,) largest significance of each of K trials, in standard deviations.
+
+    Returns
+    -------
+    FalseAlarms
+        The law.
+    """
     u = np.maximum(np.asarray(highest, np.float64), _LOWEST)
     first, first_slope = u * np.exp(-u * u / 2), np.exp(-u * u / 2) * (u * u - 1)
     second, second_slope = norm.sf(u), norm.pdf(u)
@@ -55,9 +77,23 @@ def law(highest: ArrayLike) -> FalseAlarms:
 
 
 def simulate_false_alarms(image: MatchedFilter, counts: Tensor, trials: int = TRIALS) -> FalseAlarms:
-    """Find an image's law by `trials` of white noise through its map.
+    """Find an image's law by trials of white noise through its map.
 
     The noise is seeded by the image's own counts: the same image gives the same probabilities, other images independent ones.
+
+    Parameters
+    ----------
+    image : MatchedFilter
+        The image's matched filter.
+    counts : Tensor
+        (N, N) photons, which seed the noise.
+    trials : int
+        Number of trials.
+
+    Returns
+    -------
+    FalseAlarms
+        The law.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(counts.float().contiguous().numpy().tobytes()))
     return law(image.trials(trials, generator).numpy())

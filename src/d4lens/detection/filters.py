@@ -24,7 +24,23 @@ _RIDGE = 1e-9  # keeps the Fisher matrix of a parameter that the image says noth
 
 
 def power(profile: Profile) -> int:
-    """Return the power of theta_E that a profile's strength is. Raises D4LensError for no profile."""
+    """Return the power of theta_E that a profile's strength is.
+
+    Parameters
+    ----------
+    profile : str
+        One of PROFILES.
+
+    Returns
+    -------
+    int
+        2 for `point`, 1 for `sis`.
+
+    Raises
+    ------
+    D4LensError
+        For no profile.
+    """
     if profile not in PROFILES:
         raise D4LensError(f"a mass has the profile {' or '.join(PROFILES)}, not {profile!r}")
     return 2 if profile == "point" else 1
@@ -84,29 +100,88 @@ class MatchedFilter:
         self._spread = (self.information + self.width**-2).rsqrt().float()
 
     def explained(self, residual: Tensor, pull: Tensor | None = None) -> Tensor:
-        """Likeliest strength of a mass at each pixel's centre times its information, (N, N) float64.
+        """Compute what a mass at each pixel's centre explains: its likeliest strength times its information.
 
-        residual: (N, N) in standard deviations. pull: (F,) the priors' precision times how far from their means the
-        parameters of `columns` are. The log likelihood ratio of a mass of strength s is s explained - s² information / 2.
+        The log likelihood ratio of a mass of strength s is s explained - s² information / 2.
+
+        Parameters
+        ----------
+        residual : Tensor
+            (N, N) in standard deviations.
+        pull : Tensor, optional
+            (F,) the priors' precision times how far from their means the parameters of `columns` are.
+
+        Returns
+        -------
+        Tensor
+            (N, N) float64.
         """
         return self._profiled(residual[None], None if pull is None else (pull / self._scale)[None])[0].double()
 
     def strength(self, residual: Tensor) -> Tensor:
-        """Likeliest strength (N, N) of a mass at each pixel's centre, for a residual (N, N) in standard deviations."""
+        """Estimate the likeliest strength of a mass at each pixel's centre.
+
+        Parameters
+        ----------
+        residual : Tensor
+            (N, N) in standard deviations.
+
+        Returns
+        -------
+        Tensor
+            (N, N) strengths: theta_E² (arcsec²) for `point`, theta_E (arcsec) for `sis`.
+        """
         likeliest: Tensor = self.explained(residual) / (self.information + self.width**-2)
         return likeliest
 
     def significance(self, residuals: Tensor, pulls: Tensor | None = None) -> Tensor:
-        """Significance (K, N, N) of a mass at each pixel's centre for residuals (K, N, N), in standard deviations."""
+        """Compute the significance of a mass at each pixel's centre, for several residuals.
+
+        Parameters
+        ----------
+        residuals : Tensor
+            (K, N, N) in standard deviations.
+        pulls : Tensor, optional
+            (K, F), as `pull` of `explained`.
+
+        Returns
+        -------
+        Tensor
+            (K, N, N) in standard deviations.
+        """
         found: Tensor = self._profiled(residuals, pulls) * self._spread
         return found
 
     def highest(self, residuals: Tensor) -> Tensor:
-        """(K,) largest significance anywhere in the image, as a chunk at a time takes little memory."""
+        """Take the largest significance anywhere in the image, a few residuals at a time, which takes little memory.
+
+        Parameters
+        ----------
+        residuals : Tensor
+            (K, N, N) in standard deviations.
+
+        Returns
+        -------
+        Tensor
+            (K,) in standard deviations.
+        """
         return torch.cat([self.significance(part).flatten(1).amax(1) for part in residuals.split(_CHUNK)])
 
     def trials(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n,) the same of white noise, and of parameters as their priors have them."""
+        """Take the largest significance of white noise, with parameters as their priors have them.
+
+        Parameters
+        ----------
+        n : int
+            Number of trials.
+        generator : torch.Generator
+            Draws the noise.
+
+        Returns
+        -------
+        Tensor
+            (n,) in standard deviations.
+        """
         noise = torch.randn((n, self.n, self.n), generator=generator)
         if not self._loose.any():
             return self.highest(noise)
@@ -169,6 +244,11 @@ def matched_filter(
     profile : str
         Of the mass, one of PROFILES.
 
+    Returns
+    -------
+    MatchedFilter
+        The filter.
+
     Raises
     ------
     D4LensError
@@ -183,7 +263,22 @@ def matched_filter(
 
 
 def whitened(counts: Tensor, parameters: Tensor, model: SmoothLensModel) -> Tensor:
-    """Return the residual (N, N) of a fit in standard deviations, 0 where there are no data."""
+    """Return the residual of a fit in standard deviations.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (N, N) photons; not finite: no data.
+    parameters : Tensor
+        (F,) of the fit, in the order of `model.free`.
+    model : SmoothLensModel
+        What was fitted.
+
+    Returns
+    -------
+    Tensor
+        (N, N) float32, 0 where there are no data.
+    """
     expected = model.image(parameters[None])[0].cpu()
     counts = counts.to(expected)
     return torch.where(torch.isfinite(counts), (counts - expected) * expected.rsqrt(), 0.0).float()

@@ -5,6 +5,7 @@ from copy import copy
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from d4lens.detection.filters import Profile, power
 from d4lens.macrofit.smooth_lens import Prior, SmoothLensModel
@@ -52,17 +53,26 @@ class LensWithMasses(SmoothLensModel):
         self.free = (*lens.free, *(f"{name}_{k}" for k in range(len(places)) for name in ("strength", "x", "y")))
 
     def softened(self) -> "LensWithMasses":
-        """Return the same with masses a native pixel wide, whose curvature is that of the basin and not of one of its ruts."""
+        """Return the same with masses a native pixel wide.
+
+        The curvature is then that of the likelihood's basin and not of one of its ruts.
+
+        Returns
+        -------
+        LensWithMasses
+            A copy.
+        """
         wide = copy(self)
         wide.softening = _JAGGED
         return wide
 
+    @override
     def at(self, binning: int, sampling: int) -> "LensWithMasses":
-        """Return the same for counts of another binning or another sampling."""
         other = LensWithMasses(self.lens.at(binning, sampling), self.places, self.theta_E, self.profile)
         other.softening, other.priors = self.softening, self.priors
         return other
 
+    @override
     def _deflection(
         self, p: Mapping[str, Tensor], wanted: Sequence[str]
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
@@ -85,13 +95,43 @@ class LensWithMasses(SmoothLensModel):
 
 
 def column(model: LensWithMasses, k: int) -> slice:
-    """Return the columns of mass `k`, strength, x and y, among the model's parameters."""
+    """Return where the parameters of one mass stand among the model's.
+
+    Parameters
+    ----------
+    model : LensWithMasses
+        The lens with masses.
+    k : int
+        Number of the mass, from 0.
+
+    Returns
+    -------
+    slice
+        Columns of its strength, x and y.
+    """
     first = len(model.lens.free) + 3 * k
     return slice(first, first + 3)
 
 
 def with_another(parameters: Tensor, strength: float, place: tuple[float, float], after: int | None = None) -> Tensor:
-    """Return parameters (F,) with those of one more mass after the first `after` of them, or after all."""
+    """Return parameters with those of one more mass.
+
+    Parameters
+    ----------
+    parameters : Tensor
+        (F,).
+    strength : float
+        Of the mass: theta_E² (arcsec²) for `point`, theta_E (arcsec) for `sis`.
+    place : (float, float)
+        Its (x, y) in arcsec.
+    after : int, optional
+        How many parameters stand before those of the mass; by default all.
+
+    Returns
+    -------
+    Tensor
+        (F + 3,) float64.
+    """
     after = len(parameters) if after is None else after
     mass = torch.tensor([strength, *place], dtype=torch.float64)
     return torch.cat([parameters[:after], mass, parameters[after:]])

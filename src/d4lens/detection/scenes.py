@@ -54,13 +54,38 @@ class Scene(Protocol):
     strength: Tensor
 
     def with_mass(self, strength: float, place: Place, promised: float) -> "tuple[Scene, float] | None":
-        """Return the scene with one mass more, of about this strength and place, and what that gains in deviance.
+        """Fit one mass more.
 
-        `promised` is what the map says it gains. None where no fit of it converges.
+        Parameters
+        ----------
+        strength : float
+            About its strength.
+        place : (float, float)
+            About its (x, y) in arcsec.
+        promised : float
+            What the map says it gains in deviance.
+
+        Returns
+        -------
+        tuple of Scene and float, optional
+            The scene with it, and what it gains in deviance. None where no fit of it converges.
         """
 
     def mass(self, k: int) -> tuple[Tensor, Tensor]:
-        """Return (strength, x, y, theta_E of the main lens) of mass `k`, (4,), and their covariance (4, 4); arcsec."""
+        """Return the parameters of one mass and the main lens's Einstein radius.
+
+        Parameters
+        ----------
+        k : int
+            Number of the mass, from 0.
+
+        Returns
+        -------
+        values : Tensor
+            (4,) strength, x, y and theta_E of the main lens; arcsec.
+        covariance : Tensor
+            (4, 4) of these.
+        """
 
 
 def scene_of(
@@ -99,7 +124,20 @@ def scene_of(
 
 
 def row_of(result: FitResult, i: int) -> FitResult:
-    """Take the fit of image `i` alone, of the kind that it is."""
+    """Take the fit of one image, of the kind that it is.
+
+    Parameters
+    ----------
+    result : FitResult
+        A fit of B images.
+    i : int
+        Number of the image.
+
+    Returns
+    -------
+    FitResult
+        The fit of this image alone (B = 1).
+    """
     return type(result)(*(getattr(result, each.name)[i : i + 1] for each in fields(result)))
 
 

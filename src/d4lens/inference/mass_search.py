@@ -84,7 +84,18 @@ class Wanted:
             raise D4LensError(f"{self.sensitivity} is no name of a FITS file; end it in .fits")
 
     def msun(self, theta_E: float) -> float:
-        """Return the mass within an Einstein radius (arcsec) in solar masses."""
+        """Return the mass within an Einstein radius in solar masses.
+
+        Parameters
+        ----------
+        theta_E : float
+            Arcsec.
+
+        Returns
+        -------
+        float
+            Solar masses.
+        """
         assert self.z_lens is not None
         assert self.z_source is not None
         return (theta_E / float(theta_E_point(1.0, self.z_lens, self.z_source))) ** 2
@@ -137,7 +148,22 @@ def detect_sources(
     wanted: Wanted = Wanted(),
     progress: bool = True,
 ) -> Answer:
-    """Look for masses in images found already, as `detect_table` does."""
+    """Look for masses in images found already, as `detect_table` does.
+
+    Parameters
+    ----------
+    sources : sequence of ImageSource
+        The images.
+    instrument, free, model, wanted
+        As for `detect_table`.
+    progress : bool
+        Whether to show how far the work has come.
+
+    Returns
+    -------
+    Answer
+        As of `detect_table`.
+    """
     rows: dict[str, list[dict[str, object]]] = {}
     failures, maps = [], {}
     way, grid = replace(way_of(model, instrument, free), published_alone=True), preset_model(PRESET).observation
@@ -160,7 +186,22 @@ def detect_sources(
 
 
 def scene(part: Fitted, i: int, profile: Profile = "point") -> Scene:
-    """Return image `i` of a part as a search for masses of `profile` takes it."""
+    """Return one image of a part as a search for masses takes it.
+
+    Parameters
+    ----------
+    part : Fitted
+        Images that share a lens.
+    i : int
+        Number of the image in the part.
+    profile : str
+        Of the masses, "point" or "sis".
+
+    Returns
+    -------
+    Scene
+        The image with its fit.
+    """
     variance = part.images[i].variance
     noise = None if variance is None else torch.from_numpy(variance).sqrt()
     return scene_of(part.counts[i : i + 1], row_of(part.result, i), part.lens, noise=noise, profile=profile)

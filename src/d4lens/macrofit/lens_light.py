@@ -42,10 +42,14 @@ class LensLight:
 
     Parameters
     ----------
-    model: the smooth lens whose counts the light adds to.
-    n_widths: standard deviations, from half a native pixel to the image's half-width in equal ratios.
-    centre: arcsec, where the galaxy is; its light stays within three native pixels of it.
-    largest: counts per native pixel that no Gaussian exceeds by far.
+    model : SmoothLensModel
+        The smooth lens whose counts the light adds to.
+    n_widths : int
+        Number of standard deviations, from half a native pixel to the image's half-width in equal ratios.
+    centre : (float, float)
+        Where the galaxy is, in arcsec; its light stays within three native pixels of it.
+    largest : float
+        Counts per native pixel that no Gaussian exceeds by far.
     """
 
     def __init__(
@@ -67,7 +71,18 @@ class LensLight:
         self.x, self.y = (axis.double() for axis in model.pixel_centres())
 
     def gaussians(self, shape: Tensor) -> Tensor:
-        """Return counts (G, N, N) of each Gaussian of height 1 per native pixel, for the shape (4,)."""
+        """Compute the counts of each Gaussian of height 1 per native pixel.
+
+        Parameters
+        ----------
+        shape : Tensor
+            (4,) x and y in arcsec, and the ellipticity (e1, e2).
+
+        Returns
+        -------
+        Tensor
+            (G, N, N) counts.
+        """
         x0, y0, e1, e2 = shape
         dx, dy = self.x - x0, self.y - y0
         e_squared = e1 * e1 + e2 * e2
@@ -85,7 +100,18 @@ class LensLight:
         return counts
 
     def image_and_jacobian(self, values: Tensor) -> Tensor:
-        """(1 + 4 + G, N, N): the light for the values (4 + G,) in the order of `names`, and its derivatives."""
+        """Compute the light and its derivatives.
+
+        Parameters
+        ----------
+        values : Tensor
+            (4 + G,) in the order of `names`.
+
+        Returns
+        -------
+        Tensor
+            (1 + 4 + G, N, N): counts, and their derivatives by each of `values`.
+        """
         shape, heights = values[:4], values[4:]
         columns = self.gaussians(shape)
         slopes = []
@@ -98,9 +124,23 @@ class LensLight:
 
 
 def shines(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> bool:
-    """Tell whether a lens galaxy's light shows in counts (N, N) with inverse variances (N, N).
+    """Tell whether a lens galaxy's light shows in an image.
 
     It is there where the middle outshines every side of it: an isothermal lens has no image of its source there.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (N, N) photons.
+    weights : Tensor
+        (N, N) inverse variances of the counts; 0 where there are no data.
+    model : SmoothLensModel
+        The smooth lens, for its pixels.
+
+    Returns
+    -------
+    bool
+        Whether it shows.
     """
     x, y = (axis.double() for axis in model.pixel_centres())
     known = weights > 0
@@ -126,9 +166,23 @@ def shines(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> bool:
 
 
 def core(counts: Tensor, weights: Tensor, model: SmoothLensModel) -> Tensor:
-    """Shape (4,) of the galaxy's light in its core, within the arcs: non-negative Gaussians at their best for each shape.
+    """Measure the shape of the galaxy's light in its core, within the arcs: non-negative Gaussians at their best for each shape.
 
     The galaxy is the brightest place within a fifth of the image's half-width of its centre.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (N, N) photons.
+    weights : Tensor
+        (N, N) inverse variances of the counts; 0 where there are no data.
+    model : SmoothLensModel
+        The smooth lens, for its pixels.
+
+    Returns
+    -------
+    Tensor
+        (4,) x and y in arcsec, and the ellipticity (e1, e2).
     """
     x, y = (axis.double() for axis in model.pixel_centres())
     near = (torch.hypot(x, y) < 0.2 * model.observation.half_width) & (weights > 0)
@@ -163,10 +217,32 @@ def first_guesses(
     einstein_radius: float,
     n_best: int = 3,
 ) -> list[Tensor]:
-    """Return starts (F + 4 + G,), best first, for one image (N, N) with inverse variances (N, N), zero where masked.
+    """Find starts for the fit of one image whose lens galaxy shines.
 
-    Every trial lens is isothermal without shear, centred on the light, its Einstein radius within a quarter of the
-    estimate (arcsec; NaN: anywhere): at half of it a ring-shaped source explains any ring as well. The best of each radius compete.
+    Every trial lens is isothermal without shear and centred on the light. Its Einstein radius is within a quarter of the estimate:
+    at half of it a ring-shaped source explains any ring as well. The best of each radius compete.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (N, N) photons.
+    weights : Tensor
+        (N, N) inverse variances of the counts; 0 where there are no data.
+    model : SmoothLensModel
+        The smooth lens.
+    light : LensLight
+        The galaxy's light.
+    shape : Tensor
+        (4,) its shape, as `core` finds it.
+    einstein_radius : float
+        The estimate in arcsec; NaN: anywhere.
+    n_best : int
+        How many starts.
+
+    Returns
+    -------
+    list of Tensor
+        Starts (F + 4 + G,), best first.
     """
     factor = 2 if model.binning == 1 and model.n_pixels >= 64 else 1
     coarse = model.at(model.binning * factor, model.binning * factor)

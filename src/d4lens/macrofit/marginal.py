@@ -53,8 +53,21 @@ def open_model(
 ) -> SmoothLensModel:
     """Return the smooth lens with all free that a telescope does not fix: priors as wide as lenses are.
 
-    constants: starts of the free parameters, where a better one than usual is known. psf: the PSF's width is free too,
-    known to 5 %.
+    Parameters
+    ----------
+    observation : Observation
+        Grid, pixel scale, PSF and sky.
+    binning : int
+        Native pixels a side of a pixel of the counts.
+    constants : dict of str to float, optional
+        Starts of the free parameters, where a better one than usual is known.
+    psf : bool
+        Whether the PSF's width is free too, known to 5 %.
+
+    Returns
+    -------
+    SmoothLensModel
+        The lens.
     """
     pixel, walls = observation.pixel_scale, bounds(observation)
     begin = {"n": 1.5, "R_e": 0.5, "amplitude": 100.0, "sky": observation.sky or 1.0} | (constants or {})
@@ -83,13 +96,19 @@ class MarginalFit(FitResult):
 
     Attributes
     ----------
-    chi2: Pearson's sum over the number of pixels that count less the effective degrees of freedom; 1 in the mean where
-        the model is true.
-    arcs_chi2: (B,) float64, the same where the source shines; 1 in the mean as well.
-    significance: (B, N, N) float32, as `macrofit.significance`, with every column profiled out.
-    degrees: (B,) float64, effective degrees of freedom: what the data say of all parameters, tr[(F + precision)^-1 F].
-    log_evidence: (B,) float64, log of the likelihood with the corrections integrated out, up to a constant of the data.
-    corrections: (B, K) float64, the coefficients c.
+    chi2 : Tensor
+        (B,) float64, Pearson's sum over the number of pixels that count less the effective degrees of freedom; 1 in the mean
+        where the model is true.
+    arcs_chi2 : Tensor
+        (B,) float64, the same where the source shines; 1 in the mean as well.
+    significance : Tensor
+        (B, N, N) float32, as `macrofit.significance`, with every column profiled out.
+    degrees : Tensor
+        (B,) float64, effective degrees of freedom: what the data say of all parameters, tr[(F + precision)^-1 F].
+    log_evidence : Tensor
+        (B,) float64, log of the likelihood with the corrections integrated out, up to a constant of the data.
+    corrections : Tensor
+        (B, K) float64, the coefficients c.
     """
 
     arcs_chi2: Tensor
@@ -100,9 +119,23 @@ class MarginalFit(FitResult):
 
 
 def arcs(model: SmoothLensModel, parameters: Tensor, corrections: Tensor, modes: SourceModes | None = None) -> Tensor:
-    """Return counts (B, N, N) of the lensed source and the sky for `parameters` (B, F) and `corrections` (B, K).
+    """Compute the counts of the lensed source and the sky.
 
-    What `parameters` holds beyond the model's own is the galaxy's light and left out.
+    Parameters
+    ----------
+    model : SmoothLensModel
+        The smooth lens.
+    parameters : Tensor
+        (B, F). What it holds beyond the model's own is the galaxy's light and left out.
+    corrections : Tensor
+        (B, K) of the source.
+    modes : SourceModes, optional
+        The corrections' modes; by default `SourceModes()`.
+
+    Returns
+    -------
+    Tensor
+        (B, N, N) counts.
     """
     modes = modes or SourceModes(dtype=model.dtype, device=model.device)
     rows = zip(parameters[:, : len(model.free)], corrections, strict=True)
@@ -121,24 +154,44 @@ def fit_marginal(
     initial: Tensor | None = None,
     threads: int | None = None,
 ) -> MarginalFit:
-    """Fit lens, source and whatever the source is beyond its profile to every image of `counts` (B, N, N).
+    """Fit lens, source and whatever the source is beyond its profile to images.
+
+    An image that nothing fits, whose lens ends at a bound or more than 1.4 times off the estimate comes back with
+    `converged` False; none raises. An image's bytes do not depend on the others.
 
     Parameters
     ----------
-    model: the smooth lens with its free parameters, source_x and source_y among them; an observation stands for
+    counts : Tensor
+        (B, N, N) photons. Counts that are not finite are no data.
+    model : SmoothLensModel or Observation
+        The smooth lens with its free parameters, source_x and source_y among them. An observation stands for
         `open_model` of it.
-    noise: (B, N, N) standard deviations in counts; None: photon counts. Infinite: no data.
-    mask: (B, N, N) bool, True where there is no data. Counts that are not finite are no data either.
-    einstein_radius: (B,) estimates in arcsec, right within a quarter, of lenses whose galaxy shines itself: its light is
-        fitted too. NaN where nothing is known of it. Its parameters (`lens_light.LensLight.names`) follow the model's in the result, and the fit sets out
-        from `lens_light.first_guesses`. None: no such light.
-    modes: the source's corrections; None: `SourceModes()`.
-    iterations: of Levenberg and Marquardt after the smooth fit.
-    initial: (B, F) where they start, unless the galaxy shines; None: the smooth fit of the same parameters.
+    noise : Tensor, optional
+        (B, N, N) standard deviations in counts, infinite where there are no data; by default those of photons.
+    mask : Tensor, optional
+        (B, N, N) bool, True where there are no data.
+    einstein_radius : Tensor, optional
+        (B,) estimates in arcsec, right within a quarter, of lenses whose galaxy shines itself; NaN where nothing is
+        known of it. The galaxy's light is then fitted too, from `lens_light.first_guesses`. Its parameters
+        (`lens_light.LensLight.names`) follow the model's in the result. By default there is no such light.
+    modes : SourceModes, optional
+        The source's corrections; by default `SourceModes()`.
+    iterations : int
+        Of Levenberg and Marquardt after the smooth fit.
+    initial : Tensor, optional
+        (B, F) where they start, unless the galaxy shines; by default the smooth fit of the same parameters.
+    threads : int, optional
+        Images at once on a CPU; by default torch's number of threads.
 
-    An image that nothing fits, whose lens ends at a bound or more than 1.4 times off the estimate comes back with
-    `converged` False; none raises. An image's bytes do not depend on the
-    others. Raises PhysicsError for shapes that do not fit, or noise that is not above 0.
+    Returns
+    -------
+    MarginalFit
+        The fit of the B images.
+
+    Raises
+    ------
+    PhysicsError
+        For shapes that do not fit, or noise that is not above 0.
     """
     if isinstance(model, Observation):
         model = open_model(model)
@@ -610,10 +663,14 @@ class Expansion:
 
     Attributes
     ----------
-    expected: (N, N) float64, its counts.
-    weights: (N, N) float64, inverse variance of the counts; 0 where there are no data.
-    columns: (F + K, N, N) float64, derivatives of the counts by the parameters and the corrections.
-    precision, away: (F + K,) float64, inverse variance of each one's prior, and how far from the prior's mean it is.
+    expected : Tensor
+        (N, N) float64, its counts.
+    weights : Tensor
+        (N, N) float64, inverse variance of the counts; 0 where there are no data.
+    columns : Tensor
+        (F + K, N, N) float64, derivatives of the counts by the parameters and the corrections.
+    precision, away : Tensor
+        (F + K,) float64, inverse variance of each one's prior, and how far from the prior's mean it is.
     """
 
     expected: Tensor
@@ -628,13 +685,21 @@ class SingleImage:
 
     Parameters
     ----------
-    counts: (N, N) photons; not finite: no data.
-    model, noise, modes: as `fit_marginal` took them; noise (N, N).
-    light: whether the galaxy's light was fitted.
+    counts : Tensor
+        (N, N) photons; not finite: no data.
+    model : SmoothLensModel
+        As `fit_marginal` took it.
+    light : bool
+        Whether the galaxy's light was fitted.
+    noise : Tensor, optional
+        (N, N), as `fit_marginal` took it.
+    modes : SourceModes, optional
+        As `fit_marginal` took them.
 
     Attributes
     ----------
-    model: the smooth lens, as it was fitted: a galaxy's light says where its mass is.
+    model : SmoothLensModel
+        The smooth lens, as it was fitted: a galaxy's light says where its mass is.
     """
 
     def __init__(
@@ -652,21 +717,61 @@ class SingleImage:
         self._modes = modes or SourceModes(dtype=model.dtype, device=model.device)
 
     def fit(self, model: SmoothLensModel, z: Tensor, iterations: int = 3) -> tuple[MarginalFit, float]:
-        """Fit `model`, the smooth lens with whatever more, from z: its parameters, the galaxy's light, the corrections.
+        """Fit the smooth lens with whatever more.
 
-        Returns the fit, its fields without the axis of images, and the objective that it ends with.
+        Parameters
+        ----------
+        model : SmoothLensModel
+            What to fit.
+        z : Tensor
+            Where it starts: the model's parameters, the galaxy's light, the corrections.
+        iterations : int
+            As for `fit_marginal`.
+
+        Returns
+        -------
+        fitted : MarginalFit
+            The fit, its fields without the axis of images.
+        objective : float
+            What it ends with.
         """
         optics = self._optics(model)
         found = _fit_one(self._image, z, optics, iterations)
         return found, self.objective(model, torch.cat([found.parameters, found.corrections]))
 
     def objective(self, model: SmoothLensModel, z: Tensor) -> float:
-        """Return what the fit minimises: the deviance and what the priors add."""
+        """Compute what the fit minimises: the deviance and what the priors add.
+
+        Parameters
+        ----------
+        model : SmoothLensModel
+            What is fitted.
+        z : Tensor
+            Parameters, the galaxy's light, the corrections.
+
+        Returns
+        -------
+        float
+            The objective, up to a constant of the data.
+        """
         optics = self._optics(model)
         return _objective(_expand(z.double(), optics), self._image, optics)
 
     def expansion(self, model: SmoothLensModel, z: Tensor) -> Expansion:
-        """Return the image of `model` to first order about z."""
+        """Expand the image of a model to first order.
+
+        Parameters
+        ----------
+        model : SmoothLensModel
+            What is fitted.
+        z : Tensor
+            About where: parameters, the galaxy's light, the corrections.
+
+        Returns
+        -------
+        Expansion
+            The image and its derivatives.
+        """
         optics = self._optics(model)
         state = _expand(z.double(), optics)
         weights = self._image.weights(state.expected)

@@ -20,11 +20,20 @@ class SourceModes:
 
     Parameters
     ----------
-    n_modes: how many are kept; 0 is the Sérsic source alone.
-    half_width: arcsec, of the square about the source's centre.
-    step: arcsec between its nodes.
-    length: arcsec over which the light is free to change.
-    amplitude: standard deviation of g; 1 lets the corrections be as bright as the profile.
+    n_modes : int
+        How many are kept; 0 is the Sérsic source alone.
+    half_width : float
+        Arcsec, of the square about the source's centre.
+    step : float
+        Arcsec between its nodes.
+    length : float
+        Arcsec over which the light is free to change.
+    amplitude : float
+        Standard deviation of g; 1 lets the corrections be as bright as the profile.
+    dtype : torch.dtype
+        Of the modes.
+    device : torch.device or str
+        Where they are computed.
     """
 
     def __init__(
@@ -59,7 +68,22 @@ class SourceModes:
         self._table, self._n_axis = values_and_slopes.to(device, dtype), n_axis
 
     def along(self, u: Tensor, *, slopes: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return the functions f_i at coordinates (P,) in arcsec from the source's centre, and if asked their slopes: (P, n)."""
+        """Compute the functions f_i along one axis.
+
+        Parameters
+        ----------
+        u : Tensor
+            (P,) coordinates in arcsec from the source's centre.
+        slopes : bool
+            Whether to compute their slopes too.
+
+        Returns
+        -------
+        values : Tensor
+            (P, n).
+        slopes : Tensor or None
+            (P, n) per arcsec, if asked for.
+        """
         place = ((u.to(self._table) + self._reach) / self._pitch).clamp(0, len(self._table) - 1.001)
         lower = place.long()
         table = self._table if slopes else self._table[:, : self._n_axis]
@@ -67,11 +91,33 @@ class SourceModes:
         return found[:, : self._n_axis], found[:, self._n_axis :] if slopes else None
 
     def at(self, u: Tensor, v: Tensor) -> Tensor:
-        """All modes (P, K) at places (u, v), each (P,), in arcsec from the source's centre."""
+        """Compute all modes at places in the source plane.
+
+        Parameters
+        ----------
+        u, v : Tensor
+            (P,) coordinates in arcsec from the source's centre.
+
+        Returns
+        -------
+        Tensor
+            (P, K).
+        """
         return self.product(self.along(u)[0], self.along(v)[0])
 
     def product(self, along_u: Tensor, along_v: Tensor) -> Tensor:
-        """All modes (P, K) from the functions along either axis, each (P, n)."""
+        """Multiply the functions along either axis to all modes.
+
+        Parameters
+        ----------
+        along_u, along_v : Tensor
+            (P, n), as `along` computes them.
+
+        Returns
+        -------
+        Tensor
+            (P, K).
+        """
         out = along_u.new_empty(len(along_u), self.n_modes)
         first = 0
         for i, n in enumerate(self._steps):
@@ -80,5 +126,16 @@ class SourceModes:
         return out
 
     def table(self, coefficients: Tensor) -> Tensor:
-        """Coefficients (K,) as the matrix C (n, n) of g = f(u) C f(v)."""
+        """Arrange coefficients as the matrix C of g = f(u) C f(v).
+
+        Parameters
+        ----------
+        coefficients : Tensor
+            (K,).
+
+        Returns
+        -------
+        Tensor
+            (n, n).
+        """
         return coefficients.new_zeros(self._n_axis, self._n_axis).index_put((self.i, self.j), coefficients)

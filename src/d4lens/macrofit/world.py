@@ -24,7 +24,7 @@ _FAR = 16.0  # squared standard deviations, of noise and of that, that one in fi
 
 
 def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_chi2: float | None = None) -> Tensor:
-    """Say which images the preset's lens does not describe, (B,) bool.
+    """Say which images the preset's lens does not describe.
 
     Those are images whose fit did not converge, whose chi2 a pixel is above `largest_chi2`, or which ask for other
     constants of the lens, the source and the PSF. One linear step, for one evaluation an image, tells whether most of the
@@ -33,12 +33,19 @@ def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_ch
 
     Parameters
     ----------
-    counts : (B, N, N)
-        Photons.
-    result, lens
-        The fit and its model.
+    counts : Tensor
+        (B, N, N) photons; not finite: no data.
+    result : FitResult
+        Their fit.
+    lens : SmoothLensModel
+        What was fitted.
     largest_chi2 : float, optional
         Per pixel, of the preset's images.
+
+    Returns
+    -------
+    Tensor
+        (B,) bool.
     """
     unlike = ~result.converged
     if largest_chi2 is not None:
@@ -50,7 +57,7 @@ def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_ch
     _, score, curvature = slope(counts, result, lens, names)
 
     def taken(which: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Score and curvature of the lens's parameters and those of `which` that it does not know."""
+        # Score and curvature of the lens's parameters and those of `which` that it does not know.
         rows = torch.tensor([*range(n), *(n + names.index(name) for name in which if name in names)])
         return score[:, rows], curvature[:, rows[:, None], rows]
 

@@ -120,7 +120,22 @@ def with_intervals(
 
 
 def auc_interval(value: float, drawn: Array, n: int) -> tuple[float, float]:
-    """Bound an AUC by its resamples; `n` is the size of the smallest class."""
+    """Bound an AUC by its resamples: a normal interval of its log odds, Wilson's at 0 and 1.
+
+    Parameters
+    ----------
+    value : float
+        The AUC.
+    drawn : numpy.ndarray
+        (n_resamples,) AUCs of the resamples.
+    n : int
+        Size of the smallest class.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper end.
+    """
     if value in (0.0, 1.0):  # as is every resample
         return wilson(n * int(value), n)
     slope = 1 / (value * (1 - value))
@@ -245,12 +260,40 @@ def drawn_means(values: ArrayLike, n_resamples: int, seed: int) -> Array:
 
 @lru_cache(maxsize=8)
 def image_weights(n: int, n_resamples: int, seed: int) -> Array:
-    """Count how often each of n images is drawn in each resample, (n_resamples, n)."""
+    """Count how often each of n images is drawn in each resample.
+
+    Parameters
+    ----------
+    n : int
+        Number of images.
+    n_resamples : int
+        Number of resamples.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n_resamples, n).
+    """
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples).astype(np.float64)
 
 
 def interval(drawn: Array, level: float = LEVEL) -> tuple[float, float]:
-    """Take the percentile interval of resampled values; what is NaN among them is left out."""
+    """Take the percentile interval of resampled values. What is NaN among them is left out.
+
+    Parameters
+    ----------
+    drawn : numpy.ndarray
+        The values.
+    level : float
+        Share of the values within.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper end; NaN without a finite value.
+    """
     tail = (1 - level) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail]) if np.isfinite(drawn).any() else (np.nan, np.nan)
     return round(float(low), DECIMALS), round(float(high), DECIMALS)

@@ -52,13 +52,37 @@ class Parameters(ParameterGroup):
 
 
 def pointed(maps: Tensor, samples: Samples) -> Array:
-    """Whether the highest point of each map (B, N, N) lies within TOLERANCE of the substructure: (B,) of 0 and 1."""
+    """Tell whether the highest point of a map lies within TOLERANCE of the substructure.
+
+    Parameters
+    ----------
+    maps : Tensor
+        (B, N, N), one of each image.
+    samples : Samples
+        B images with substructure.
+
+    Returns
+    -------
+    ndarray
+        (B,) of 0 and 1.
+    """
     at = maps.flatten(1).argmax(1, keepdim=True)
     return (distance(samples).flatten(1).gather(1, at)[:, 0] <= TOLERANCE).double().numpy()
 
 
 def baseline_hits(samples: Samples) -> dict[str, Array]:
-    """Hits of BASELINES, (B,) each; those of random points are the chances."""
+    """Play the pointing game without a network.
+
+    Parameters
+    ----------
+    samples : Samples
+        B images with substructure.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Hits (B,) by name of BASELINES; those of random points are the chances of one.
+    """
     near = (distance(samples) <= TOLERANCE).double()
     x, y = lensing.grid(samples.observation.n_pixels, samples.observation.pixel_scale, torch.float64)
     ring = ((torch.hypot(x, y) - samples.batch.need("fit")[:, 0, None, None]).abs() < _RING).double()
@@ -74,7 +98,24 @@ def baseline_hits(samples: Samples) -> dict[str, Array]:
 
 
 def play(network: nn.Module, samples: Samples, steps: int, method: str) -> Array:
-    """Play the pointing game with one network over images with substructure: hits (B,)."""
+    """Play the pointing game with one network.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    samples : Samples
+        B images with substructure.
+    steps : int
+        Of the path of integrated gradients.
+    method : str
+        As `attribute` takes it.
+
+    Returns
+    -------
+    ndarray
+        Hits (B,) of 0 and 1.
+    """
     hits = []
     labels = torch.from_numpy(samples.labels)
     whole = distance(samples).flatten(1)
@@ -87,7 +128,18 @@ def play(network: nn.Module, samples: Samples, steps: int, method: str) -> Array
 
 
 def cell_masks(observation: Observation) -> Tensor:
-    """Masks (CELLS², N, N) of the cells."""
+    """Make the masks of the cells.
+
+    Parameters
+    ----------
+    observation : Observation
+        Grid and pixel scale.
+
+    Returns
+    -------
+    Tensor
+        (CELLS², N, N) bool.
+    """
     x, y = lensing.grid(observation.n_pixels, observation.pixel_scale, torch.float64)
     column, row = (((axis + HALF_WIDTH) * CELLS / (2 * HALF_WIDTH)).floor() for axis in (x, y))
     inside = (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
@@ -132,10 +184,26 @@ def moved(network: nn.Module, samples: Samples, n: int) -> Array:
 
 
 def agreement(network: nn.Module, samples: Samples, n: int, steps: int) -> dict[str, Array]:
-    """Rank correlation (Spearman) over the cells of each of `n` images of what patching moves, (n,) each.
+    """Correlate attributions with what patching moves, by rank over the cells of each image (Spearman).
 
-    With the integrated gradients summed in the cell (`integrated_gradients`), and with how much the cell's maps differ from
-    the smooth lens's, without a network (`difference`).
+    They are the integrated gradients summed in the cell (`integrated_gradients`), and how much the cell's maps differ from the
+    smooth lens's, without a network (`difference`).
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    samples : Samples
+        Images with substructure.
+    n : int
+        How many of them, from the first on.
+    steps : int
+        Of the path of integrated gradients.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Correlations (n,) by what is held against patching.
     """
     batch, smooth = samples.rows(slice(n)), samples.smooth[:n]
     drawn = attribute(network, batch, smooth, torch.from_numpy(samples.labels[:n]), steps)
@@ -151,7 +219,18 @@ def agreement(network: nn.Module, samples: Samples, n: int, steps: int) -> dict[
 
 
 def spearman(a: Array, b: Array) -> Array:
-    """Rank correlation of each row of (n, k) arrays; NaN for a row without spread."""
+    """Correlate the rows of two arrays by rank (Spearman).
+
+    Parameters
+    ----------
+    a, b : ndarray
+        (n, k).
+
+    Returns
+    -------
+    ndarray
+        (n,), NaN for a row without spread.
+    """
     ranks = [rankdata(values, axis=1) for values in (a, b)]
     x, y = (rank - rank.mean(1, keepdims=True) for rank in ranks)
     with np.errstate(invalid="ignore"):
@@ -161,7 +240,26 @@ def spearman(a: Array, b: Array) -> Array:
 def records(
     name: str, method: str, hits: Sequence[Array], kinds: NDArray[np.int64], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Share of hits of a model's trainings or a baseline, over trainings and images: of all, of spheres and of vortices."""
+    """Take the share of hits, over trainings and images: of all, of spheres and of vortices.
+
+    Parameters
+    ----------
+    name : str
+        Of the arm or the baseline.
+    method : str
+        How its points were found.
+    hits : sequence of ndarray
+        Hits (B,) of each training; of a baseline one.
+    kinds : ndarray
+        (B,) classes of the images, indices into CLASSES.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    list of dict
+        A record for all and for each kind.
+    """
     rows = []
     for kind, chosen in (("all", kinds > 0), ("sphere", kinds == 1), ("vort", kinds == 2)):
         values = np.stack([training[chosen] for training in hits])
@@ -175,7 +273,24 @@ def records(
 def agreement_records(
     name: str, state: str, several: Sequence[Mapping[str, Array]], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Mean rank agreement with patching of a model's networks, over networks and images, by what is held against it."""
+    """Take the mean rank agreement with patching, over networks and images, by what is held against it.
+
+    Parameters
+    ----------
+    name : str
+        Of the arm.
+    state : str
+        "trained" or "untrained".
+    several : sequence of mapping
+        Of each network what `agreement` returns.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    list of dict
+        A record for each.
+    """
     rows = []
     for method in several[0]:
         values = np.stack([found[method] for found in several])
@@ -187,7 +302,20 @@ def agreement_records(
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Outcome:
-    """Compose the study's outcome from the rows of `records` and `agreement_records`."""
+    """Compose the study's outcome.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Of `records` and `agreement_records`.
+    observation : Observation
+        Pixel scale in arcsec.
+
+    Returns
+    -------
+    Outcome
+        The outcome.
+    """
     of_all = [r for r in rows if r["class"] == "all" and r["quantity"] == "hits"]
 
     def share(r: Mapping[str, Any]) -> str:
@@ -253,7 +381,22 @@ def summarise(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Ou
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
-    """Play the pointing game of every training, of as many untrained networks and without a network, and rank the cells."""
+    """Play the pointing game of every training, of as many untrained networks and without a network, and rank the cells.
+
+    Parameters
+    ----------
+    params : Parameters
+        The study's group.
+    inputs : Inputs
+        Its networks.
+
+    Returns
+    -------
+    outcome : Outcome
+        The outcome.
+    drawings : list of Drawing
+        Hits and rank agreement.
+    """
     arms = inputs.arms(params.arms)
     lenses = simulate_samples(params.images, params.seed, arms[0].observation, "substructure")
     given, rows = (params.bootstrap, params.seed), []

@@ -242,7 +242,26 @@ def run_edited(
 def capture(
     network: nn.Module, batch: LensBatch, layers: Sequence[Layer], fixed: Mapping[str, Any] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the logits (B, 3) and a copy of the activation of each layer, by name; `fixed` as of `run_edited`."""
+    """Run a network and keep the activations of some layers.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    batch : LensBatch
+        B images.
+    layers : sequence of Layer
+        Whose activations to keep.
+    fixed : mapping, optional
+        As for `run_edited`.
+
+    Returns
+    -------
+    logits : Tensor
+        (B, 3), in the order of CLASSES.
+    activations : dict of str to Tensor
+        A copy of each layer's activation, by its name.
+    """
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Edit:

@@ -88,11 +88,24 @@ class Effects:
 
 @torch.inference_mode()
 def measure(network: nn.Module, clean: Samples, corrupt: Samples, controls: int, untrained: bool = False) -> Effects:
-    """Patch every layer of `network` both ways over all pairs, and some maps region by region.
+    """Patch every layer of a network both ways over all pairs, and some maps region by region.
 
-    clean and corrupt: as `samples.pairs` gives them. controls: pairs, from the first on, for the donors that should do
-    nothing (another image of the corrupt class) or little (another pair's clean image). untrained: without these donors, over
-    the first `controls` pairs alone.
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    clean, corrupt : Samples
+        As `samples.pairs` gives them.
+    controls : int
+        Pairs, from the first on, for the donors that should do nothing (another image of the corrupt class) or little
+        (another pair's clean image).
+    untrained : bool
+        Whether to leave out these donors, and all pairs but the first `controls`.
+
+    Returns
+    -------
+    Effects
+        What patching moved.
     """
     layers, n = layers_of(network), controls if untrained else len(clean)
     heads = [layer for layer in layers if layer.part == "head" and layer.place == "input"]
@@ -160,7 +173,18 @@ def _paths(
 
 
 def regions(samples: Samples) -> dict[str, Tensor]:
-    """Masks (B, N, N) of REGIONS for images with substructure."""
+    """Make the masks of REGIONS.
+
+    Parameters
+    ----------
+    samples : Samples
+        B images with substructure.
+
+    Returns
+    -------
+    dict of str to Tensor
+        (B, N, N) bool by name of REGIONS.
+    """
     near = distance(samples) < _REACH
     ring = radius(samples).abs() < _REACH
     opposite = near.flip((-2, -1)) & ~near
@@ -242,7 +266,20 @@ def _enough(values: Sequence[Array]) -> Array:
 
 
 def p_value(values: Sequence[Array], resamples: int, seed: int) -> float:
-    """Two-sided bootstrap p-value that the mean is zero; (b + 1) / (R + 1) on each side (Davison & Hinkley 1997, 4.11)."""
+    """Test that the mean is zero by a two-sided bootstrap; (b + 1) / (R + 1) on each side (Davison & Hinkley 1997, 4.11).
+
+    Parameters
+    ----------
+    values : sequence of ndarray
+        Of each training the values of the pairs, NaN where there is none.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    float
+        The p-value; 1 without ten values.
+    """
     kept = _enough(values)
     if not len(kept):
         return 1.0
@@ -252,9 +289,21 @@ def p_value(values: Sequence[Array], resamples: int, seed: int) -> float:
 
 
 def equivalence_bound(values: Sequence[Array], resamples: int, seed: int) -> float:
-    """Find the smallest margin within which the mean is zero by two one-sided tests at 5 %; infinite without ten values.
+    """Find the smallest margin within which the mean is zero by two one-sided tests at 5 %.
 
     It is the end of the 90 % interval that lies further from zero.
+
+    Parameters
+    ----------
+    values : sequence of ndarray
+        Of each training the values of the pairs, NaN where there is none.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    float
+        The margin, infinite without ten values.
     """
     kept = _enough(values)
     if not len(kept):
@@ -263,7 +312,22 @@ def equivalence_bound(values: Sequence[Array], resamples: int, seed: int) -> flo
 
 
 def auc(several: Sequence[Effects], resamples: int, seed: int) -> tuple[float, float, float, int]:
-    """How well the logit difference tells clean from corrupt images: AUC, its ends over trainings and pairs, images."""
+    """Measure how well the logit difference tells clean from corrupt images.
+
+    Parameters
+    ----------
+    several : sequence of Effects
+        One of each training.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    value, low, high : float
+        AUC, and the ends of its interval over trainings and pairs.
+    images : int
+        Number of images.
+    """
     n = len(several[0].clean)
     weights = metrics.image_weights(n, resamples, seed)
     values, drawn = [], []
@@ -279,7 +343,20 @@ def auc(several: Sequence[Effects], resamples: int, seed: int) -> tuple[float, f
 def summarise(
     trained: Mapping[str, Sequence[Effects]], untrained: Mapping[str, Sequence[Effects]], params: Parameters
 ) -> Outcome:
-    """Compose the outcome of the networks by model, one for each training seed, and of as many untrained ones."""
+    """Compose the study's outcome.
+
+    Parameters
+    ----------
+    trained, untrained : mapping of str to sequence of Effects
+        By arm, those of its trainings and of as many untrained networks.
+    params : Parameters
+        The study's group.
+
+    Returns
+    -------
+    Outcome
+        The outcome.
+    """
     records: list[dict[str, Any]] = []
     answers: list[str] = []
     for model, several in trained.items():
@@ -467,7 +544,22 @@ def _answer(model: str, rows: Sequence[Mapping[str, Any]], params: Parameters) -
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
-    """Patch every training of every arm, and as many untrained networks of each."""
+    """Patch every training of every arm, and as many untrained networks of each.
+
+    Parameters
+    ----------
+    params : Parameters
+        The study's group.
+    inputs : Inputs
+        Its networks.
+
+    Returns
+    -------
+    outcome : Outcome
+        The outcome.
+    drawings : list of Drawing
+        Layers, regions and paths.
+    """
     arms = inputs.arms(params.arms)
     clean, corrupt = pairs(params.pairs, params.seed, arms[0].observation)
     trained, fresh = {}, {}

@@ -69,23 +69,33 @@ class Parameters(ParameterGroup):
 class Views:
     """V views of each of B images, view by view.
 
-    targets: by name of TARGETS, (V B, d) with NaN where an image has none. elements: (V, B), of D4, under which each is seen.
+    Attributes
+    ----------
+    targets : dict of str to ndarray
+        (V B, d) by name of TARGETS, NaN where an image has none.
+    elements : ndarray
+        (V, B), of D4, under which each is seen.
     """
 
     targets: dict[str, Array]
     elements: NDArray[np.int64]
 
     @property
-    def image(self) -> NDArray[np.int64]:
+    def image(self) -> NDArray[np.int64]:  # numpydoc ignore=RT01
         """(V B,) index of each view's image."""
         return np.tile(np.arange(self.elements.shape[1]), len(self.elements))
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What a score needs of each of B images, (B, k): the score of any images follows from the sum of their rows.
+    """What a score needs of each of B images: the score of any images follows from the sum of their rows.
 
-    Of classes: hits, views. Of anything else: squared error, views, squared targets, and the targets themselves.
+    Attributes
+    ----------
+    rows : ndarray
+        (B, k). Of classes: hits, views. Of anything else: squared error, views, squared targets, and the targets themselves.
+    of_class : bool
+        Whether the target is the class.
     """
 
     rows: Array
@@ -93,7 +103,26 @@ class Sums:
 
     @classmethod
     def of(cls, y: Array, predicted: Array, image: NDArray[np.int64], n: int, of_class: bool) -> "Sums":
-        """Add up the views of each of n images: targets y and what was predicted, both (V, d)."""
+        """Add up the views of each image.
+
+        Parameters
+        ----------
+        y : ndarray
+            (V, d) targets.
+        predicted : ndarray
+            (V, d) what was predicted.
+        image : ndarray
+            (V,) number of each view's image.
+        n : int
+            Number of images.
+        of_class : bool
+            Whether the target is the class.
+
+        Returns
+        -------
+        Sums
+            One row an image.
+        """
         if of_class:
             columns = [(y.argmax(1) == predicted.argmax(1)).astype(float), np.ones(len(y))]
         else:
@@ -101,7 +130,18 @@ class Sums:
         return cls(np.stack([np.bincount(image, column, n) for column in columns], 1), of_class)
 
     def score(self, weights: Array) -> Array:
-        """Accuracy, or R² of all components together, of images drawn as often as `weights` (R, B) says: (R,)."""
+        """Compute the accuracy, or R² of all components together.
+
+        Parameters
+        ----------
+        weights : ndarray
+            (R, B) how often each image counts in each of R resamples.
+
+        Returns
+        -------
+        ndarray
+            (R,).
+        """
         lost, views, *rest = (weights @ self.rows).T
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.of_class:
@@ -110,7 +150,20 @@ class Sums:
 
 
 def views(samples: Samples, seed: int) -> Views:
-    """Each image as it is and under one random other element of D4, targets turned with it."""
+    """See each image as it is and under one random other element of D4, targets turned with it.
+
+    Parameters
+    ----------
+    samples : Samples
+        B images.
+    seed : int
+        Of the elements.
+
+    Returns
+    -------
+    Views
+        V views of each.
+    """
     generator = np.random.default_rng(seed)
     n = len(samples)
     elements = np.concatenate([[np.zeros(n, np.int64)], generator.integers(1, 8, (_VIEWS - 1, n))])
@@ -214,7 +267,22 @@ def _each_turned(x: Tensor, elements: NDArray[np.int64], vector: bool) -> Tensor
 
 
 def ridge(x: Array, y: Array, penalties: Sequence[float]) -> list[tuple[Array, Array]]:
-    """Fit ridge regressions with an unpenalised intercept, one for each penalty: slopes (p, d) and intercept (d,)."""
+    """Fit ridge regressions with an unpenalised intercept.
+
+    Parameters
+    ----------
+    x : ndarray
+        (n, p) features.
+    y : ndarray
+        (n, d) targets.
+    penalties : sequence of float
+        One for each regression.
+
+    Returns
+    -------
+    list of tuple
+        Slopes (p, d) and intercept (d,) by penalty.
+    """
     mean_x, mean_y = x.mean(0), y.mean(0)
     values, vectors = np.linalg.eigh((x - mean_x).T @ (x - mean_x))
     projected = vectors.T @ ((x - mean_x).T @ (y - mean_y))
@@ -299,7 +367,16 @@ def _shuffled(y: Array, there: NDArray[np.bool_], order: NDArray[np.int64]) -> A
 class Probed:
     """All probes of one arm's networks, trained or not.
 
-    rows: the records. drawn: by layer and target, the score and its resamples over trainings and images.
+    Attributes
+    ----------
+    model : str
+        The arm.
+    state : str
+        "trained" or "untrained".
+    rows : list of dict
+        The records.
+    drawn : dict
+        By layer and target, the score and its resamples over trainings and images.
     """
 
     model: str
@@ -309,9 +386,27 @@ class Probed:
 
 
 def probed(model: str, state: str, several: Sequence[Mapping[str, Array]], seen: Views, params: Parameters) -> Probed:
-    """Probe every layer of an arm's networks, each given by its features.
+    """Probe every layer of an arm's networks.
 
     A control scores at least 0, since a probe that does worse than the mean memorises nothing.
+
+    Parameters
+    ----------
+    model : str
+        The arm.
+    state : str
+        "trained" or "untrained".
+    several : sequence of mapping
+        Of each network its features (V B, any) by layer.
+    seen : Views
+        The images and their targets.
+    params : Parameters
+        The study's group.
+
+    Returns
+    -------
+    Probed
+        Score, control and selectivity of each layer and target.
     """
     n = seen.elements.shape[1]
     weights = metrics.image_weights(n, params.bootstrap, params.seed)
@@ -349,9 +444,20 @@ def earlier(equivariant: Probed, plain: Probed, n: int) -> list[dict[str, Any]]:
     """Measure how much more is to be read off equivariant layers than off the same layers of the plain twin.
 
     The measure is the area under the score over the depth, from the U-Net's first layer to the convergence that it draws: the mean
-    over these layers. What is read earlier adds at more of them. A class scores 0 at chance, anything at least 0. Of a target
-    both have, and of the mean over the physical ones (`physics`), the difference with its interval, paired over trainings and
-    the `n` images.
+    over these layers. What is read earlier adds at more of them. A class scores 0 at chance, anything at least 0.
+
+    Parameters
+    ----------
+    equivariant, plain : Probed
+        An arm and its twin, both trained or both untrained.
+    n : int
+        Number of images.
+
+    Returns
+    -------
+    list of dict
+        The difference with its interval, paired over trainings and images, of each target that both have and of the
+        mean over the physical ones (`physics`).
     """
     layers = [name for name in dict.fromkeys(layer for layer, _ in equivariant.drawn) if name.startswith(_DEPTH)]
     if not layers or not {(name, TARGETS[0]) for name in layers} <= set(plain.drawn):
@@ -464,7 +570,12 @@ def erased(network: nn.Module, layer: Layer, samples: Samples, concept: Array, s
 class Erasure:
     """What a network makes of B images with a concept (`erased`), that of other images (`shuffled`) or nothing (`kept`) taken.
 
-    probabilities: (B, C). cells: (B, p), means of the layer's cells.
+    Attributes
+    ----------
+    probabilities : dict of str to ndarray
+        (B, C).
+    cells : dict of str to ndarray
+        (B, p), means of the layer's cells.
     """
 
     probabilities: dict[str, Array]
@@ -503,9 +614,32 @@ def erasure_records(
     labels: NDArray[np.int64],
     params: Parameters,
 ) -> list[dict[str, Any]]:
-    """Macro AUC lost with a target, with that of other images, and beyond it, over an arm's trainings and images.
+    """Measure what an arm loses with a target, over its trainings and images.
 
-    And how well the target is read off the layer's cells before and after, which tells whether it was taken.
+    That is macro AUC lost with the target, with that of other images, and beyond it. How well the target is read off the layer's
+    cells before and after tells whether it was taken.
+
+    Parameters
+    ----------
+    model : str
+        The arm.
+    layer : str
+        Name of the layer.
+    target : str
+        One of ERASED.
+    several : sequence of Erasure
+        One of each training.
+    concept : ndarray
+        (B, d) the target, NaN where an image has none.
+    labels : ndarray
+        (B,) classes, indices into CLASSES.
+    params : Parameters
+        The study's group.
+
+    Returns
+    -------
+    list of dict
+        The records.
     """
     predictions = {name: {i: found.probabilities[name] for i, found in enumerate(several)} for name in _LOST}
     pairs = [("kept", "erased"), ("kept", "shuffled"), ("shuffled", "erased")]
@@ -529,7 +663,22 @@ def erasure_records(
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], dimension: int, twins: Mapping[str, str]) -> Outcome:
-    """Compose the study's outcome from the records of all networks; `twins` names by arm the one with the plain U-Net."""
+    """Compose the study's outcome.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        The records of all networks.
+    dimension : int
+        Of the random projection.
+    twins : mapping of str to str
+        By arm, the one with the plain U-Net.
+
+    Returns
+    -------
+    Outcome
+        The outcome.
+    """
     trained = list(dict.fromkeys(r["model"] for r in rows if r["state"] == "trained"))
     answers = [_best(rows, target, trained) for target in TARGETS]
     answers += _earlier(rows, twins)
@@ -540,15 +689,15 @@ def summarise(rows: Sequence[Mapping[str, Any]], dimension: int, twins: Mapping[
         )
         before, after = (
             next(
-                (_told(r) for r in rows if r["quantity"] == name and (r["model"], r["target"]) == (model, target)),
+                (_in_words(r) for r in rows if r["quantity"] == name and (r["model"], r["target"]) == (model, target)),
                 "unknown",
             )
             for name in ("score_kept", "score_erased")
         )
         verdict = "is used there" if beyond["ci_low"] > 0 else "is not shown to be used there"
         answers.append(
-            f"{model}: erased at {lost['layer']} (R² of its cells {before} before, {after} after), {target} takes {_told(lost, 3)} of macro "
-            f"AUC with it, that of other images {_told(other, 3)}, the difference is {_told(beyond, 3)}: it {verdict}."
+            f"{model}: erased at {lost['layer']} (R² of its cells {before} before, {after} after), {target} takes {_in_words(lost, 3)} of macro "
+            f"AUC with it, that of other images {_in_words(other, 3)}, the difference is {_in_words(beyond, 3)}: it {verdict}."
         )
     return Outcome(
         question="Which physical quantities can be read off each layer by a straight line, earlier where it is equivariant, and are "
@@ -573,7 +722,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], dimension: int, twins: Mapping[
     )  # fmt: skip
 
 
-def _told(r: Mapping[str, Any], digits: int = 2) -> str:
+def _in_words(r: Mapping[str, Any], digits: int = 2) -> str:
     return f"{r['value']:.{digits}f} [{r['ci_low']:.{digits}f}, {r['ci_high']:.{digits}f}]"
 
 
@@ -593,12 +742,10 @@ def _earlier(rows: Sequence[Mapping[str, Any]], twins: Mapping[str, str]) -> lis
             else "no difference is shown"
         )
         text = f"Do the equivariant layers of {model} hold physics earlier than those of {own['twin']}? {verdict.capitalize()}: from the "
-        text += (
-            f"U-Net's first layer to the convergence the mean score of {', '.join(PHYSICS)} differs by {_told(own, 3)}"
-        )
-        text += f", before training by {_told(begun, 3)}" if begun and begun["value"] is not None else ""
+        text += f"U-Net's first layer to the convergence the mean score of {', '.join(PHYSICS)} differs by {_in_words(own, 3)}"
+        text += f", before training by {_in_words(begun, 3)}" if begun and begun["value"] is not None else ""
         by_class = found.get((model, "trained", "class"))
-        text += f"; that of the class by {_told(by_class, 3)}" if by_class else ""
+        text += f"; that of the class by {_in_words(by_class, 3)}" if by_class else ""
         said.append(text + ".")
     return said or [
         "Whether equivariant layers hold physical quantities earlier than plain ones cannot be told here: no arm is trained in this "
@@ -620,7 +767,7 @@ def _best(rows: Sequence[Mapping[str, Any]], target: str, trained: Sequence[str]
         if not inner["trained"]:
             continue
         best = max(inner["trained"], key=lambda r: r["value"])
-        text = f"{model} {_told(best)} at {best['layer']}"
+        text = f"{model} {_in_words(best)} at {best['layer']}"
         if inner["untrained"]:
             text += f" (untrained at most {max(r['value'] for r in inner['untrained']):.2f}"
             pixels = [r["value"] for r in found["trained"] if r["layer"] == PIXELS]
@@ -631,7 +778,22 @@ def _best(rows: Sequence[Mapping[str, Any]], target: str, trained: Sequence[str]
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
-    """Probe every training of every arm and as many untrained networks, hold twins against each other, and erase."""
+    """Probe every training of every arm and as many untrained networks, hold twins against each other, and erase.
+
+    Parameters
+    ----------
+    params : Parameters
+        The study's group.
+    inputs : Inputs
+        Its networks.
+
+    Returns
+    -------
+    outcome : Outcome
+        The outcome.
+    drawings : list of Drawing
+        Selectivity of the layers, and scores over the depth.
+    """
     arms = inputs.arms(params.arms)
     lenses = simulate_samples(params.images, params.seed, arms[0].observation)
     seen = views(lenses, params.seed)

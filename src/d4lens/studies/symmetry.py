@@ -50,13 +50,39 @@ class Parameters(ParameterGroup):
 
 
 def bound(dtype: torch.dtype) -> float:
-    """Return the largest relative error that rounding may make in `dtype`."""
+    """Return the largest relative error that rounding may make.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Precision of the network.
+
+    Returns
+    -------
+    float
+        The error.
+    """
     return ROUNDING * torch.finfo(dtype).eps
 
 
 @torch.inference_mode()
 def equivariance_errors(network: nn.Module, batch: LensBatch, dtype: torch.dtype) -> dict[Layer, float]:
-    """Measure the largest relative error of each layer over the elements of D4. The network's dtype must be `dtype`."""
+    """Measure the largest relative error of each layer over the elements of D4.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A network in the precision `dtype`.
+    batch : LensBatch
+        B images.
+    dtype : torch.dtype
+        The precision.
+
+    Returns
+    -------
+    dict of Layer to float
+        Norm of the difference over the norm of the activation.
+    """
     batch = batch.to(dtype=dtype)
     layers = layers_of(network)
     straight = capture(network, batch, layers)[1]
@@ -71,7 +97,18 @@ def equivariance_errors(network: nn.Module, batch: LensBatch, dtype: torch.dtype
 
 
 def largest(several: Iterable[Mapping[Layer, float]]) -> dict[Layer, float]:
-    """Of each layer the largest of several networks' errors."""
+    """Take of each layer the largest of several networks' errors.
+
+    Parameters
+    ----------
+    several : iterable of mapping
+        Errors by layer, one mapping of each network.
+
+    Returns
+    -------
+    dict of Layer to float
+        The largest by layer.
+    """
     worst: dict[Layer, float] = {}
     for found in several:
         for layer, off in found.items():
@@ -80,13 +117,39 @@ def largest(several: Iterable[Mapping[Layer, float]]) -> dict[Layer, float]:
 
 
 def broken(found: Mapping[Layer, float], dtype: torch.dtype) -> list[str]:
-    """Names of the layers that promise equivariance and miss it by more than rounding, in the order they are met."""
+    """Name the layers that promise equivariance and miss it by more than rounding.
+
+    Parameters
+    ----------
+    found : mapping of Layer to float
+        Errors by layer.
+    dtype : torch.dtype
+        Precision of the network.
+
+    Returns
+    -------
+    list of str
+        Names, in the order the layers are met.
+    """
     return [layer.name for layer, off in found.items() if layer.kind in PROMISED and not off <= bound(dtype)]
 
 
 @torch.inference_mode()
 def orbit(network: nn.Module, batches: Iterable[LensBatch]) -> Tensor:
-    """Predict the logits (8, n, C) float64 of all images under each element."""
+    """Predict all images under each element of D4.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    batches : iterable of LensBatch
+        The n images.
+
+    Returns
+    -------
+    Tensor
+        Logits (8, n, C) float64.
+    """
     rows = [
         torch.stack([network(batch.turned(g))["logits"].double() for g in d4.ELEMENTS])
         for batch in with_progress(batches, desc="orbits")
@@ -95,7 +158,18 @@ def orbit(network: nn.Module, batches: Iterable[LensBatch]) -> Tensor:
 
 
 def averaged(logits: Tensor) -> Tensor:
-    """Average the orbit's logits (8, n, C) as test-time averaging of each view does, in the order that view meets them."""
+    """Average the orbit's logits as test-time averaging of each view does, in the order that view meets them.
+
+    Parameters
+    ----------
+    logits : Tensor
+        (8, n, C).
+
+    Returns
+    -------
+    Tensor
+        (8, n, C).
+    """
     views = []
     for g in d4.ELEMENTS:
         order = [d4.compose(h, g) for h in d4.ELEMENTS]
@@ -104,12 +178,34 @@ def averaged(logits: Tensor) -> Tensor:
 
 
 def spread(logits: Tensor) -> Array:
-    """Take the standard deviation over the orbit of each image's logits, (n,): root mean square over the classes."""
+    """Take the standard deviation over the orbit of each image's logits: root mean square over the classes.
+
+    Parameters
+    ----------
+    logits : Tensor
+        (8, n, C).
+
+    Returns
+    -------
+    ndarray
+        (n,).
+    """
     return logits.std(0, unbiased=False).square().mean(1).sqrt().numpy()
 
 
 def flipped(logits: Tensor) -> Array:
-    """Whether the predicted class changes somewhere on the orbit, (n,) of 0 and 1."""
+    """Tell whether the predicted class changes somewhere on the orbit.
+
+    Parameters
+    ----------
+    logits : Tensor
+        (8, n, C).
+
+    Returns
+    -------
+    ndarray
+        (n,) of 0 and 1.
+    """
     classes = logits.argmax(2)
     return (classes != classes[0]).any(0).double().numpy()
 
@@ -117,7 +213,24 @@ def flipped(logits: Tensor) -> Array:
 def layer_records(
     model: str, state: str, found: Mapping[torch.dtype, Mapping[Layer, float]], n: int
 ) -> list[dict[str, Any]]:
-    """Make a row for each layer and precision. The value has two digits: more of a rounding error mean nothing."""
+    """Make a record for each layer and precision. The value has two digits: more of a rounding error mean nothing.
+
+    Parameters
+    ----------
+    model : str
+        The arm.
+    state : str
+        "trained" or "untrained".
+    found : mapping of torch.dtype to mapping
+        Errors by layer, by precision.
+    n : int
+        Number of images.
+
+    Returns
+    -------
+    list of dict
+        The records.
+    """
     return [
         {
             **{"model": model, "state": state, "layer": layer.name, "kind": layer.kind},
@@ -132,7 +245,24 @@ def layer_records(
 def orbit_records(
     model: str, several: Sequence[Tensor], labels: NDArray[np.int64], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Make the rows of a model's trainings: spread, flips and AUC under each element, plain and averaged over the orbit."""
+    """Make the records of a model's trainings: spread, flips and AUC under each element, plain and averaged over the orbit.
+
+    Parameters
+    ----------
+    model : str
+        The arm.
+    several : sequence of Tensor
+        Logits (8, n, C) of each training.
+    labels : ndarray
+        (n,) classes, indices into CLASSES.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    list of dict
+        The records.
+    """
     rows = []
     for view, stacks in (("plain", several), ("tta", [averaged(logits) for logits in several])):
         about: dict[str, Any] = {"model": model, "view": view}
@@ -148,7 +278,18 @@ def orbit_records(
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> Outcome:
-    """Compose the study's outcome from the rows of `layer_records` and `orbit_records`."""
+    """Compose the study's outcome.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Of `layer_records` and `orbit_records`.
+
+    Returns
+    -------
+    Outcome
+        The outcome.
+    """
     answers = []
     by_layer = [r for r in rows if r["quantity"] == "equivariance_error"]
     for model in dict.fromkeys(r["model"] for r in by_layer):
@@ -205,7 +346,22 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> Outcome:
 
 
 def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
-    """Measure the layers and the decisions of every training of every arm, and the layers of as many untrained networks."""
+    """Measure the layers and the decisions of every training of every arm, and the layers of as many untrained networks.
+
+    Parameters
+    ----------
+    params : Parameters
+        The study's group.
+    inputs : Inputs
+        Its arrays, fits and networks.
+
+    Returns
+    -------
+    outcome : Outcome
+        The outcome.
+    drawings : list of Drawing
+        Errors of the layers, and flips.
+    """
     folder, fits = inputs.folder("arrays"), inputs.folder("fits")
     arms = inputs.arms(params.arms or inputs.profile_arms)
     lenses = load(folder, fits, "test", ("counts", *MAPS, "fit"), arrays.load_observation(folder))
