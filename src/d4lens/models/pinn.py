@@ -61,8 +61,8 @@ class D4LensPINNPublished(nn.Module):
     """The architecture as published: from the image alone to the whole lens's convergence.
 
     The channels stretch, log and gradient -> U-Net -> kappa >= 0 -> engine (zero-padded Poisson solve, deflection, splat to
-    the source plane, no parameters) -> EfficientNetV2 on the physical channels `head_channels`, each standardised: their
-    spreads differ by a factor of 700.
+    the source plane, no parameters) -> EfficientNetV2 on the published channels image, kappa, source and what the re-lensed
+    source leaves of the image. Each is standardised: their spreads differ by a factor of 700.
 
     Its Poisson residual is a smoothness penalty, as psi comes from the solver itself, and one image cannot fix the
     mass sheet. Both are limits of the published idea and stay here; `D4LensPINN` has neither.
@@ -86,8 +86,8 @@ class D4LensPINNPublished(nn.Module):
     frozen : bool
         Whether the U-Net keeps its first weights. Its normalisations go on following the images.
     source_half_width : float, optional
-        Half the side of the source grid in arcsec, whose pixels then have the size of the image's. By default the source is
-        as large as the image and the re-lensed image fits whatever kappa is, so that there is no consistency loss.
+        Half the side of the source grid in arcsec, whose pixels have the size of the image's. Without it the source is as
+        large as the image. The re-lensed image then fits whatever kappa is, so there is no consistency loss.
     inputs : sequence of str
         The U-Net's channels, of OF_IMAGE; by default the three of the published text.
     frozen_blocks : int
@@ -110,7 +110,7 @@ class D4LensPINNPublished(nn.Module):
     """
 
     INPUTS = ("stretch", "log", "gradient")
-    HEAD_CHANNELS = ("stretch", "kappa", "psi", "alpha_x", "alpha_y", "source")
+    HEAD_CHANNELS = ("stretch", "kappa", "source", "unexplained")
     OF_IMAGE = (*INPUTS, "sobel")
     OF_ENGINE = ("psi", "alpha_x", "alpha_y", "alpha_r", "alpha_t", "source", "unexplained")
     needs = ("counts",)
@@ -124,7 +124,7 @@ class D4LensPINNPublished(nn.Module):
         pretrained: bool = False,
         head_channels: Sequence[str] = HEAD_CHANNELS,
         frozen: bool = False,
-        source_half_width: float | None = None,
+        source_half_width: float | None = 1.5,
         sis: bool = False,
         inputs: Sequence[str] = INPUTS,
         frozen_blocks: int = 0,
