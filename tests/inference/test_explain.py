@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from d4lens import lensing, load_model, models
+from d4lens import lensing, load_model, models, simulate
 from d4lens.classes import CLASSES
 from d4lens.cli import main
 from d4lens.data import images
@@ -80,6 +80,52 @@ def test_masses_are_looked_for_where_that_is_asked(vortex, explanation):
     assert len(found.candidates) > 0
     assert found.detectable.shape == found.counts.shape
     assert 1e-5 < found.detectable[torch.isfinite(found.detectable)].min() < found.candidates[0].mass
+
+
+def _one_lit_pixel():
+    image = np.zeros((150, 150))
+    image[75, 75] = 1e6
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "flag"),
+    [
+        (np.random.default_rng(0).poisson(10.0, (150, 150)), "not converged"),
+        (np.random.default_rng(1).normal(size=(150, 150)), "at its bound"),
+        (_one_lit_pixel(), "not converged"),  # its maps are not finite
+    ],
+    ids=["photons", "noise", "one lit pixel"],
+)
+def test_what_no_lens_fits_is_drawn_with_its_label_withheld(image, flag):
+    shown = load_model().explain(image)
+    assert shown.abstains
+    assert flag in shown.flag
+    assert np.isfinite(shown.probabilities).all()
+    assert torch.isfinite(shown.kappa).all()
+    assert shown.plot().axes
+
+
+@pytest.mark.parametrize(("index", "converged"), [(2, True), (0, False)])
+def test_a_lens_that_shines_is_explained_whether_or_not_its_marginal_fit_ends_well(index, converged):
+    survey = simulate("survey", 3, 4)
+    shown = load_model().explain(survey.images[index], model="marginal", pixel_scale=0.05)
+    assert (shown.chi2 < 1.1) == converged == bool((shown.determinant < 0).any())
+    assert torch.isfinite(shown.determinant).all() == converged
+    assert ("not converged" in shown.flag) != converged
+    assert shown.abstains
+    assert shown.plot().axes
+
+
+def test_an_image_with_pixels_that_are_not_numbers_is_explained_without_them(vortex, explanation):
+    image = np.load(vortex)
+    image[:4, :4] = np.nan
+    shown = load_model().explain(image)
+    assert np.allclose(shown.probabilities, explanation.probabilities, atol=0.05)
+    assert torch.isnan(shown.counts).sum() == 4
+    assert shown.plot().axes
+    with pytest.raises(D4LensError, match="it is constant: every pixel is 7; it holds no image"):
+        load_model().explain(np.full((150, 150), 7.0))
 
 
 def test_several_images_and_networks_without_a_convergence_are_refused(vortex, tmp_path):

@@ -90,6 +90,24 @@ def test_a_noise_map_gives_the_weights(smooth, tmp_path):
         assert other["theta_E"].to_numpy() == pytest.approx(table["theta_E"].to_numpy(), abs=1e-6)
 
 
+def test_a_bowl_below_the_sky_does_not_stop_the_images_beside_it(smooth):
+    """What too large a sky leaves about a galaxy: its darkest tenth lies below 0 when the corners do not."""
+    rows, columns = np.indices((75, 75)) - 37.0
+    bowl = np.random.default_rng(3).normal(0.0, 0.05, (75, 75)) - 20.0 * (np.hypot(rows, columns) < 25)
+    answer = load_model().predict([bowl, smooth[0]], tta=False, model="marginal", pixel_scale=0.1, psf=PSF)
+    assert "no photon counts" in answer.flags[0]
+    assert answer.labels == ["", ""]
+    assert answer.chi2[1] < 1.1
+
+
+def test_resampled_images_of_the_preset_are_told_from_another_world_by_their_own_noise():
+    """Neighbours share noise: chi2 of a true model is 0.62, so that what substructure leaves looked like nothing."""
+    lenses = simulate("deeplense", 12, 9160, {"pixel_scale": 0.06})
+    answer = load_model().predict(lenses.images, tta=False, pixel_scale=0.06)
+    assert sum("fitted: specialist" in text for text in answer.processing) >= 10
+    assert sum(label == true for label, true in zip(answer.labels, lenses.labels, strict=True)) >= 9
+
+
 def test_noise_that_cannot_be_is_said(smooth, tmp_path):
     values, noise = noisy_image(smooth)
     hole = np.where(np.indices(noise.shape).sum(0) == 5, 0.0, noise)

@@ -442,7 +442,7 @@ def _tensor(tensor: Tensor, where: str) -> Array:
         return tensor.numpy()
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise D4LensError(f"{where} is a tensor that has no array ({reason}); give tensor.numpy()") from None
+        raise D4LensError(f"{where} is a tensor that has no array ({reason}); give a dense one of float32") from None
 
 
 def _frame(frame: Any, where: str) -> Array:

@@ -496,7 +496,9 @@ def fit_images(
     for part in parts:
         gone = torch.zeros(len(part.names), dtype=torch.bool)
         if way.model == AUTO and part.images[0].units == COUNTS:  # of a guessed noise the fit's quality says nothing
-            gone = foreign(part.counts, part.result, part.lens, way.largest_chi2)
+            noise = torch.tensor([image.noise for image in part.images], dtype=torch.float64)
+            like_photons = replace(part.result, chi2=part.result.chi2 + (1 - noise))
+            gone = foreign(part.counts, like_photons, part.lens, way.largest_chi2)
         for row in torch.nonzero(gone)[:, 0].tolist():
             again.append(names.index(part.names[row]))
             doubts = [flag for flag in part.images[row].flags if flag.flag is Flag.PSF_DISAGREES]
@@ -517,7 +519,8 @@ def _marginal(names: Sequence[str], prepared: Sequence[Prepared], way: Way) -> l
         lens = choose_lens(image, image.grid)
         sky = lens.constants["sky"]
         if not (image.standard or image.sky_known):
-            sky = dark_sky(counts[i].numpy())[0] / lens.binning**2
+            dark = dark_sky(counts[i].numpy())[0]
+            sky = dark / lens.binning**2 if dark > 0 else sky  # a mean below 0 is no sky of photons
         begin = ("amplitude", lens.constants["amplitude"]), ("sky", sky)
         variance = (
             counts[i].nan_to_num(1.0).clamp_min(1.0) if image.variance is None else torch.from_numpy(image.variance)
@@ -681,10 +684,7 @@ def logits_of(part: Fitted, classifier: Classifier, tta: bool) -> Tensor:
     Tensor
         Logits (B, C), in the order of CLASSES.
     """
-    batch = batch_for(part, classifier)
-    # Of an image that nothing fits there is nothing to read; its flags withhold the label.
-    finite = {name: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for name, v in batch.entries().items()}
-    return predict_logits(classifier.network, [LensBatch(**finite)], tta)
+    return predict_logits(classifier.network, [batch_for(part, classifier)], tta)
 
 
 def batch_for(part: Fitted, classifier: Classifier, maps: Tensor | None = None) -> LensBatch:
@@ -702,10 +702,12 @@ def batch_for(part: Fitted, classifier: Classifier, maps: Tensor | None = None) 
     Returns
     -------
     LensBatch
-        The batch.
+        The batch, finite: of an image that nothing fits there is nothing to read, and its flags withhold the label.
     """
     grid = None if part.images[0].standard else classifier.grid
-    return network_batch(part.counts, part.result, part.lens, grid, maps)
+    batch = network_batch(part.counts, part.result, part.lens, grid, maps)
+    entries = batch.entries().items()
+    return LensBatch(**{name: v.nan_to_num(0.0, 0.0, 0.0) if v.is_floating_point() else v for name, v in entries})
 
 
 def doubtful(part: Fitted, answers: Tensor, classifier: Classifier, tta: bool) -> list[bool]:

@@ -249,6 +249,17 @@ def test_extensions_beside_an_image_say_where_it_holds_data(make):
         assert np.isfinite(read_fits(fits_bytes(*first, *beside[:1]), "x", "DQ").pixels).all()
 
 
+def test_arrays_beside_that_of_an_npz_say_where_it_holds_data(make):
+    counts = make.photons(0).astype(np.float32)
+    mask, weight = np.zeros(counts.shape, bool), np.ones(counts.shape)
+    mask[1, 2], weight[5, 6] = True, 0
+    beside = {"mask": mask, "IVAR": weight, "bpm": np.ones((3, 3), bool)}
+    for band in (None, "image", "0"):
+        found = read_npz(npz(image=counts, **beside), "x", band).pixels
+        assert np.argwhere(np.isnan(found)).tolist() == [[1, 2], [5, 6]]
+    assert np.array_equal(read_npz(npz(image=counts, **beside), "x", "IVAR").pixels, weight)
+
+
 def test_damaged_fits_files_are_refused_by_name(make):
     good = fits_bytes(primary(make.photons(0).astype(float)))
     vast = good.replace(b"NAXIS1  =                   48", b"NAXIS1  =            300000000")

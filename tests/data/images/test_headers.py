@@ -53,6 +53,7 @@ def hdu(values: dict[str, object], shape: tuple[int, int] | None = (96, 96), pri
             "CDELT2": 0.06,
         },
         {"CUNIT1": "arcsec", "CDELT1": 0.06, "CDELT2": 0.06},
+        {**TAN, "CUNIT1": "arcsec", "CDELT1": -0.06, "CDELT2": DEG},  # degrees where nothing is said
         {**TAN, "CUNIT1": "arcsec", "CUNIT2": "deg", "CDELT1": -0.06, "CDELT2": DEG},
         {"CUNIT1": "mas", "CUNIT2": "rad", "CDELT1": 60.0, "CDELT2": 0.06 / 206264.80624709636},
         {**TAN, "PC1_1": -DEG, "PC2_2": DEG},

@@ -34,6 +34,24 @@ def test_saturated_arcs_dead_columns_and_filled_borders_are_found():
     assert not dead(border)[:, 40:].any()
 
 
+@pytest.mark.parametrize("mode", ["constant", "edge", "mean", "maximum"])
+def test_padding_of_any_width_is_found(mode):
+    """15 of 75 pixels a side are more than a third of the image, which a clipped sky may be."""
+    k = simulate(n=1, seed=1).images[0]
+    for image in (k, (k - k.min()) / np.ptp(k), k.astype(np.float16)):
+        padded = np.pad(image[15:135, 15:135], 15, mode=mode)
+        inside = np.zeros(k.shape, bool)
+        inside[15:135, 15:135] = True
+        found = dead(padded)
+        assert found[~inside].all()
+        assert not found[18:132, 18:132].any()  # where the edge is repeated it goes too
+    rows, columns = np.indices(k.shape) - 74.5
+    aperture = np.hypot(rows, columns) < 60
+    found = dead(np.where(aperture, k, 0))
+    assert found[~aperture].mean() > 0.99
+    assert not found[aperture].any()
+
+
 def test_a_sky_clipped_at_zero_is_no_defect():
     k = simulate(n=1, seed=2).images[0]
     for level in (7, 10, 13):
@@ -56,8 +74,10 @@ def test_bits_that_matter(name, header, primary, expected):
 
 def test_errors_and_weights():
     values = np.array([[1.0, np.inf, np.nan, 0.0]])
-    assert declared("ERR", values, {}, {}).tolist() == [[False, True, True, False]]
-    assert declared("WHT", values, {}, {}).tolist() == [[False, False, True, True]]
+    for name in ("ERR", "UNCERT", "VARIANCE"):
+        assert declared(name, values, {}, {}).tolist() == [[False, True, True, False]]
+    for name in ("WHT", "WEIGHT", "IVAR"):
+        assert declared(name, values, {}, {}).tolist() == [[False, False, True, True]]
     assert not declared("WHT", np.zeros((2, 2)), {}, {}).any()
 
 

@@ -91,11 +91,15 @@ def test_masks_come_from_files_and_arrays(make, tmp_path):
     np.save(tmp_path / "number.npy", gone * 2.0)
     fits.writeto(tmp_path / "mask.fits", gone.astype(np.int16))
     Image.fromarray(gone.astype(np.uint8) * 255).save(tmp_path / "mask.png")
-    files = [tmp_path / name for name in ("true.npy", "number.npy", "mask.fits", "mask.png")]
-    for given in (*files, gone, gone.astype(int).tolist(), gone[None]):
+    np.savez(tmp_path / "both.npz", image=np.ones((48, 48)), mask=gone)
+    science, quality = (fits.ImageHDU(of.astype(np.int16), name=name) for name, of in (("SCI", gone + 1), ("DQ", gone)))
+    fits.HDUList([fits.PrimaryHDU(), science, quality]).writeto(tmp_path / "both.fits")
+    names = ("true.npy", "number.npy", "mask.fits", "mask.png", "both.npz", "both.fits")
+    files = [tmp_path / name for name in names]
+    for given in (*files, f"{files[-1]}:DQ", gone, gone.astype(int).tolist(), gone[None]):
         (mask,) = read_masks(given)
         assert np.array_equal(mask, gone)
-    assert len(read_masks(files)) == 4
+    assert len(read_masks(files)) == len(files)
     np.save(tmp_path / "image.npy", make.photons(0, n=48))
     (image,) = find([tmp_path / "image.npy"])
     (behind,) = masked([image], read_masks(gone))
@@ -104,3 +108,5 @@ def test_masks_come_from_files_and_arrays(make, tmp_path):
     for given in (tmp_path / "cube.npy", tmp_path / "none.npy", 3, "none", [[1, 2], [3]], [None]):
         with pytest.raises(D4LensError):
             read_masks(given)
+    with pytest.raises(D4LensError, match=r"the mask .*none\.npy is no file; check the path"):
+        read_masks(tmp_path / "none.npy")

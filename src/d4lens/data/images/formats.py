@@ -154,7 +154,7 @@ def read_npy(data: bytes, where: str, band: str | None = None) -> Raw:
 
 
 def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
-    """Return one array of an .npz file, the others unread.
+    """Return one array of an .npz file, of the others those alone read that say where it holds data.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
     Returns
     -------
     Raw
-        The image.
+        The image, NaN where an array beside it, such as `mask`, says that it holds no data (`masks.declared` has the rules).
 
     Raises
     ------
@@ -182,14 +182,26 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
                 raise D4LensError(f"{where} holds no array; save the image again with numpy.savez")
             names = list(members)
             # With one array of several planes, the band is the plane's.
+            beside = [name for name in names if name.upper() in COMPANIONS]
+            images = [name for name in names if name not in beside]
+            if band is None and images:
+                band = images[choose(images, None, where)]
             name = names[0] if len(names) == 1 and band not in names else names[choose(names, band, where)]
-            info = members[name]
-            if info.file_size > MAX_IMAGE_BYTES:
-                raise D4LensError(
-                    f"{where}: {name!r} unpacks to {info.file_size / 1e6:.0f} MB, too large for one image"
-                )
-            with archive.open(info) as stream:
-                array = parse_npy(stream.read(MAX_IMAGE_BYTES), f"{where}: {name!r}")
+
+            def unpack(member: str, kinds: str = "fiu") -> Array:
+                info = members[member]
+                if info.file_size > MAX_IMAGE_BYTES:
+                    raise D4LensError(
+                        f"{where}: {member!r} unpacks to {info.file_size / 1e6:.0f} MB, too large for one image"
+                    )
+                with archive.open(info) as stream:
+                    return parse_npy(stream.read(MAX_IMAGE_BYTES), f"{where}: {member!r}", kinds)
+
+            array = unpack(name, "fiub" if name in beside else "fiu")
+            for other in [] if name in beside else beside:
+                values = unpack(other, "fiub")
+                if values.shape == array.shape:
+                    array = without(array, declared(other.upper(), values, {}, {}))
     except D4LensError:
         raise
     except Exception:  # zipfile lets through whatever a malformed directory raises, IndexError and struct.error too

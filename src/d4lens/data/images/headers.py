@@ -442,7 +442,9 @@ def _jacobian(cards: Any, matrix: Array, key: str) -> Array | None:
     """
     types = [str(cards.get(f"CTYPE{i}") or "").strip().upper() for i in (1, 2)]
     names = [str(cards.get(f"CUNIT{i}") or "").strip() for i in (1, 2)]
-    names = [name or names[1 - i] for i, name in enumerate(names)]
+    long, short = sorted(np.linalg.norm(matrix, axis=1), reverse=True)
+    # An axis of the sky without a unit is in degrees, but some leave out the unit that both have.
+    names = [name or (names[1 - i] if long < 2 * short or not names[1 - i] else "deg") for i, name in enumerate(names)]
     sky = [re.split("[-_]", kind)[0] in _SKY for kind in types]
     radians = [_angle(name) for name in names]
     shown = f"its header has {key} = {cards[key]!r}"

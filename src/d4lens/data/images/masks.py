@@ -15,8 +15,12 @@ from scipy import ndimage
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
-COMPANIONS = ("DQ", "MASK", "BPM", "ERR", "WHT")
-"""Extensions of a FITS file that say where the image beside them holds data."""
+MASKS = ("MASK", "DQ", "BPM", "FLAGS", "FLAG", "BADPIX")
+"""Names of masks, whose pixels of other values than 0 hold no data."""
+_SPREADS = ("ERR", "ERROR", "UNCERT", "SIGMA", "RMS", "VAR", "VARIANCE")
+_WEIGHTS = ("WHT", "WEIGHT", "IVAR")
+COMPANIONS = (*MASKS, *_SPREADS, *_WEIGHTS)
+"""Extensions of a FITS file, and arrays of an .npz, that say where the image beside them holds data."""
 _TELESCOPES = {"JWST": 1, "ROMAN": 1}  # the bit DO_NOT_USE; their other bits tell what was corrected
 _PLANES = ("BAD", "SAT", "CR", "NO_DATA")  # of LSST's, whose others mark detections and the like
 
@@ -25,6 +29,7 @@ _MOST, _SOME = 0.35, 0.02  # share of an image that one value may have: the lowe
 _ON_AN_ARC = 0.05  # share of neighbours that have one value where a hundred photons fall on a pixel
 _TOO_MANY = 0.8  # such shares, beyond which nothing is said
 _TRIED = 16  # values, the most frequent ones
+_LONG = 32  # pixels that not even a clipped sky makes equal, all of them, to one another or to their neighbours
 
 
 def without(image: Array, mask: Mask) -> Array:
@@ -52,9 +57,9 @@ def without(image: Array, mask: Mask) -> Array:
 def declared(name: str, values: Array, header: Mapping[str, Any], primary: Mapping[str, Any]) -> Mask:
     """Say where the companion of an image in its file tells that it holds no data.
 
-    DQ, MASK and BPM: where they are nonzero; of JWST and Roman where the bit 1 (DO_NOT_USE) is set; where the header names
-    bits by MP_ cards, as LSST's does, where BAD, SAT, CR or NO_DATA is. ERR: where it is not finite. WHT: where it is
-    not above 0, unless it is so throughout.
+    DQ, MASK and the like: where they are nonzero; of JWST and Roman where the bit 1 (DO_NOT_USE) is set; where the header
+    names bits by MP_ cards, as LSST's does, where BAD, SAT, CR or NO_DATA is. ERR, VARIANCE and the like: where they are
+    not finite. WHT, IVAR and the like: where they are not above 0, unless they are so throughout.
 
     Parameters
     ----------
@@ -70,9 +75,9 @@ def declared(name: str, values: Array, header: Mapping[str, Any], primary: Mappi
     ndarray
         (H, W) bool.
     """
-    if name == "ERR":
+    if name in _SPREADS:
         return ~np.isfinite(values)
-    if name == "WHT":
+    if name in _WEIGHTS:
         unseen = ~(values > 0)
         return unseen if not unseen.all() else np.zeros(values.shape, bool)
     if values.dtype.kind not in "iu":
@@ -86,11 +91,12 @@ def declared(name: str, values: Array, header: Mapping[str, Any], primary: Mappi
 
 
 def dead(image: Array) -> Mask:
-    """Find where an image shows values that no light makes: saturated plateaus, dead blocks and columns, filled borders.
+    """Find where an image shows values that no light makes: padding, saturated plateaus, dead blocks and columns.
 
-    These are connected pixels of exactly one value that hold a square, or a stretch of a row or column, of it so large that
-    among as many independent pixels one would turn up in less than a thousandth of all images. A value that more than a
-    third of the image has is where its sky was clipped, and no defect.
+    Padding are whole rows and columns at the rim that have one value, or repeat one another. The others are connected
+    pixels of exactly one value that hold a square, or a stretch of a row or column, of it so large that among as many
+    independent pixels one would turn up in less than a thousandth of all images. A value that more than a third of the image
+    within its padding has is where its sky was clipped, and no defect.
 
     Parameters
     ----------
@@ -102,6 +108,49 @@ def dead(image: Array) -> Mask:
     ndarray
         (H, W) bool, False where the image is NaN.
     """
+    if image.dtype == np.float16:
+        image = image.astype(np.float32)  # scipy's filters take no halves
+    found, within = np.isfinite(image), _unpadded(image)
+    found[within] = _defects(image[within])
+    return found
+
+
+def _unpadded(image: Array) -> tuple[slice, slice]:
+    """Return the rows and columns of an image (H, W) within its padding."""
+    spans = [[0, side] for side in image.shape]
+
+    def rim(axis: int, end: int, inward: int) -> Array:
+        """Line number `inward` from an end of an axis, between the other axis's rims."""
+        line = spans[axis][0] + inward if end == 0 else spans[axis][1] - 1 - inward
+        return np.moveaxis(image, axis, 0)[line][slice(*spans[1 - axis])]
+
+    peeled = True
+    while peeled:
+        peeled = False
+        for axis, end in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            n = 0
+            while n + 1 < spans[axis][1] - spans[axis][0] and _one_value(rim(axis, end, n)):
+                n += 1
+            first = n
+            while n + 1 < spans[axis][1] - spans[axis][0] and _same(rim(axis, end, n), rim(axis, end, n + 1)):
+                n += 1
+            n += n > first  # the last of those that repeat one another
+            spans[axis][end] += -n if end else n
+            peeled |= n > 0
+    return slice(*spans[0]), slice(*spans[1])
+
+
+def _one_value(line: Array) -> bool:
+    seen = line[np.isfinite(line)]
+    return not len(seen) or (len(seen) >= _LONG and bool(seen.min() == seen.max()))
+
+
+def _same(line: Array, other: Array) -> bool:
+    seen = np.isfinite(line) & np.isfinite(other)
+    return int(seen.sum()) >= _LONG and bool((line == other)[seen].all())
+
+
+def _defects(image: Array) -> Mask:
     found = np.zeros(image.shape, bool)
     good = np.isfinite(image)
     n = int(good.sum())
@@ -122,7 +171,9 @@ def dead(image: Array) -> Mask:
             continue  # one of the sky's levels, where there are few
         # Where the sky has but few levels, or was clipped, its pixels share one in every corner; on an arc neighbours do so
         # more often than the image's pixels at large.
-        chance = max(1.5 * share, min(float(same[y, x].mean()) for y, x in corners), 0 if value == low else _ON_AN_ARC)
+        of_sky = min(float(same[y, x].mean()) for y, x in corners)
+        of_sky = of_sky if of_sky < 1 else 0.0  # not even one other pixel in all four: cut away, about an aperture
+        chance = max(1.5 * share, of_sky, 0 if value == low else _ON_AN_ARC)
         if chance > _TOO_MANY:
             continue
         length = max(4, math.ceil(math.log(_CHANCE / (2 * n)) / math.log(chance)))

@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from d4lens.data.archive import DEFAULT_LIMITS, MAX_IMAGE_BYTES, Limits, SafeZip, is_junk, natural_key
 from d4lens.data.images.counts import as_image
 from d4lens.data.images.formats import READERS, Array, Raw, Reader, parse_npy, reader_of
-from d4lens.data.images.masks import Mask, without
+from d4lens.data.images.masks import MASKS, Mask, without
 from d4lens.errors import D4LensError
 from d4lens.files import readable
 
@@ -207,7 +208,8 @@ def read_masks(given: Any) -> tuple[Mask, ...]:
     Parameters
     ----------
     given : str, Path, numpy.ndarray or a list of them
-        A file of any readable format, an array (H, W), or several of them: a list, or a stack (B, H, W).
+        A file of any readable format, as FILE:NAME if it holds several arrays and none called a mask; an array (H, W), or
+        several of them: a list, or a stack (B, H, W).
 
     Returns
     -------
@@ -247,13 +249,17 @@ def _given(
 
 
 def _read_mask(name: str) -> Mask:
-    path = Path(name)
-    if path.suffix.lower() != ".npy":
-        return np.not_equal(read_raw(path).pixels, 0)
-    values = parse_npy(_bytes(path), str(path), kinds="biuf")
-    if values.ndim != 2:
-        raise D4LensError(f"{path} has shape {values.shape}; a mask is (H, W)")
-    return np.not_equal(values, 0)
+    file, band = file_and_band(name, "mask")
+    if file.lower().endswith(".npy"):
+        values = parse_npy(_bytes(Path(file)), file, kinds="biuf")
+        if values.ndim != 2:
+            raise D4LensError(f"{file} has shape {values.shape}; a mask is (H, W)")
+        return np.not_equal(values, 0)
+    # In a file that holds an image too, the mask is what is called so.
+    for called in MASKS if band is None else ():
+        with suppress(D4LensError):
+            return np.not_equal(read_raw(file, called).pixels, 0)
+    return np.not_equal(read_raw(file, band).pixels, 0)
 
 
 def read_noise(given: Any) -> tuple[Array, ...]:
