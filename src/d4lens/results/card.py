@@ -233,8 +233,9 @@ images test whether a network trained on simulations works on genuine ones. They
 
 Research and teaching on images like those it was trained on: one galaxy-scale lens, one band, the light of the lens galaxy
 absent or subtracted, Poisson noise, and the pixel scale and PSF above. `d4lens predict` first fits a smooth lens and gives its
-`chi2`. Do not use an answer that has a `flag`. Where the fit did not converge, ended at a bound or saw too little of the ring,
-there are probabilities but no label (`--force-label` gives one all the same).
+`chi2`. Do not use an answer that has a `flag`. Where the fit did not converge, ended at a bound or saw too little of the ring, where
+another lens than the preset's was fitted, and where no class has a probability of three quarters, `predict` abstains: there are
+probabilities but no label (`--force-label` gives one all the same).
 
 An answer without a flag can be wrong. Most wrong assumptions leave a chi2 that real substructure would leave too; only the mean
 over many images shows them ([your-images.md](your-images.md)). How often an answer is wrong without a flag is measured in

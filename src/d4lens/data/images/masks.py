@@ -122,7 +122,8 @@ def _unpadded(image: Array) -> tuple[slice, slice]:
     def rim(axis: int, end: int, inward: int) -> Array:
         """Line number `inward` from an end of an axis, between the other axis's rims."""
         line = spans[axis][0] + inward if end == 0 else spans[axis][1] - 1 - inward
-        return np.moveaxis(image, axis, 0)[line][slice(*spans[1 - axis])]
+        across: Array = np.moveaxis(image, axis, 0)[line]
+        return across[slice(*spans[1 - axis])]
 
     peeled = True
     while peeled:
