@@ -121,6 +121,12 @@ class Flag(Enum):
         "give `--gain`",
         False,
     )
+    PHOTONS_ALREADY = (
+        "photons already",
+        "the sky's variance is its mean, as photons have it, but gain, exposure or unit say that a value is not a photon",
+        "leave `--gain` and `--exposure` out, or mend the header's unit",
+        True,
+    )
     NOT_GAUSSIAN = (
         "PSF is not Gaussian",
         "the Gaussian fitted to your PSF's image would leave a residual in this image that passes for structure",

@@ -83,8 +83,8 @@ def test_masses_are_looked_for_where_that_is_asked(vortex, explanation):
 
 
 def _one_lit_pixel():
-    image = np.zeros((150, 150))
-    image[75, 75] = 1e6
+    image = np.random.default_rng(2).poisson(10.0, (150, 150))
+    image[75, 75] = 1_000_000
     return image
 
 

@@ -357,7 +357,21 @@ def test_counts_without_a_gain_are_taken_for_photons_where_their_noise_says_so()
         assert words(prepare(Raw(image, header), GRID)) == flags
         assert prepare(Raw(image, header), GRID, read_instrument(gain=1)).flags == ()
         assert prepare(Raw(image, Header(0.05, "electron")), GRID).flags == ()
-        assert prepare(Raw(image, Header(0.05, "COUNTS", None, 2.0)), GRID).flags == ()
+        assert prepare(Raw(image / 2, Header(0.05, "COUNTS", None, 2.0)), GRID).flags == ()
+
+
+def test_photons_that_are_said_to_be_something_else_are_flagged():
+    """Multiplied by the exposure their noise would be far too small: a smooth lens would be `sphere`."""
+    photons, plain, rate = exposed(), Header(0.05), Header(0.05, "electron/s", 600.0)
+    for header, told in ((plain, {"exposure": 600}), (plain, {"gain": 2}), (rate, {})):
+        assert "photons already" in words(prepare(Raw(photons, header), GRID, read_instrument(**told)))
+    for image, header, told in (
+        (photons, plain, {"gain": 1}),
+        (photons / 600, plain, {"exposure": 600}),
+        (photons / 600, rate, {}),
+        (photons - 10.0, plain, {"gain": 2}),  # the sky's mean, which would tell, is gone
+    ):
+        assert "photons already" not in words(prepare(Raw(image, header), GRID, read_instrument(**told)))
 
 
 def test_eso_s_gain_is_the_inverse_of_its_conad():

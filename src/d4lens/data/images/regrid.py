@@ -251,7 +251,7 @@ def prepare(
         flags=(
             *flags,
             *_disputes(raw, instrument),
-            *(() if raw.noise is not None else _assumed(image, raw.header, instrument)),
+            *(() if raw.noise is not None else _doubted(image, raw.header, instrument)),
         ),
     )
 
@@ -491,14 +491,17 @@ def _disputes(raw: Raw, instrument: Instrument) -> tuple[Raised, ...]:
     return tuple(Raised(Flag.HEADER_DISAGREES, what) for what in said if what)
 
 
-def _assumed(image: Array, header: Header, instrument: Instrument) -> tuple[Raised, ...]:
-    """Return a flag where counts are taken for photons for want of a gain, unless the sky's variance is its mean."""
+def _doubted(image: Array, header: Header, instrument: Instrument) -> tuple[Raised, ...]:
+    """Return a flag where mean and variance of the sky, which are equal for photons, contradict the photons per unit."""
     unit = counting_unit(header.unit)
     factor, _ = _photons_per_unit(header, instrument)
-    if unit is None or unit.base != "count" or factor is None or instrument.gain is not None or header.gain is not None:
+    if factor is None:
         return ()
-    mean, variance, _ = dark_sky(image * factor)
-    return () if abs(variance / mean - 1) < _GAIN_ONE else (Raised(Flag.GAIN_ASSUMED),)
+    mean, variance, _ = dark_sky(image)
+    if unit is not None and unit.base == "count" and instrument.gain is None and header.gain is None:
+        return () if abs(factor * variance - mean) < _GAIN_ONE * mean else (Raised(Flag.GAIN_ASSUMED),)
+    already = abs(variance - mean) < _GAIN_ONE * mean and abs(factor - 1) > _GAIN_ONE
+    return (Raised(Flag.PHOTONS_ALREADY),) if already else ()
 
 
 def _sum(cut: Array, n: int, factor: int, sky: float) -> Array:
