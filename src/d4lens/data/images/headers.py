@@ -273,7 +273,7 @@ def counting_unit(text: str) -> Unit | None:
     Unit or None
         None for a unit that counts neither photons nor electrons nor steps of a converter.
     """
-    unit = _unit(text)
+    unit = _unit(text) if text else None  # astropy's units take a quarter of a second to import
     if unit is None:
         return None
     powers, factor = _powers(unit)
