@@ -165,12 +165,16 @@ def test_the_snippets_of_python_run(desk, name):
         exec(compile(text, name, "exec"), {})
 
 
-def test_the_parameters_that_the_documents_show_are_accepted():
+def test_the_parameters_that_the_documents_show_are_accepted(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "stages")
+    from common import merged
+
     group = yaml.safe_load((ROOT / "params.yaml").read_text())
     shown = [yaml.safe_load(line) for text in fenced(ROOT / "DATA.md", "yaml") for line in text.splitlines()]
     assert shown
     for values in shown:
-        check(DownloadParams, group["download"] | group["profile"]["download"] | values["download"], "DATA.md")
+        own = merged(group["profile"]["download"], values["download"])
+        check(DownloadParams, merged(group["download"], own), "DATA.md")
 
 
 def test_the_citation_names_the_version_and_licence_of_the_package():

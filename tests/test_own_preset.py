@@ -29,9 +29,9 @@ def test_the_profile_of_the_page_is_accepted(tmp_path):
     assert "d4lenspinn-0" in (tmp_path / "profiles" / "mine" / "trainings.yaml").read_text()
     code = (
         "from common import parameters\nfrom d4lens.params import DownloadParams\n"
-        "print(parameters('download', DownloadParams, 'mine').simulate.priors)"
+        "simulate = parameters('download', DownloadParams, 'mine').simulate\nprint(simulate.priors, simulate.train_presets)"
     )
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'stages')!r})\n{code}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "sersic_n" in done.stdout
+    assert done.stdout == "{'sersic_n': 4.0, 'theta_E': [0.9, 1.6]} []\n"
