@@ -347,7 +347,7 @@ def test_an_image_with_less_noise_than_photons_is_flagged(tmp_path):
     np.save(tmp_path / "lens.npy", np.asarray(render(draw(lens, 3, [0]), lens))[0].astype(np.float32))
     instruments = (read_instrument(gain=gain, pixel_scale=0.05) for gain in (1.0, 0.1))
     flags = [fit_table([tmp_path], instrument=known).table.loc[0, "flag"] for known in instruments]
-    assert flags == ["", "too little noise"]
+    assert flags == ["", "too little noise; photons already"]
 
 
 def test_pixels_too_coarse_or_too_fine_for_the_field_are_refused(network, lenses):
