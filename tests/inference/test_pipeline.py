@@ -41,6 +41,7 @@ SIGMAS = [f"sigma_{name}" for name in FIT_COLUMNS]
 def network(tmp_path_factory):
     """An untrained d4lenspinn of 75 pixels, as a file."""
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    torch.manual_seed(0)
     model = models.build("d4lenspinn", OBSERVATION)
     weights.write(path, models.state(model), models.describe("d4lenspinn", OBSERVATION, {}, model))
     return path

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -241,7 +242,7 @@ def _determinant(fitted: Fitted) -> Tensor:
     q, phi = lensing.axis_ratio_and_angle(p["lens_e1"], p["lens_e2"])
     x, y = (axis.double().cpu() + 1e-6 for axis in lens.pixel_centres())  # beside the pole, where A is not defined
     if not all(math.isfinite(float(p[name])) for name in _OF_LENS):
-        return torch.full(torch.broadcast_shapes(x.shape, y.shape), math.nan, dtype=torch.float64)
+        return torch.full(np.broadcast_shapes(x.shape, y.shape), math.nan, dtype=torch.float64)
     dx, dy = x - p["lens_x"], y - p["lens_y"]
     kappa = lensing.sie_convergence(x, y, p["theta_E"], q, phi, p["lens_x"], p["lens_y"])
     across = 2 * kappa / (dx * dx + dy * dy)

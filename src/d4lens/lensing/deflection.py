@@ -8,6 +8,7 @@ PhysicsError names an argument that is not finite or out of range.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -252,7 +253,7 @@ def point_masses(x: Tensor, y: Tensor, theta_E: Tensor, x0: Tensor, y0: Tensor) 
     )
     theta_E, x0, y0 = torch.broadcast_tensors(theta_E, x0, y0)
     masses = theta_E * theta_E
-    shape = torch.broadcast_shapes(x.shape, y.shape, masses.shape[:-1])
+    shape = np.broadcast_shapes(x.shape, y.shape, masses.shape[:-1])
     ax = torch.zeros(shape, dtype=torch.promote_types(x.dtype, masses.dtype), device=x.device)
     ay = torch.zeros_like(ax)
     for mass, centre_x, centre_y in zip(masses.unbind(-1), x0.unbind(-1), y0.unbind(-1)):

@@ -6,6 +6,7 @@ pixel centres but the ramp to zero one pixel outside (as `grid_sample` with zero
 `to_image_plane` is that interpolation L; the unnormalised `to_source_plane` is its exact adjoint.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -47,7 +48,7 @@ def _bilinear(beta_x: Tensor, beta_y: Tensor, n: int, half_width: Number) -> lis
 def _gather(source: Tensor, corners: list[tuple[Tensor, Tensor]]) -> Tensor:
     """See a source (..., n, n) along the rays (..., P)."""
     flat = pad(source, (1, 1, 1, 1)).flatten(-2)
-    lead = torch.broadcast_shapes(flat.shape[:-1], corners[0][0].shape[:-1])
+    lead = np.broadcast_shapes(flat.shape[:-1], corners[0][0].shape[:-1])
     flat = flat.expand(*lead, -1)
     return sum(flat.gather(-1, index.expand(*lead, -1)) * weight for index, weight in corners)  # type: ignore[return-value]
 
@@ -55,7 +56,7 @@ def _gather(source: Tensor, corners: list[tuple[Tensor, Tensor]]) -> Tensor:
 def _scatter(values: Tensor | None, corners: list[tuple[Tensor, Tensor]], n: int) -> Tensor:
     """Apply the adjoint of `_gather`: values (..., P), or ones, to (..., n, n)."""
     weights = corners[0][1]
-    shape = weights.shape if values is None else torch.broadcast_shapes(values.shape, weights.shape)
+    shape = weights.shape if values is None else np.broadcast_shapes(values.shape, weights.shape)
     dtype = weights.dtype if values is None else torch.promote_types(values.dtype, weights.dtype)
     total = torch.zeros(*shape[:-1], (n + 2) ** 2, dtype=dtype, device=weights.device)
     for index, weight in corners:
