@@ -1,5 +1,6 @@
 """Stage macrofit: a smooth lens fitted to each image; its parameters, and the residual the networks read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,9 +35,10 @@ def main() -> None:
     params = parameters("macrofit", Parameters, profile)
     source, out = Path("data") / profile / "arrays", Path("data") / profile / "macrofit"
     facts = arrays.load_facts(source)
+    native = Observation.from_dict(facts["native"])
     model = preset_model(
         params.preset,
-        Observation.from_dict(facts["native"]),
+        native,
         facts["bin"],
         units=facts["units"],
         device=processes.device(),
@@ -50,6 +52,12 @@ def main() -> None:
             split = arrays.load_split(source, name)
             if not len(split):
                 continue
+            truth = arrays.load_truth(source, name)
+            own = None
+            if truth is not None and "psf_error" in truth.images:  # of a PSF and a sky of their own, as far as known
+                widths = truth.images["image_psf_sigma"] * (1 + truth.images["psf_error"])
+                known = zip(widths, truth.images["image_sky"], strict=True)
+                own = [replace(native, psf_sigma=width, sky=sky) for width, sky in known]
             table = fit_shared(
                 processes,
                 split.counts,
@@ -60,6 +68,7 @@ def main() -> None:
                 source=manifest,
                 units=facts["units"],
                 smooth_lens=params.model,
+                observations=own,
                 coarse_iterations=params.coarse_iterations,
                 fine_iterations=params.fine_iterations,
                 max_starts=params.max_starts,

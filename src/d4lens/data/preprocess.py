@@ -112,9 +112,10 @@ def _build(
     select_fraction: float,
     seed: int,
 ) -> dict[str, Any]:
-    rows, observation, units = _write_images(source, folder, telescope, factor)
+    known = _known(tables)
+    rows, observation, units = _write_images(source, folder, telescope, factor, known)
     refuse_duplicates(rows, source.path)
-    if units == COUNTS:
+    if units == COUNTS and not known:
         _check_sky(rows, observation, source.path)
     n_train = sum(row.entry.split == "train" for row in rows)
     selected = carve(rows[:n_train], select_fraction, seed)
@@ -238,8 +239,21 @@ def carve(rows: list[Row], fraction: float, seed: int) -> NDArray[np.bool_]:
     return selected
 
 
+def _known(tables: dict[str, bytes]) -> dict[str, tuple[float, int]]:
+    """Return sky and darkest counts of each image by its path, where a simulation's images have skies of their own."""
+    own = ["image_sky", "darkest"]
+    table = pd.read_csv(io.BytesIO(tables.get("truth.csv", b"path\n")), float_precision="round_trip")
+    if not set(own) <= set(table):
+        return {}
+    return {path: (sky, darkest) for path, sky, darkest in table[["path", *own]].itertuples(index=False)}
+
+
 def _write_images(
-    source: Archive, folder: Path, telescope: tuple[float, float, float], factor: int
+    source: Archive,
+    folder: Path,
+    telescope: tuple[float, float, float],
+    factor: int,
+    known: dict[str, tuple[float, int]],
 ) -> tuple[list[Row], Observation, str]:
     """Write test.npy and, still uncarved, all.npy; returns the images' rows in the archive's order."""
     counts = source.counts()
@@ -252,7 +266,7 @@ def _write_images(
             f"at least {MIN_SIDE} are needed" if n < MIN_SIDE else f"{over} are left over, which no two sides can share"
         )
         raise D4LensError(f"{source.path}: bin = {factor} leaves {n} of {len(first)} pixels a side; {why}")
-    pixels, units, _ = _observe(source, source.entries[0], first, observation, factor)
+    pixels, units, _ = _observe(source, source.entries[0], first, observation, factor, known)
     side, dtype = len(pixels), pixels.dtype
     rows = []
     with (
@@ -266,7 +280,7 @@ def _write_images(
                     f"{source.path}: {entry.member} has {len(image)} pixels a side where {source.entries[0].member} has "
                     f"{len(first)}; all images of an archive must have one size"
                 )
-            pixels, own_units, found = _observe(source, entry, image, observation, factor)
+            pixels, own_units, found = _observe(source, entry, image, observation, factor, known)
             if own_units != units:
                 raise D4LensError(
                     f"{source.path}: {entry.member} is {own_units} where {source.entries[0].member} is {units}; "
@@ -292,13 +306,20 @@ def _read_image(source: Archive, entry: Entry) -> tuple[NDArray[Any], str]:
 
 
 def _observe(
-    source: Archive, entry: Entry, image: NDArray[Any], native: Observation, factor: int
+    source: Archive,
+    entry: Entry,
+    image: NDArray[Any],
+    native: Observation,
+    factor: int,
+    known: dict[str, tuple[float, int]],
 ) -> tuple[NDArray[Any], str, Counts]:
-    """Return an image's pixels (n, n), uint16 counts or float32 from 0 to 1, their units, and its native lattice.
+    """Return an image's pixels (n, n), counts or float32 from 0 to 1, their units, and its native lattice.
 
-    What has levels coarser than photons is no counts here: their scale is known to a few per cent only.
+    Counts are uint16, float32 where images have skies of their own and may be brighter. What has levels coarser than
+    photons is no counts here: their scale is known to a few per cent only.
     """
-    instrument = Instrument(pixel_scale=native.pixel_scale, sky=native.sky or None)
+    sky, darkest = known.get(entry.path, (native.sky, None))
+    instrument = Instrument(pixel_scale=native.pixel_scale, sky=sky or None)
     try:
         ready = prepare(Raw(image), native.binned(factor), instrument, whole=True)
         if ready.units != COUNTS or ready.rough:
@@ -306,6 +327,9 @@ def _observe(
     except D4LensError as error:
         raise D4LensError(f"{source.path}: {entry.member}: {error}") from None
     assert ready.counts is not None
+    if darkest is not None:
+        pixels = ready.pixels + (darkest - ready.counts.k_min) * factor**2
+        return pixels.astype(np.float32), COUNTS, ready.counts
     if ready.pixels.max() > MAX_COUNT:
         raise D4LensError(
             f"{source.path}: {entry.member}: counts up to {ready.pixels.max():.0f} exceed {MAX_COUNT}, the most that 16 bits "

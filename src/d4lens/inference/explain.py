@@ -168,13 +168,15 @@ def explain_source(
     D4LensError
         Naming the image, if it cannot be used; for a network that draws no convergence.
     """
-    network, grid = classifier.network, classifier.grid
+    grid = classifier.grid
     way = way_of(model, instrument, free, classifier)
     try:
         image = prepare_source(source, grid, instrument)
     except D4LensError as error:
         raise D4LensError(str(error) if source.name in str(error) else f"{source.name}: {error}") from None
     (fitted,) = fit_images([source.name], [image], grid, way)
+    classifier = classifier.of(fitted.model)
+    network = classifier.network
     counts, result = fitted.counts, fitted.result
     maps = maps_of(counts, result, fitted.lens)
     batch = batch_for(fitted, classifier, maps)

@@ -51,6 +51,8 @@ PREDICT_COLUMNS = ("path", "label", *(f"p_{name}" for name in CLASSES), "chi2", 
 FIT_TABLE_COLUMNS = (*TABLE_COLUMNS, "flag", "processing")
 WEIGHTS = Path(str(files("d4lens"))) / "weights" / "d4lenspinn.safetensors"
 """The network that ships with the package."""
+SURVEY_WEIGHTS = WEIGHTS.with_name("survey.safetensors")
+"""The one beside it, for the maps of the marginal fit."""
 PRESET = "deeplense"
 """What is known of a lens by default: the simulator's preset behind the shipped weights."""
 
@@ -102,10 +104,28 @@ class Classifier:
         Exported: without escnn.
     config : dict
         What its file says of it.
+    other : Classifier, optional
+        A network on the same pixels for the maps that this one was not trained on.
     """
 
     network: nn.Module
     config: dict[str, Any]
+    other: "Classifier | None" = None
+
+    def of(self, model: str) -> "Classifier":
+        """Return the network for a smooth lens's maps: the other one where it alone was trained on them.
+
+        Parameters
+        ----------
+        model : str
+            SPECIALIST or MARGINAL.
+
+        Returns
+        -------
+        Classifier
+            It, or this one.
+        """
+        return self.other if self.other is not None and self.other.model == model != self.model else self
 
     @property
     def grid(self) -> Observation:  # numpydoc ignore=RT01
@@ -168,7 +188,7 @@ def load_classifier(weights: str | Path | None = None) -> Classifier:
     Parameters
     ----------
     weights : str or Path, optional
-        A model.safetensors; None takes the package's.
+        A model.safetensors; None takes the package's two.
 
     Returns
     -------
@@ -180,7 +200,10 @@ def load_classifier(weights: str | Path | None = None) -> Classifier:
     D4LensError
         For a file that holds no network of this project.
     """
-    path = weights or default_weights()
+    if weights is None:
+        other = load_classifier(SURVEY_WEIGHTS) if SURVEY_WEIGHTS.is_file() else None
+        return replace(load_classifier(default_weights()), other=other)
+    path = weights
     try:
         network, config = models.load(path)
         float(config.get("largest_chi2") or 0)
@@ -285,10 +308,11 @@ def classify(
         for name, reason in broken:
             rows[name] = [name, "", *[math.nan] * len(CLASSES), math.nan, str(Raised(Flag.FAILED, reason)), ""]
         for part in fitted:
-            probabilities = logits_of(part, classifier, tta).softmax(1)
-            doubts = doubtful(part, probabilities, classifier, tta)
+            its = classifier.of(part.model)
+            probabilities = logits_of(part, its, tta).softmax(1)
+            doubts = doubtful(part, probabilities, its, tta)
             for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
-                chi2, raised = float(part.result.chi2[i]), flags_of(part, i, classifier)
+                chi2, raised = float(part.result.chi2[i]), flags_of(part, i, its)
                 raised += [Raised(Flag.UNSURE_CENTRE)] if doubts[i] else []
                 raised += undecided(p)
                 label = "" if abstains(raised) and not force_label else CLASSES[int(p.argmax())]

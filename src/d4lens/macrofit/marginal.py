@@ -14,28 +14,35 @@ in one image of 300.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from d4lens.errors import PhysicsError
-from d4lens.macrofit.fitting import FitResult, fit
+from d4lens.macrofit import likelihood
+from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.lens_light import NAMES, LensLight, first_guesses
 from d4lens.macrofit.lens_light import core as lens_light_core
+from d4lens.macrofit.levenberg import minimise
 from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bands, bounds
 from d4lens.macrofit.source_modes import SourceModes
+from d4lens.macrofit.start import VARIANTS, moments, starting_point
 from d4lens.macrofit.threads import in_threads
-from d4lens.observation import Observation
+from d4lens.observation import Observation, bin_pixels
 
 _LIT = 0.1  # standard deviations of a pixel below which the source's light carries no correction
 _SINGLE = 1e5  # information of one correction beyond which single precision would round away its prior of 1
 _DARKEST = 0.1  # of the sky: corrections may take light away, but counts keep a variance
 _DAMPING, _ACCEPTED, _REJECTED, _TRIALS = 1e-2, 0.1, 10.0, 6
 _TOLERANCE = 1.0  # chi-squared that the last iteration may still have gained: one standard deviation of one parameter
-_WORTH, _PATIENCE = 0.02, 3  # share of the objective that is worth more iterations, up to so many times as many
+_WORTH, _PATIENCE = 0.005, 4  # share of the objective that is worth more iterations, up to so many times as many
 _STARTS = 3
+_COARSE_PIXELS, _COARSE_ITERATIONS = 37, 15  # a side, about, of the counts that the starts are found on
+_GOOD = 1.2  # chi2 on the arcs beyond which further starts are tried
+_BRIGHTNESS = ("amplitude", "sky")
 _LIGHT_ITERATIONS = 6  # where a lens galaxy's light is fitted too
 _SAME = 0.05  # of an Einstein radius, between two starts that led to one lens
 _NEAR = 1.4  # times the estimated Einstein radius, beyond which the fit has left the lens that was meant
@@ -212,18 +219,16 @@ def fit_marginal(
     noises, masks = ([None] * len(counts) if maps is None else list(maps) for maps in (noise, mask))
     images = [_Image(*image, model) for image in zip(counts, noises, masks, strict=True)]
     modes = modes or SourceModes(dtype=model.dtype, device=model.device)
-    if einstein_radius is None and initial is None:
-        seen = torch.stack([image.counts.where(image.good, math.nan) for image in images])
-        initial = _smooth(seen, model, noise, threads)
 
     def work(i: int) -> MarginalFit:
         try:
             if initial is not None:
                 return _fit_one(images[i], initial[i], optics, iterations)
-            assert einstein_radius is not None
-            return _fit_with_light(images[i], model, modes, float(einstein_radius[i]))
+            if einstein_radius is not None:
+                return _fit_with_light(images[i], model, modes, float(einstein_radius[i]))
+            return _fit_from_anywhere(images[i], optics, iterations)
         except (RuntimeError, ValueError, ArithmeticError):  # linear algebra on what is no lens: the row stays
-            return _failed(counts[i], optics, with_light=initial is None)
+            return _failed(counts[i], optics, with_light=einstein_radius is not None)
 
     optics = _Optics(model, modes)
     threads = (threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
@@ -231,23 +236,20 @@ def fit_marginal(
     return MarginalFit(*(torch.stack([getattr(row, field.name) for row in rows]) for field in fields(MarginalFit)))
 
 
-def _smooth(counts: Tensor, model: SmoothLensModel, noise: Tensor | None, threads: int | None) -> Tensor:
-    """Return the smooth fit's parameters (B, F). With a noise map the images are scaled until their sky is Poisson's."""
-    scale = 1.0
-    if noise is not None:
-        scale = float(model.constants["sky"] * model.binning**2 / noise[torch.isfinite(noise)].median() ** 2)
-    brightness = torch.tensor([scale if name in ("amplitude", "sky") else 1.0 for name in model.free]).double()
-    if scale != 1.0:
-        units = dict(zip(model.free, brightness.tolist()))
-        constants = {k: v * (scale if k in ("amplitude", "sky") else 1.0) for k, v in model.constants.items()}
-        priors = {
-            name: Prior(*(value * units.get(name, 1.0) for value in (p.lower, p.upper, p.mean, p.sigma)))
-            for name, p in model.priors.items()
-        }
-        model = SmoothLensModel(
-            model.observation, constants, model.free, priors, binning=model.binning, dtype=model.dtype
-        )
-    return fit(counts * scale, model, fine_iterations=3, max_starts=_STARTS, threads=threads).parameters / brightness
+def joined(fits: Sequence[MarginalFit]) -> MarginalFit:
+    """Put fits of the same parameters together.
+
+    Parameters
+    ----------
+    fits : sequence of MarginalFit
+        At least one.
+
+    Returns
+    -------
+    MarginalFit
+        All their images, in order.
+    """
+    return MarginalFit(*(torch.cat([getattr(each, field.name) for each in fits]) for field in fields(MarginalFit)))
 
 
 class _Image:
@@ -447,9 +449,73 @@ def _solve(factored: tuple[Tensor, Tensor], right: Tensor) -> Tensor:
     return scale[:, None] * torch.cholesky_solve(scale[:, None] * right, factor)
 
 
+def _starts(image: _Image, model: SmoothLensModel) -> list[Tensor]:
+    """Return the smooth lenses (F,) that fit the image's coarse pixels, one for each theta_E, the best first.
+
+    With a noise map the image is scaled until its sky is Poisson's.
+    """
+    counts, brightness = image.counts.where(image.good, math.nan), torch.ones(len(model.free), dtype=torch.float64)
+    if image.variance is not None:
+        scale = float(model.constants["sky"] * model.binning**2 / image.variance[image.good].median())
+        counts, model = counts * scale, _brighter(model, scale)
+        brightness = torch.tensor([scale if name in _BRIGHTNESS else 1.0 for name in model.free], dtype=torch.float64)
+    factor = max(1, round(model.n_pixels / _COARSE_PIXELS))
+    coarse = model.at(factor * model.binning, factor * model.binning)
+    small = bin_pixels(counts[None], factor)
+    seen = moments(small, coarse)
+    if "amplitude" in model.free:  # a tenth of the brightest pixel, as of the published images
+        brightest = float(small.nan_to_num(0.0).max()) - coarse.constants["sky"] * coarse.binning**2
+        coarse.constants["amplitude"] = max(brightest / (10 * coarse.binning**2), 1e-3)
+    walls = [[model.priors[name].lower for name in model.free], [model.priors[name].upper for name in model.free]]
+    found = minimise(
+        likelihood.objective(small.expand(len(VARIANTS), -1, -1), coarse),
+        torch.cat([starting_point(seen, coarse, variant) for variant in range(len(VARIANTS))]),
+        *torch.tensor(walls, dtype=torch.float64),
+        max_iterations=_COARSE_ITERATIONS,
+        tolerance=_TOLERANCE,
+    )
+    radius, kept = found.parameters[:, model.free.index("theta_E")], list[int]()
+    for row in found.objective.nan_to_num(math.inf, math.inf).argsort().tolist():
+        if all(abs(float(radius[row] / radius[other]) - 1) > _SAME for other in kept):
+            kept.append(row)
+    return list(found.parameters[kept] / brightness)
+
+
+def _brighter(model: SmoothLensModel, scale: float) -> SmoothLensModel:
+    """Return the model of images whose values are multiplied by `scale`."""
+    constants = {name: value * (scale if name in _BRIGHTNESS else 1.0) for name, value in model.constants.items()}
+    priors = dict(model.priors)
+    for name in _BRIGHTNESS:
+        p = priors[name]
+        priors[name] = Prior(*(value * scale for value in (p.lower, p.upper, p.mean, p.sigma)))
+    return SmoothLensModel(model.observation, constants, model.free, priors, binning=model.binning, dtype=model.dtype)
+
+
+def _fit_from_anywhere(image: _Image, optics: _Optics, iterations: int) -> MarginalFit:
+    """Fit an image from the smooth lenses that fit it, until one leaves no more than noise."""
+    best: MarginalFit | None = None
+    for begin in _starts(image, optics.model)[:_STARTS]:
+        one = _fit_one(image, begin, optics, iterations)
+        if best is None or _better(one, best):
+            best = one
+        if best.converged and best.arcs_chi2 < _GOOD:
+            break
+    assert best is not None
+    return best
+
+
+def _better(one: MarginalFit, other: MarginalFit) -> bool:
+    return (bool(one.converged), float(one.log_evidence)) > (bool(other.converged), float(other.log_evidence))
+
+
 def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> MarginalFit:
     corrections = torch.zeros(len(optics.mean) - len(begin), dtype=torch.float64)
     z = torch.cat([begin.double(), corrections]).clamp(optics.lower, optics.upper)
+    return _finish(image, *_descend(image, z, optics, iterations), optics)
+
+
+def _descend(image: _Image, z: Tensor, optics: _Optics, iterations: int) -> tuple[_State, "_Normal", float, float]:
+    """Go downhill from z; return where it ends, the objective there and what the last iteration gained."""
     state = _expand(z, optics)
     normal = _normal(image, state, optics)
     objective, damping, gained = _objective(state, image, optics), _DAMPING, math.inf
@@ -470,7 +536,7 @@ def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> 
         state, normal = better, _normal(image, better, optics)
         if gained < _TOLERANCE or (done >= iterations and gained < _WORTH * objective):
             break
-    return _finish(image, state, normal, objective, gained, optics)
+    return state, normal, objective, gained
 
 
 def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, einstein_radius: float) -> MarginalFit:

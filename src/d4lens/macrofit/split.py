@@ -16,11 +16,13 @@ from torch import Tensor
 from d4lens import imports
 from d4lens.files import atomic_path, write_json
 from d4lens.macrofit.fitting import fit
-from d4lens.macrofit.marginal import fit_marginal, open_model
+from d4lens.macrofit.marginal import MarginalFit, fit_marginal, joined, open_model
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.significance import significance_maps
 from d4lens.macrofit.smooth_lens import MAPS, SmoothLensModel
+from d4lens.macrofit.threads import in_threads
 from d4lens.macrofit.world import AUTO, MARGINAL, SPECIALIST, foreign
+from d4lens.observation import Observation
 from d4lens.parallel import Ranks, together
 from d4lens.progress import Meter
 
@@ -38,6 +40,7 @@ def fit_split(
     source: str,
     units: str = "counts",
     smooth_lens: str = SPECIALIST,
+    observations: Sequence[Observation] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Fit every image of a split and write the maps and the table of the fits.
@@ -64,6 +67,8 @@ def fit_split(
         "counts" or "normalised".
     smooth_lens : str
         One of `world.MODELS`.
+    observations : sequence of Observation, optional
+        What is known of each image before binning, for MARGINAL; by default the model's observation.
     **options
         Of `fit`.
 
@@ -74,7 +79,8 @@ def fit_split(
     """
     folder = Path(folder)
     partial = folder.with_name(f"{folder.name}.partial") / split
-    fingerprint = _fingerprint(model, source, units, len(counts), {"smooth_lens": smooth_lens, **options})
+    about = {"smooth_lens": smooth_lens, "observations": [each.to_dict() for each in observations or ()], **options}
+    fingerprint = _fingerprint(model, source, units, len(counts), about)
     maps = _open(partial, fingerprint, counts.shape)
     tables = []
     with Meter(len(counts), f"fit {split}") as meter:
@@ -84,7 +90,8 @@ def fit_split(
             if not done.is_file():
                 pixels = torch.from_numpy(np.ascontiguousarray(counts[rows]).astype(np.float32))
                 pixels = pseudo_counts(pixels) if units == "normalised" else pixels
-                found, fitted = _fitted(pixels, model, smooth_lens, options)
+                own = observations[rows] if observations is not None else None
+                found, fitted = _fitted(pixels, model, smooth_lens, options, own)
                 for name, file in maps.items():
                     file[rows] = found[name].clamp(-_LARGEST, _LARGEST).numpy()
                     file.flush()
@@ -106,11 +113,22 @@ def fit_split(
 
 
 def _fitted(
-    pixels: Tensor, model: SmoothLensModel, smooth_lens: str, options: dict[str, Any]
+    pixels: Tensor,
+    model: SmoothLensModel,
+    smooth_lens: str,
+    options: dict[str, Any],
+    observations: Sequence[Observation] | None,
 ) -> tuple[dict[str, Tensor], Callable[[Sequence[str]], pd.DataFrame]]:
     """Fit one piece: its MAPS (B, N, N), and what makes its table of the paths."""
     if smooth_lens == MARGINAL:
-        result = fit_marginal(pixels, _opened(model))
+        if observations is None:
+            result = fit_marginal(pixels, _opened(model))
+        else:
+
+            def alone(i: int) -> MarginalFit:
+                return fit_marginal(pixels[i : i + 1], open_model(observations[i], model.binning), threads=1)
+
+            result = joined(in_threads(alone, range(len(pixels)), torch.get_num_threads()))
         return {"residual": result.residual, "significance": result.significance}, result.table
     first = fit(pixels, model, **options)
     found = {"residual": first.residual, "significance": significance_maps(pixels, first.parameters, model)}
@@ -180,6 +198,7 @@ def fit_shared(
     *,
     source: str,
     batch_size: int = 64,
+    observations: Sequence[Observation] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Do as `fit_split` by several processes at once, with the same files and the same table in each.
@@ -195,6 +214,8 @@ def fit_shared(
         As for `fit_split`.
     batch_size : int
         As for `fit`.
+    observations : sequence of Observation, optional
+        As for `fit_split`.
     **options
         As for `fit_split`.
 
@@ -205,15 +226,15 @@ def fit_shared(
     """
     folder = Path(folder)
     if ranks.world == 1:
-        return fit_split(counts, paths, model, folder, split, source=source, batch_size=batch_size, **options)
+        options |= {"batch_size": batch_size, "observations": observations}
+        return fit_split(counts, paths, model, folder, split, source=source, **options)
     # Whole batches: an image meets the same others as in one process.
     shares = ranks.shares(len(counts), batch_size if len(counts) >= batch_size * ranks.world else 1)
     rows = shares[ranks.rank]
     if rows.start < rows.stop:
         made = f"{source} {rows.start}:{rows.stop}"
-        fit_split(
-            counts[rows], paths[rows], model, ranks.part(folder), split, source=made, batch_size=batch_size, **options
-        )
+        options |= {"batch_size": batch_size, "observations": observations[rows] if observations else None}
+        fit_split(counts[rows], paths[rows], model, ranks.part(folder), split, source=made, **options)
     ranks.wait()
     if ranks.is_main:
         parts = [part for part, rows in zip(ranks.parts(folder), shares, strict=True) if rows.start < rows.stop]

@@ -39,6 +39,8 @@ from d4lens.simulator.renderer import render
 TRUTH, SUBHALOS, PRESET, SHARD = (
     f"dataset/{name}" for name in ("truth.csv", "subhalos.csv", "preset.json", "shard.json")
 )
+DARKEST = "darkest"
+"""Column of truth.csv where images have skies of their own: the counts of the darkest pixel, which min-max scaling loses."""
 _CHUNK = 32  # images a task; no effect on any byte
 _WORTH_A_WORKER = 600  # images one process makes in the seconds that another takes to start
 _ABOUT = ("seed", "n_train", "n_val", "start", "stop")
@@ -261,10 +263,10 @@ def _make(task: _Task) -> _Chunk:
     """Draw, render, normalise and compress a run of images."""
     presets, seed, split, indices = task
     truth = draw(presets, seed, indices, split=split)
-    members = [
-        _member(f"dataset/{path}", _npy(image))
-        for path, image in zip(truth.images["path"], render(truth, presets[0]).numpy())
-    ]
+    images = render(truth, presets[0]).numpy()
+    members = [_member(f"dataset/{path}", _npy(image)) for path, image in zip(truth.images["path"], images)]
+    if "snr" in truth.images:
+        truth.images[DARKEST] = images.min((1, 2)).astype(np.int64)
     return _Chunk(members, _csv(truth.images), _csv(truth.subhalos))
 
 
@@ -320,7 +322,7 @@ class _Archive:
 
     def finish(self, preset: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the tables and descriptions after the images."""
-        own = OWN_COLUMNS if "snr" in preset["priors"] else ()
+        own = (*OWN_COLUMNS, DARKEST) if "snr" in preset["priors"] else ()
         for name, columns, rows in ((TRUTH, (*COLUMNS, *own), self.truth), (SUBHALOS, SUBHALO_COLUMNS, self.subhalos)):
             rows.seek(0)
             with self._file.open(_info(name), "w", force_zip64=True) as member:
