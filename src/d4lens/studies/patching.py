@@ -87,7 +87,7 @@ class Effects:
 
 
 @torch.inference_mode()
-def measure(
+def measure_effects(
     network: nn.Module, clean: Samples, corrupt: Samples, controls: int, untrained: bool = False
 ) -> Effects:
     """Patch every layer of a network both ways over all pairs, and some maps region by region.
@@ -216,7 +216,7 @@ def recovered(effects: Effects, condition: str, name: str, least: float) -> Arra
     effects : Effects
         What was measured.
     condition : str
-        One of the conditions of `measure`.
+        One of the conditions of `measure_effects`.
     name : str
         The layer.
     least : float
@@ -566,9 +566,11 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     clean, corrupt = pairs(params.pairs, params.seed, arms[0].observation)
     trained, fresh = {}, {}
     for arm in arms:
-        trained[arm.name] = [measure(network, clean, corrupt, params.controls) for network in arm.networks]
+        trained[arm.name] = [measure_effects(network, clean, corrupt, params.controls) for network in arm.networks]
         begun = [arm.untrained(params.seed + i) for i in range(len(arm.networks))]
-        fresh[arm.name] = [measure(network, clean, corrupt, params.controls, untrained=True) for network in begun]
+        fresh[arm.name] = [
+            measure_effects(network, clean, corrupt, params.controls, untrained=True) for network in begun
+        ]
     found = summarise(trained, fresh, params)
     share = "share of the logit difference"
     return found, [
