@@ -23,7 +23,7 @@ def main() -> None:
     keep_freed_memory()
     args = arguments(__doc__, arm=True)
     training = Training(args.arm, args.seed, args.limit, args.epochs)
-    profile, model, seed, name, processes = args.profile, training.row, training.seed, training.name, ranks()
+    profile, arm, seed, name, processes = args.profile, training.row, training.seed, training.name, ranks()
     params = parameters("evaluate", EvaluateParams, profile)
     data, runs = Path("data") / profile, Path("runs") / profile
     trained, out = runs / name, runs / "evaluation" / name
@@ -39,7 +39,7 @@ def main() -> None:
         return
 
     table = predictions.tabulate(arrays.load_split(data / "arrays", "test").paths, images.labels, logits)
-    facts = {"profile": profile, "model": model, "seed": seed, "params": config["n_parameters"]}
+    facts = {"profile": profile, "arm": arm, "seed": seed, "params": config["n_parameters"]}
     facts |= {"n_train": config["n_train"], "n_test": len(images), "n_pixels": observation.n_pixels}
     facts["fingerprint"] = config["fingerprint"]
     facts["epochs"] = len(pd.read_csv(trained / "history.csv"))
@@ -47,13 +47,13 @@ def main() -> None:
     minutes = files.read_json(trained / "timing.json")["train_minutes"]
     # By itself, without what differs from run to run, for the studies.
     predictions.write(runs / "predicted" / f"{name}.parquet", table)
-    plots.draw_roc(out / "roc.svg", plots.curves({(model, seed): table}))
-    plots.draw_confusion(out / "confusion.svg", plots.confusions({(model, seed): table}))
+    plots.draw_roc(out / "roc.svg", plots.curves({(arm, seed): table}))
+    plots.draw_confusion(out / "confusion.svg", plots.confusions({(arm, seed): table}))
     # here and not by the training, which would count as stale with every change of where its history is kept
     files.write_text(Path("metrics") / profile / "history" / f"{name}.csv", (trained / "history.csv").read_text())
     write_json(out / "timing.json", {"train_minutes": minutes, "images_per_second": speed})
     write_json(scored, facts | scores)
-    tags = run_tags(".", "evaluate", profile, model, seed, sha256(data / "arrays" / arrays.MANIFEST))
+    tags = run_tags(".", "evaluate", profile, arm, seed, sha256(data / "arrays" / arrays.MANIFEST))
     shown = {"evaluate": params.model_dump()}
     took = predictions.seconds(minutes, speed, len(images))
     where = (enabled(), ".", f"d4lens-{profile}", f"{profile}/{name}", config["fingerprint"])

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from d4lens import flags
-from d4lens.flags import Flag, Raised, abstains, joined, table
+from d4lens.flags import Flag, Raised, abstains, joined, markdown
 from d4lens.inference.pipeline import undecided
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-images.md"
@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-images.md"
 
 def test_the_page_explains_every_flag():
     written = PAGE.read_text(encoding="utf-8").split("<!-- flags:begin -->\n")[1].split("\n<!-- flags:end -->")[0]
-    assert written == table()
+    assert written == markdown()
     assert len(written.splitlines()) == 2 + len(Flag)
 
 

@@ -71,7 +71,7 @@ def test_a_mistake_of_an_arm_is_one_sentence(arm, said):
         made(arm=arm)
 
 
-def test_a_grid_is_every_model_at_every_limit_with_every_seed():
+def test_a_grid_is_every_arm_at_every_limit_with_every_seed():
     grid = GridParams(arms=["a", "b"], seeds=[0, 1], limits={300: 30, 1000: 15})
     found = trainings([GridParams(arms=["a"], seeds=[0]), grid])
     assert list(found) == ["a-0", *(f"{m}_{n}-{s}" for m in "ab" for n in (300, 1000) for s in (0, 1))]
@@ -81,7 +81,7 @@ def test_a_grid_is_every_model_at_every_limit_with_every_seed():
         trainings([grid, grid])
 
 
-def test_a_grid_without_models_is_refused():
+def test_a_grid_without_arms_is_refused():
     with pytest.raises(D4LensError, match="'arms' in grid 'x'"):
         check(GridParams, {"arms": [], "seeds": [0]}, "grid 'x'")
 

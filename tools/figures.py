@@ -41,7 +41,7 @@ LIMIT = "plots/quick/studies/sensitivity/limit.csv"
 def learning_curve() -> None:
     table = pd.concat((pd.read_csv(f"metrics/archive/{name}/results.csv") for name in CURVES), ignore_index=True)
     table = table[table["tta"]]
-    table = table.assign(arm=table["model"].map(lambda name: re.sub(r"_\d+$", "", name)))
+    table = table.assign(arm=table["arm"].map(lambda name: re.sub(r"_\d+$", "", name)))
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axis = figure.subplots()
     for arm, label in ARMS.items():

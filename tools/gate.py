@@ -42,7 +42,7 @@ def main() -> None:
     except D4LensError as error:
         faults.append(str(error))
     parts = [pd.read_csv(path) for path in Path("metrics").glob("*/results.csv")]
-    keys = ["profile", "model", "seed", "tta"]
+    keys = ["profile", "arm", "seed", "tta"]
     joined, whole = pd.concat(parts).sort_values(keys), pd.read_csv("metrics/results.csv").sort_values(keys)
     if not joined.reset_index(drop=True).equals(whole.reset_index(drop=True)):
         faults.append("metrics/results.csv is not the profiles' tables joined; run make reproduce and commit it")

@@ -68,8 +68,8 @@ def misses(fresh: pd.DataFrame, reference: pd.DataFrame, scale: float = 1.0) -> 
 
 
 def _name(key: tuple) -> str:
-    profile, model, seed, tta = key
-    return f"{profile} {model} seed {seed} {'with TTA' if tta else 'plain'}"
+    profile, arm, seed, tta = key
+    return f"{profile} {arm} seed {seed} {'with TTA' if tta else 'plain'}"
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What an answer can be marked with: every flag's words, what it means, what to do, and whether the label is withheld.
 
 A flag is registered by one line in `Flag`. It is raised by `Raised(Flag.X, detail)`: in `Prepared.flags` by whoever prepares
-an image, in `d4lens.inference.pipeline.flags_of` where the fit tells. The table in docs/your-images.md is `table()`.
+an image, in `d4lens.inference.pipeline.flags_of` where the fit tells. The table in docs/your-images.md is `markdown()`.
 """
 
 from collections.abc import Iterable
@@ -217,7 +217,7 @@ def abstains(raised: Iterable[Raised]) -> bool:
     return any(one.flag.abstains for one in raised)
 
 
-def table() -> str:
+def markdown() -> str:
     """Return all flags as a table in Markdown.
 
     Returns

@@ -14,7 +14,7 @@ def results(folder, profile="quick", caption="Enough.", **aucs):
     rows = []
     for arm, auc in (aucs or {"d4lenspinn": 0.9}).items():
         for seed, value in enumerate(auc if isinstance(auc, list) else [auc]):
-            facts = {"profile": profile, "model": arm, "seed": seed, "n_train": 5400, "n_test": 1500, "params": 7}
+            facts = {"profile": profile, "arm": arm, "seed": seed, "n_train": 5400, "n_test": 1500, "params": 7}
             scored = metrics | {"auc_macro": {"value": value, "low": value - 0.01, "high": value + 0.01}}
             rows += tables.rows(facts | {"n_pixels": 75, "epochs": 6, "plain": metrics, "tta": scored}, 1)
     tables.write_profile(folder / profile, tables.table(rows), caption, [])
@@ -93,8 +93,8 @@ def test_a_number_in_a_sentence_is_that_of_the_metrics(tmp_path):
     def said(expression):
         return documents.refreshed(f"It is <!--n {expression}-->0.1<!--/n--> here.", tmp_path)
 
-    assert said("quick model=d4lenspinn auc_macro .3f") == (
-        "It is <!--n quick model=d4lenspinn auc_macro .3f-->0.975<!--/n--> here."
+    assert said("quick arm=d4lenspinn auc_macro .3f") == (
+        "It is <!--n quick arm=d4lenspinn auc_macro .3f-->0.975<!--/n--> here."
     )
     assert ">39%<" in said("quick/studies/limit by=map class=vort value .0%")
     for wrong, sentence in (
@@ -102,7 +102,7 @@ def test_a_number_in_a_sentence_is_that_of_the_metrics(tmp_path):
         ("quick/studies/limit by=nobody value .2f", "finds 0 records"),
         ("quick/studies/limit arm=map value .2f", "picks by arm"),
         ("quick/studies/nothing value .2f", "there is no"),
-        ("quick model=d4lenspinn auc .2f", "must find one"),
+        ("quick arm=d4lenspinn auc .2f", "must find one"),
     ):
         with pytest.raises(D4LensError, match=sentence):
             said(wrong)

@@ -33,7 +33,7 @@ def predictions(n_per_class: int, signal: float, seed: int, decimals: int | None
 
 
 def compared(labels, p_a, p_b, metric, n_resamples=2000, seed=0):
-    """The one pair of two models, each a training or a list of them."""
+    """The one pair of two arms, each a training or a list of them."""
     given = {name: dict(enumerate(p if isinstance(p, list) else [p])) for name, p in (("a", p_a), ("b", p_b))}
     return metrics.compare_all(labels, given, [("a", "b")], metric, n_resamples, seed)["a", "b"]
 
@@ -176,14 +176,14 @@ def test_paired_comparison_sees_what_separate_intervals_hide():
     assert (mirrored.low, mirrored.high) == (-found.high, -found.low)
 
 
-def test_paired_comparison_of_a_model_with_itself_finds_nothing():
+def test_paired_comparison_of_an_arm_with_itself_finds_nothing():
     labels, probabilities = predictions(50, 1.0, 0)
     found = compared(labels, probabilities, probabilities, "accuracy", 200)
     assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
 
 
 def test_paired_comparison_is_calibrated_under_the_null():
-    # two models equally good: p below 0.1 in about a tenth of the worlds
+    # two arms equally good: p below 0.1 in about a tenth of the worlds
     small = 0
     for seed in range(120):
         labels, p_a = predictions(60, 1.0, 2 * seed)

@@ -30,7 +30,7 @@ def project(tmp_path_factory):
     measured = {name: {"value": 0.9, "low": 0.8, "high": 0.95} for name in scores.METRICS}
     fingerprint = weights.read(default_weights())[1]["fingerprint"]
     sizes = {"fingerprint": fingerprint, "n_train": 9, "n_test": 6, "params": 10, "n_pixels": 75, "epochs": 2}
-    evaluation = {"profile": "small", "model": "d4lenspinn", "seed": 0, **sizes, "plain": measured, "tta": measured}
+    evaluation = {"profile": "small", "arm": "d4lenspinn", "seed": 0, **sizes, "plain": measured, "tta": measured}
     folder = root / "metrics" / "small"
     write_json(folder / "evaluation" / "d4lenspinn-0.json", evaluation)
     tables.write_profile(folder, tables.table(tables.rows(evaluation, 1.0)), "Small.", [])

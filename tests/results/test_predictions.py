@@ -64,8 +64,8 @@ def test_scores_are_those_of_each_view():
 
 def test_arms_are_compared_pair_by_pair_over_their_seeds():
     tables = {
-        (model, seed): table(10 * k + seed, signal)
-        for k, (model, signal) in enumerate({"weak": 0.2, "same": 0.2, "strong": 2.0}.items())
+        (arm, seed): table(10 * k + seed, signal)
+        for k, (arm, signal) in enumerate({"weak": 0.2, "same": 0.2, "strong": 2.0}.items())
         for seed in (0, 1)
     }
     fixed = [("weak", "strong"), ("same", "weak")]
@@ -82,8 +82,8 @@ def test_arms_are_compared_pair_by_pair_over_their_seeds():
     with pytest.raises(D4LensError, match="a contrast names huge, which is not among weak, same, strong"):
         predictions.compare(tables, 2, 1, [("weak", "huge")])
     mean = {
-        model: np.mean([predictions.score(tables[model, seed], 1, 0)["tta"]["auc_macro"]["value"] for seed in (0, 1)])
-        for model in ("weak", "strong")
+        arm: np.mean([predictions.score(tables[arm, seed], 1, 0)["tta"]["auc_macro"]["value"] for seed in (0, 1)])
+        for arm in ("weak", "strong")
     }
     assert pairs["weak", "strong"]["difference"] == pytest.approx(mean["weak"] - mean["strong"], abs=2e-6)
     assert predictions.compare({}, 10, 0) == []
@@ -98,28 +98,28 @@ def test_arms_that_saw_other_images_are_not_compared():
 def test_plot_tables_count_every_image_and_hold_every_curve():
     tables = {("a", 0): table(0), ("a", 1): table(1), ("b", 0): table(2)}
     counts = plots.confusions(tables)
-    assert counts.groupby(["model", "seed", "actual"])["images"].sum().tolist() == [30] * 9
-    right = counts[counts["actual"] == counts["predicted"]].groupby(["model", "seed"])["images"].sum()
-    for (model, seed), one in tables.items():
-        assert right[model, seed] / 90 == pytest.approx(
+    assert counts.groupby(["arm", "seed", "actual"])["images"].sum().tolist() == [30] * 9
+    right = counts[counts["actual"] == counts["predicted"]].groupby(["arm", "seed"])["images"].sum()
+    for (arm, seed), one in tables.items():
+        assert right[arm, seed] / 90 == pytest.approx(
             predictions.score(one, 1, 0)["tta"]["accuracy"]["value"], abs=1e-6
         )
     curves = plots.curves(tables, n_points=11)
-    assert list(curves) == ["model", "seed", "class", "fpr", "tpr"]
+    assert list(curves) == ["arm", "seed", "class", "fpr", "tpr"]
     assert len(curves) == 3 * 3 * 11
-    assert not curves.duplicated(["model", "seed", "class", "fpr"]).any()
+    assert not curves.duplicated(["arm", "seed", "class", "fpr"]).any()
     assert (curves[curves["fpr"] == 1]["tpr"] == 1).all()
 
 
-def test_pictures_name_every_model_and_equal_tables_give_equal_bytes(tmp_path):
-    tables = {(model, seed): table(seed) for model in ("a_net", "b_net", "c_net", "d_net") for seed in (0, 1)}
+def test_pictures_name_every_arm_and_equal_tables_give_equal_bytes(tmp_path):
+    tables = {(arm, seed): table(seed) for arm in ("a_net", "b_net", "c_net", "d_net") for seed in (0, 1)}
     curves, counts = plots.curves(tables), plots.confusions(tables)
     for name, draw, data in (("roc", plots.draw_roc, curves), ("confusion", plots.draw_confusion, counts)):
         draw(tmp_path / f"{name}.svg", data)
         draw(tmp_path / f"{name}_again.svg", data)
         text = (tmp_path / f"{name}.svg").read_text()
         assert text == (tmp_path / f"{name}_again.svg").read_text()
-        assert all(model in text for model in ("a_net", "b_net", "c_net", "d_net"))
+        assert all(arm in text for arm in ("a_net", "b_net", "c_net", "d_net"))
     # two seeds together: the counts shown are their sum
-    cell = counts[(counts["model"] == "a_net") & (counts["actual"] == "no") & (counts["predicted"] == "no")]
+    cell = counts[(counts["arm"] == "a_net") & (counts["actual"] == "no") & (counts["predicted"] == "no")]
     assert f"({cell['images'].sum()})" in (tmp_path / "confusion.svg").read_text()

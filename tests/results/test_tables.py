@@ -9,11 +9,11 @@ from d4lens.models import scores
 from d4lens.results import tables
 
 
-def evaluation(model="resnet18", seed=0, profile="quick", auc=0.8, **facts):
+def evaluation(arm="resnet18", seed=0, profile="quick", auc=0.8, **facts):
     measured = {name: {"value": auc, "low": auc - 0.02, "high": auc + 0.01} for name in scores.METRICS}
     better = {name: {**values, "value": auc + 0.05} for name, values in measured.items()}
     sizes = {"n_train": 5400, "n_test": 1500, "params": 11_000_000, "n_pixels": 75, "epochs": 8}
-    return {"profile": profile, "model": model, "seed": seed, **sizes, **facts, "plain": measured, "tta": better}
+    return {"profile": profile, "arm": arm, "seed": seed, **sizes, **facts, "plain": measured, "tta": better}
 
 
 def written(folder, evaluations, comparisons=(), caption="Small."):
@@ -24,9 +24,7 @@ def written(folder, evaluations, comparisons=(), caption="Small."):
 
 
 def test_columns_begin_as_promised_and_cover_every_metric():
-    promised = (
-        "profile,model,seed,tta,auc_macro,auc_no,auc_sphere,auc_vort,accuracy,n_train,n_test,params,train_minutes"
-    )
+    promised = "profile,arm,seed,tta,auc_macro,auc_no,auc_sphere,auc_vort,accuracy,n_train,n_test,params,train_minutes"
     assert ",".join(tables.COLUMNS).startswith(promised)
     assert set(scores.METRICS) <= set(tables.COLUMNS)
     assert {f"{name}_{end}" for name in scores.METRICS for end in ("low", "high")} == set(tables.INTERVALS)
@@ -51,8 +49,8 @@ def test_rows_come_in_the_same_order_whatever_order_they_arrive_in():
     expected = ["resnet18", "d4cnn", "d4lenspinn", "aaa_ablation", "zzz_ablation"]
     for order in (rows, rows[::-1]):
         found = tables.table(order)
-        assert found["model"].drop_duplicates().tolist() == expected
-        assert found[found["model"] == "d4cnn"][["seed", "tta"]].to_numpy().tolist() == [[0, 0], [0, 1], [2, 0], [2, 1]]
+        assert found["arm"].drop_duplicates().tolist() == expected
+        assert found[found["arm"] == "d4cnn"][["seed", "tta"]].to_numpy().tolist() == [[0, 0], [0, 1], [2, 0], [2, 1]]
     with pytest.raises(D4LensError, match="two results for quick, resnet18, 0, False"):
         tables.table([*rows, *tables.rows(evaluation("resnet18", 0), 1)])
 
@@ -102,7 +100,7 @@ def test_a_table_of_several_seeds_shows_mean_and_spread_and_of_one_the_interval(
     assert len(columns) == 1
 
 
-def test_comparisons_are_told_from_the_best_model_whichever_side_it_stood_on():
+def test_comparisons_are_told_from_the_best_arm_whichever_side_it_stood_on():
     rows = [
         row
         for name, auc in (("resnet18", 0.7), ("d4cnn", 0.9), ("d4lenspinn", 0.8))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = "d4lenspinn"
+ARM = "d4lenspinn"
 # Bytes that a file may have: an archive, an array, a map, a checkpoint and a table break off in their middle.
 QUOTAS = {
     "download": 200_000,
@@ -27,7 +27,7 @@ DRIVER = """
 import json, resource, runpy, socket, sys
 from pathlib import Path
 
-stages, model, quotas = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+stages, arm, quotas = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 asked, refused = [], {}
 
 def refuse(event, arguments):
@@ -46,7 +46,7 @@ blocked = asked[:]
 asked.clear()
 
 def run(stage):
-    sys.argv = [stage, "--profile", "smoke"] + (["--arm", model, "--seed", "0"] if stage in ("train", "evaluate") else [])
+    sys.argv = [stage, "--profile", "smoke"] + (["--arm", arm, "--seed", "0"] if stage in ("train", "evaluate") else [])
     try:
         runpy.run_path(str(stages / f"{stage}.py"), run_name="__main__")
     except SystemExit as stop:
@@ -79,7 +79,7 @@ def project(folder: Path) -> None:
     path = folder / "profiles" / "smoke" / "params.yaml"
     path.parent.mkdir(parents=True)
     values = yaml.safe_load((ROOT / "profiles" / "smoke" / "params.yaml").read_text())
-    values["profile"]["arms"] = [MODEL]
+    values["profile"]["arms"] = [ARM]
     values["profile"] |= {"download": {"n_train": 24, "n_val": 9}, "preprocess": {"bin": 4}, "train": {"epochs": 1}}
     path.write_text(yaml.safe_dump(values))
 
@@ -91,7 +91,7 @@ def whole(tmp_path_factory):
     project(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
-        command = [sys.executable, "-c", DRIVER, str(ROOT / "stages"), MODEL, json.dumps(QUOTAS)]
+        command = [sys.executable, "-c", DRIVER, str(ROOT / "stages"), ARM, json.dumps(QUOTAS)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr

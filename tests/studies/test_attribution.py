@@ -39,7 +39,7 @@ def test_the_shipped_network_points_better_than_chance_and_the_centre(shipped, s
     assert chance["random"] < 0.1
 
 
-def test_the_study_holds_each_model_against_each_baseline(small_pairs):
+def test_the_study_holds_each_arm_against_each_baseline(small_pairs):
     kinds = np.array([1, 2] * 20)
     rows = [
         *attribution.records("random", "baseline", [np.full(40, 0.02)], kinds, 100, 1),

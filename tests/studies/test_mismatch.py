@@ -106,7 +106,7 @@ def test_what_is_measured_is_counted_by_hand():
     said = torch.tensor([0, 1, 2, 1, 1, 2])
     fitted.batch.counts[:, 0, 0] = said.float()
     fitted.result.chi2[:] = torch.tensor([1.0, 1.0, 1.0, 9.0, 1.0, 9.0])
-    rows = mismatch.measure(fitted, labels, {"says": Says()}, 5.0, 100, 1)
+    rows = mismatch.measure_case(fitted, labels, {"says": Says()}, 5.0, 100, 1)
     value = {(row["arm"], row["quantity"]): (row["value"], row["n"]) for row in rows}
     assert value["", "unlike_training"] == (2 / 6, 6)
     assert value["", "chi2_no"] == (5.0, 2)

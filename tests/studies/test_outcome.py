@@ -10,7 +10,7 @@ from d4lens.studies.outcome import DrawingRecord, Outcome, record
 
 def some(**changes) -> Outcome:
     found = Outcome(
-        "which?", ["that, 0.9"], ["why"], [record(0.9, 0.8, float("nan"), 12, model="a")],
+        "which?", ["that, 0.9"], ["why"], [record(0.9, 0.8, float("nan"), 12, arm="a")],
         [DrawingRecord("plots/a.svg", "A", "drawn", "make reproduce")], {"random": "0"},
     )  # fmt: skip
     return dataclasses.replace(found, **changes)
@@ -21,7 +21,7 @@ def test_a_study_comes_back_and_what_is_undefined_is_null(tmp_path):
     assert outcome.read(tmp_path / "s.json") == some()
     kept = json.loads((tmp_path / "s.json").read_text())
     assert kept["name"] == "s"
-    assert kept["records"] == [{"model": "a", "value": 0.9, "ci_low": 0.8, "ci_high": None, "n": 12}]
+    assert kept["records"] == [{"arm": "a", "value": 0.9, "ci_low": 0.8, "ci_high": None, "n": 12}]
 
 
 def test_a_record_without_its_interval_is_no_record(tmp_path):

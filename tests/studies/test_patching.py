@@ -16,7 +16,7 @@ def parameters(**changed):
 
 @pytest.fixture(scope="module")
 def effects(shipped, shipped_pairs):
-    return patching.measure(shipped[0], *shipped_pairs, controls=12)
+    return patching.measure_effects(shipped[0], *shipped_pairs, controls=12)
 
 
 def test_the_exact_controls_are_exact(effects):
@@ -54,7 +54,7 @@ def test_untrained_networks_differences_scatter_about_zero_where_the_trained_one
     """The random-initialisation control: no sign is common to the seeds, whereas all trained pairs have one."""
     means = []
     for seed in range(6):
-        found = patching.measure(
+        found = patching.measure_effects(
             fresh("d4cnn", shipped[1], seed, channels=["residual", "significance"]),
             *shipped_pairs,
             2,
@@ -135,12 +135,12 @@ def test_a_path_leads_to_the_one_head_input_that_is_listened_to(fresh, small_pai
     deaf = [i for i, name in enumerate(network.head_channels) if name != "kappa"]
     with torch.no_grad():
         network.head.conv_stem.weight[:, deaf] = 0
-    found = patching.measure(network, *small_pairs, controls=4)
+    found = patching.measure_effects(network, *small_pairs, controls=4)
     moved = {name: values - found.corrupt for (kind, name), values in found.patched.items() if kind == "path"}
     assert np.abs(moved["head.kappa"]).min() > 0
     assert np.array_equal(moved["head.kappa"], moved["head"])
     assert all(not moved[f"head.{network.head_channels[i]}"].any() for i in deaf)
-    heard = patching.measure(fresh("d4lenspinn_published"), *small_pairs, controls=4)
+    heard = patching.measure_effects(fresh("d4lenspinn_published"), *small_pairs, controls=4)
     moved = {name: values - heard.corrupt for (kind, name), values in heard.patched.items() if kind == "path"}
     assert not moved["head.stretch"].any()
     assert np.abs(moved["head.source"]).min() > 0

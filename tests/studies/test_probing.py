@@ -123,10 +123,10 @@ def test_every_network_s_layers_turn_with_the_image_once_pooled_over_the_orbit(n
     assert np.abs(here[probing.PIXELS][0] - here[probing.PIXELS][1]).max() > 1  # it does turn
 
 
-def planted(good: np.ndarray, bad: np.ndarray, seen, params, model="m"):
+def planted(good: np.ndarray, bad: np.ndarray, seen, params, arm="m"):
     """Probes of a network whose first layers are `good` and whose last is `bad`."""
     found = {"unet.lift": good, "unet.floor": good, "convergence": bad}
-    return probing.probed(model, "trained", [found], seen, params)
+    return probing.probed(arm, "trained", [found], seen, params)
 
 
 def test_the_network_that_holds_physics_at_an_earlier_layer_is_named(seen):

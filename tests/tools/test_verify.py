@@ -22,8 +22,8 @@ def table():
     facts = {"profile": "quick", "n_train": 5400, "n_test": 1500, "params": 10**7, "n_pixels": 75, "epochs": 8}
     return tables.table(
         row
-        for model in ("resnet18", "d4lenspinn")
-        for row in tables.rows({**facts, "model": model, "seed": 0, "plain": measured, "tta": measured}, 3)
+        for arm in ("resnet18", "d4lenspinn")
+        for row in tables.rows({**facts, "arm": arm, "seed": 0, "plain": measured, "tta": measured}, 3)
     )
 
 

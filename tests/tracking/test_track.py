@@ -42,7 +42,7 @@ def tracker(
         "d4lens-smoke",
         name,
         fingerprint,
-        params or {"train": {"epochs": 2, "losses": [1, 2]}, "model": "resnet18"},
+        params or {"train": {"epochs": 2, "losses": [1, 2]}, "arm": "resnet18"},
         tags or {"profile": "smoke", "seed": 0},
         watch,
         seconds,
@@ -84,7 +84,7 @@ def test_a_run_holds_params_tags_metrics_and_artefacts_in_the_project(created, s
         run.log_artifact(tmp_path / "plots" / "roc.svg")
     found = client(store).get_run(run.run_id)
     assert found.info.status == "FINISHED"
-    assert found.data.params == {"train.epochs": "2", "train.losses": "[1, 2]", "model": "resnet18"}
+    assert found.data.params == {"train.epochs": "2", "train.losses": "[1, 2]", "arm": "resnet18"}
     assert found.data.tags.items() >= {"profile": "smoke", "seed": "0", "fingerprint": "f1"}.items()
     history = client(store).get_metric_history(run.run_id, "train/loss")
     assert [(row.step, row.value) for row in history] == [(0, 1.0), (1, 0.5)]
@@ -98,7 +98,7 @@ def test_the_same_fingerprint_continues_its_run_and_repeats_nothing(store, caplo
     assert len(before) == 1
     # later, with a parameter changed under the same fingerprint and one more: MLflow alone would refuse the first
     with tracker(
-        store, "f0", params={"model": "other", "evaluate": {"bootstrap": 1000}}, tags={"profile": "other", "host": "b"}
+        store, "f0", params={"arm": "other", "evaluate": {"bootstrap": 1000}}, tags={"profile": "other", "host": "b"}
     ) as again:
         again.log_metrics({"train/loss": 1.5, "select/auc_macro": 0.5}, step=0)
         again.log_metrics({"train/loss": 1.25}, step=1)
@@ -108,7 +108,7 @@ def test_the_same_fingerprint_continues_its_run_and_repeats_nothing(store, caplo
     assert [(row.step, row.value) for row in history] == [(0, 1.5), (1, 1.25)]
     data = runs(store)[0].data
     assert data.metrics["test/auc_macro"] == 0.75
-    assert data.params["model"] == "resnet18"
+    assert data.params["arm"] == "resnet18"
     assert data.params["evaluate.bootstrap"] == "1000"
     assert data.tags["profile"] == "smoke"
     assert data.tags["host"] == "b"
@@ -362,7 +362,7 @@ def test_tags_name_the_commit_and_whether_it_was_changed(tmp_path, monkeypatch):
     assert "seed 0, on the data of profile `smoke`" in tags.pop(tracking.NOTE)
     assert tags == {
         "profile": "smoke",
-        "model": "resnet18",
+        "arm": "resnet18",
         "seed": "0",
         "dvc_stage": "train",
         "dvc_experiment": "wet-pool",

@@ -2,7 +2,7 @@
 
 The light is a sum of concentric elliptical Gaussians of fixed widths (multi-Gaussian expansion: Cappellari 2002), none
 negative; their heights are linear, centre and axes are not. A Gaussian PSF only widens them. Gaussians fitted alone
-take the arcs' light, so `search` solves for galaxy, source and sky together at every trial lens, the source by
+take the arcs' light, so `first_guesses` solves for galaxy, source and sky together at every trial lens, the source by
 semilinear inversion (Warren & Dye 2003) on modes of a Gaussian process, and ranks the trials by the evidence (Suyu et
 al. 2006), which a lens that needs a more complicated source has less of.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from d4lens.macrofit.smooth_lens import Prior, SmoothLensModel
 from d4lens.macrofit.source_modes import SourceModes
+from d4lens.observation import bin_pixels
 
 SHAPE = ("light_x", "light_y", "light_e1", "light_e2")
 """Centre (arcsec) and ellipticity of the light, as the source's."""
@@ -246,17 +247,12 @@ def first_guesses(
     """
     factor = 2 if model.binning == 1 and model.n_pixels >= 64 else 1
     coarse = model.at(model.binning * factor, model.binning * factor)
-    n = coarse.n_pixels
-    bins = (slice(None, n * factor),) * 2
-    data = counts.double()[bins].reshape(n, factor, n, factor)
-    inverse = weights.double()[bins].reshape(n, factor, n, factor)
-    whole = (inverse > 0).all(3).all(1)
-    precision = torch.where(whole, inverse.clamp_min(1e-300).reciprocal().sum((1, 3)).reciprocal(), 0.0)
-    k = data.sum((1, 3))
+    k, variance = (bin_pixels(values, factor) for values in (counts.double(), weights.double().reciprocal()))
+    whole = bin_pixels(weights > 0, factor) == factor**2
     x, y = (axis.double() for axis in coarse.pixel_centres())
     used = (torch.hypot(x - shape[0], y - shape[1]) < _REACH) & whole
-    root = precision[used].sqrt()
-    sky = torch.full((1, n, n), float(coarse.binning**2), dtype=torch.float64)
+    root = variance[used].rsqrt()
+    sky = torch.full((1, *k.shape), float(coarse.binning**2), dtype=torch.float64)
     smooth = torch.cat([LensLight(coarse, len(light.widths)).gaussians(shape), sky])[:, used].T * root[:, None]
     target = k[used] * root
     alone = torch.from_numpy(scipy.optimize.nnls(smooth.numpy(), target.numpy())[0])

@@ -540,7 +540,7 @@ def _descend(image: _Image, z: Tensor, optics: _Optics, iterations: int) -> tupl
 
 
 def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, einstein_radius: float) -> MarginalFit:
-    """Return the best of the starts that `search` finds, fitted smoothly first, then with the source's corrections."""
+    """Return the best of the starts of `first_guesses`, fitted smoothly first, then with the source's corrections."""
     weights, shape, light, model = _lit(image, model)
     begun = first_guesses(image.counts, weights, model, light, shape, einstein_radius)
     smooth, optics = (_Optics(model, each, light) for each in (SourceModes(0), modes))

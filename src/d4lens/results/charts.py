@@ -251,7 +251,7 @@ def _coloured(part: Any, table: pd.DataFrame, colours: Mapping[str, str]) -> Any
         return part
     changed = {key: _coloured(value, table, colours) for key, value in part.items()}
     colour = changed.get("color")
-    if isinstance(colour, dict) and colour.get("field") in ("arm", "model"):
+    if isinstance(colour, dict) and colour.get("field") == "arm":
         names = list(table[colour["field"]].dropna().unique())
         scale = {"domain": names, "range": [colours.get(name, "var(--soft)") for name in names]}
         changed["color"] = colour | {"scale": scale}

@@ -153,7 +153,7 @@ def _headline(folder: Path) -> str:
     results = read_results(folder / RESULTS)
     lines = ["| network | reads | macro AUC [95 %] |", "|---|---|---:|"]
     for arm, reads in HEADLINE.items():
-        rows = results[(results["model"] == arm) & results["tta"]]
+        rows = results[(results["arm"] == arm) & results["tta"]]
         value, low, high = rows["auc_macro"].mean(), rows["auc_macro_low"].min(), rows["auc_macro_high"].max()
         lines.append(f"| `{arm}` | {reads} | {value:.4f} [{low:.4f}, {high:.4f}] |")
     return "\n".join(lines)

@@ -45,7 +45,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Difference:
-    """Two models compared on the same images.
+    """Two arms compared on the same images.
 
     Attributes
     ----------
@@ -152,9 +152,9 @@ def compare_all(
     n_resamples: int,
     seed: int,
 ) -> dict[tuple[str, str], Difference]:
-    """Compare pairs of models on the same images by a paired bootstrap over seeds and images.
+    """Compare pairs of arms on the same images by a paired bootstrap over seeds and images.
 
-    All models are scored on the same resamples, so that what makes an image hard for both cancels. The p-value is twice the
+    All arms are scored on the same resamples, so that what makes an image hard for both cancels. The p-value is twice the
     smaller share of resamples on either side of zero, each share counted with the observed one added ((b + 1) / (B + 1),
     Davison & Hinkley 1997, eq. 4.11), at most 1. It is that of the pair alone: `holm` corrects a family.
 
@@ -163,9 +163,9 @@ def compare_all(
     labels : array_like
         True classes, (n,), indices into CLASSES.
     predictions : Mapping of str to Mapping
-        By model and training seed, probabilities (n, C). The metric is averaged over the seeds.
+        By arm and training seed, probabilities (n, C). The metric is averaged over the seeds.
     pairs : iterable of (str, str)
-        Models to compare, the first less the second.
+        Arms to compare, the first less the second.
     metric : str
         One of METRICS.
     n_resamples : int
@@ -181,7 +181,7 @@ def compare_all(
     Raises
     ------
     D4LensError
-        As `score`, for another metric, or for a model without a training.
+        As `score`, for another metric, or for an arm without a training.
     """
     if metric not in METRICS:
         raise D4LensError(f"there is no metric '{metric}'; choose one of {', '.join(METRICS)}")

@@ -45,7 +45,7 @@ def mirror_profile(root: str | Path, profile: str, arms: Sequence[tuple[str, int
     profile : str
         What was reproduced.
     arms : Sequence of (str, int)
-        Its trainings as (model, seed).
+        Its trainings as (arm, seed).
     page : str or Path
         The page's path below `root`, shown where it exists.
     """
@@ -125,7 +125,7 @@ def _mirror(root: Path, profile: str, arms: Sequence[tuple[str, int]], page: Pat
     commit = tags.get("git_commit", "no git")
     parts = [profile, sha256(metrics / tables.AUC_JSON), *(one[_FINGERPRINT] for one in trained.values())]
     name = f"{profile} @ {commit[:7]}{'-dirty' if commit.endswith('-dirty') else ''}"
-    tags = {key: value for key, value in tags.items() if key not in ("model", "seed")}
+    tags = {key: value for key, value in tags.items() if key not in ("arm", "seed")}
     results, caption, _ = tables.read_profile(metrics)
     tags[NOTE] = f"A reproduction of profile `{profile}`.\n\n{tables.markdown(results, caption, ())}"
     took = {arm: _seconds(runs, arm, int(results["n_test"].iloc[0])) for arm in trained}

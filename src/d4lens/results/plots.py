@@ -23,19 +23,19 @@ def curves(tables: Mapping[tuple[str, int], pd.DataFrame], n_points: int = 101) 
     Parameters
     ----------
     tables : Mapping of (str, int) to pandas.DataFrame
-        Predictions by (model, seed).
+        Predictions by (arm, seed).
     n_points : int
         Points a curve.
 
     Returns
     -------
     pandas.DataFrame
-        Columns model, seed, class, fpr, tpr.
+        Columns arm, seed, class, fpr, tpr.
     """
     parts = []
-    for (model, seed), table in tables.items():
+    for (arm, seed), table in tables.items():
         curve = metrics.roc_curves(*predictions.of_view(table, "tta")[1:], n_points)
-        parts.append(curve.assign(model=model, seed=seed)[["model", "seed", "class", "fpr", "tpr"]])
+        parts.append(curve.assign(arm=arm, seed=seed)[["arm", "seed", "class", "fpr", "tpr"]])
     return pd.concat(parts, ignore_index=True)
 
 
@@ -45,18 +45,18 @@ def confusions(tables: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
     Parameters
     ----------
     tables : Mapping of (str, int) to pandas.DataFrame
-        Predictions by (model, seed).
+        Predictions by (arm, seed).
 
     Returns
     -------
     pandas.DataFrame
-        Columns model, seed, actual, predicted, images.
+        Columns arm, seed, actual, predicted, images.
     """
     rows: list[dict[str, Any]] = []
-    for (model, seed), table in tables.items():
+    for (arm, seed), table in tables.items():
         counts = metrics.confusion(*predictions.of_view(table, "tta")[1:])
         rows += [
-            {"model": model, "seed": seed, "actual": actual, "predicted": predicted, "images": int(counts[i, j])}
+            {"arm": arm, "seed": seed, "actual": actual, "predicted": predicted, "images": int(counts[i, j])}
             for i, actual in enumerate(CLASSES)
             for j, predicted in enumerate(CLASSES)
         ]
@@ -98,16 +98,16 @@ def draw_roc(path: str | Path, table: pd.DataFrame) -> None:
     """
     with drawing(path, (12, 4.4)) as figure:
         axes = figure.subplots(1, len(CLASSES), sharey=True)
-        models = list(table["model"].unique())
+        arms = list(table["arm"].unique())
         for axis, name in zip(axes, CLASSES, strict=True):
             axis.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, linestyle=":")
             of_class = table[table["class"] == name]
-            for (model, _), curve in of_class.groupby(["model", "seed"], sort=False):
-                axis.plot(curve["fpr"], curve["tpr"], color=f"C{models.index(model)}", linewidth=1.2)
+            for (arm, _), curve in of_class.groupby(["arm", "seed"], sort=False):
+                axis.plot(curve["fpr"], curve["tpr"], color=f"C{arms.index(arm)}", linewidth=1.2)
             axis.set(title=f"{name} against the rest", xlabel="false positive rate", aspect="equal")
         axes[0].set_ylabel("true positive rate")
-        for index, model in enumerate(models):
-            axes[-1].plot([], [], color=f"C{index}", label=model)
+        for index, arm in enumerate(arms):
+            axes[-1].plot([], [], color=f"C{index}", label=arm)
         axes[-1].legend(loc="lower right", fontsize="small")
 
 
@@ -121,13 +121,13 @@ def draw_confusion(path: str | Path, table: pd.DataFrame) -> None:
     table : pandas.DataFrame
         The table of `confusions`.
     """
-    models = list(table["model"].unique())
-    n_columns = min(3, len(models))
-    n_rows = -(-len(models) // n_columns)
+    arms = list(table["arm"].unique())
+    n_columns = min(3, len(arms))
+    n_rows = -(-len(arms) // n_columns)
     with drawing(path, (3.4 * n_columns, 3.4 * n_rows)) as figure:
         axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-        for axis, model in zip(axes, models):
-            images = table[table["model"] == model].pivot_table("images", "actual", "predicted", "sum")
+        for axis, arm in zip(axes, arms):
+            images = table[table["arm"] == arm].pivot_table("images", "actual", "predicted", "sum")
             counts = images.loc[list(CLASSES), list(CLASSES)].to_numpy()
             share = counts / counts.sum(axis=1, keepdims=True)
             axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -136,8 +136,8 @@ def draw_confusion(path: str | Path, table: pd.DataFrame) -> None:
                     colour = "white" if share[i, j] > 0.5 else "black"
                     axis.text(j, i, f"{share[i, j]:.2f}\n({counts[i, j]})", ha="center", va="center", color=colour)
             ticks = range(len(CLASSES))
-            axis.set(title=model, xlabel="predicted", ylabel="actual")
+            axis.set(title=arm, xlabel="predicted", ylabel="actual")
             axis.set_xticks(ticks, CLASSES)
             axis.set_yticks(ticks, CLASSES)
-        for axis in axes[len(models) :]:
+        for axis in axes[len(arms) :]:
             axis.set_visible(False)

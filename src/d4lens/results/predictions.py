@@ -173,12 +173,12 @@ def compare(
     seed: int,
     contrasts: Sequence[tuple[str, str]] = (),
 ) -> list[dict[str, Any]]:
-    """Compare the macro AUC with TTA of the fixed contrasts, and of every other pair of models for orientation.
+    """Compare the macro AUC with TTA of the fixed contrasts, and of every other pair of arms for orientation.
 
     Parameters
     ----------
     tables : Mapping of (str, int) to pandas.DataFrame
-        Predictions by (model, seed); a model's seeds are averaged.
+        Predictions by (arm, seed); an arm's seeds are averaged.
     n_resamples, seed : int
         Bootstrap resamples and their seed. At least 40 a contrast are taken: the least p-value times the number of contrasts
         then stays below 0.05.
@@ -198,15 +198,15 @@ def compare(
     """
     trainings: dict[str, dict[int, NDArray[np.float64]]] = {}
     first: tuple[list[str], NDArray[np.int64]] | None = None
-    for (model, training), table in tables.items():
+    for (arm, training), table in tables.items():
         paths, labels, probabilities = of_view(table, "tta")
         first = first or (paths, labels)
         if paths != first[0] or not np.array_equal(labels, first[1]):
-            raise D4LensError(f"{model} with seed {training} was evaluated on other images; run evaluate again")
-        trainings.setdefault(model, {})[training] = probabilities
+            raise D4LensError(f"{arm} with seed {training} was evaluated on other images; run evaluate again")
+        trainings.setdefault(arm, {})[training] = probabilities
     if first is None:
         return []
-    unknown = [model for pair in contrasts for model in pair if model not in trainings]
+    unknown = [arm for pair in contrasts for arm in pair if arm not in trainings]
     if unknown:
         raise D4LensError(f"a contrast names {unknown[0]}, which is not among {', '.join(trainings)}; mend `contrasts`")
     others = [pair for pair in combinations(trainings, 2) if pair not in contrasts and pair[::-1] not in contrasts]

@@ -22,7 +22,7 @@ _VALUES = tuple(name for name in METRICS if name not in _MORE)
 INTERVALS = tuple(f"{name}_{end}" for name in (*_VALUES, *_MORE) for end in ("low", "high"))
 FACTS = ("n_train", "n_test", "params")
 COLUMNS = (
-    *("profile", "model", "seed", "tta"),
+    *("profile", "arm", "seed", "tta"),
     *_VALUES,
     *FACTS,
     "train_minutes",
@@ -30,7 +30,7 @@ COLUMNS = (
     *("n_pixels", "epochs"),
     *INTERVALS,
 )
-KEYS = ("profile", "model", "seed", "tta")
+KEYS = ("profile", "arm", "seed", "tta")
 
 # Files of metrics/<profile>/, and metrics/ with both forms of all profiles' results; in metrics/archive/<profile>/ those of profiles that wait for their rerun, with
 # the version of the code that made them in report.json.
@@ -42,7 +42,7 @@ AUC_JSON = "test_auc_macro.json"
 REPORT = "report.json"
 
 # The order of a table's rows; arms that are not named here follow by name.
-MODEL_ORDER = (
+ARM_ORDER = (
     "resnet18",
     "resnet18_residual",
     "d4cnn",
@@ -62,13 +62,13 @@ class Family(NamedTuple):
 
     Attributes
     ----------
-    models : tuple of str
+    arms : tuple of str
         Their names in the table.
     comparisons : Sequence of Mapping
         Their paired comparisons, as `predictions.compare` makes them.
     """
 
-    models: tuple[str, ...]
+    arms: tuple[str, ...]
     comparisons: Sequence[Mapping[str, Any]]
 
 
@@ -78,7 +78,7 @@ def rows(evaluation: Mapping[str, Any], train_minutes: float) -> list[dict[str, 
     Parameters
     ----------
     evaluation : Mapping
-        {"profile", "model", "seed", "n_train", "n_test", "params", "n_pixels", "epochs", "plain": metrics, "tta": metrics},
+        {"profile", "arm", "seed", "n_train", "n_test", "params", "n_pixels", "epochs", "plain": metrics, "tta": metrics},
         where metrics are {name: {"value", "low", "high"}}.
     train_minutes : float
         Minutes of training; rounded.
@@ -97,20 +97,18 @@ def rows(evaluation: Mapping[str, Any], train_minutes: float) -> list[dict[str, 
     for view in VIEWS:
         try:
             row: dict[str, Any] = {"tta": view == "tta", "train_minutes": round(train_minutes)}
-            row |= {key: evaluation[key] for key in ("profile", "model", "seed", *FACTS, "n_pixels", "epochs")}
+            row |= {key: evaluation[key] for key in ("profile", "arm", "seed", *FACTS, "n_pixels", "epochs")}
             for name in (*_VALUES, *_MORE):
                 measured = evaluation[view][name]
                 row |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
         except KeyError as error:
-            raise D4LensError(
-                f"an evaluation of {evaluation.get('model')} has no {error}; run evaluate again"
-            ) from None
+            raise D4LensError(f"an evaluation of {evaluation.get('arm')} has no {error}; run evaluate again") from None
         result.append({column: row[column] for column in COLUMNS})
     return result
 
 
 def table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Put rows in the fixed order of columns and models, then seeds, plain before TTA.
+    """Put rows in the fixed order of columns and arms, then seeds, plain before TTA.
 
     Parameters
     ----------
@@ -128,7 +126,7 @@ def table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         For two rows of the same training and view.
     """
     ordered = sorted(
-        records, key=lambda row: (row["profile"], _position(row["model"]), row["model"], row["seed"], row["tta"])
+        records, key=lambda row: (row["profile"], _position(row["arm"]), row["arm"], row["seed"], row["tta"])
     )
     frame = pd.DataFrame(ordered, columns=list(COLUMNS))
     twins = frame[frame.duplicated(list(KEYS))]
@@ -164,8 +162,8 @@ def write_profile(
     """
     folder = Path(folder)
     write_csv(folder / RESULTS, results)
-    averaged = results[results["tta"]].groupby("model", sort=False)["auc_macro"].mean()
-    write_json(folder / AUC_JSON, {str(model): float(value) for model, value in averaged.items()})
+    averaged = results[results["tta"]].groupby("arm", sort=False)["auc_macro"].mean()
+    write_json(folder / AUC_JSON, {str(arm): float(value) for arm, value in averaged.items()})
     further: dict[str, Any] = (
         {"families": {title: family._asdict() for title, family in families.items()}} if families else {}
     )
@@ -326,8 +324,8 @@ def _parts(
     results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]], families: Mapping[str, Family]
 ) -> list[tuple[str, pd.DataFrame, Sequence[Mapping[str, Any]]]]:
     """(title, rows, comparisons) of the profile's own table, whose title is empty, and of each family."""
-    own = results[~results["model"].isin([model for family in families.values() for model in family.models])]
-    further = [(f"Grid {title}.", results[results["model"].isin(family.models)], family.comparisons)
+    own = results[~results["arm"].isin([arm for family in families.values() for arm in family.arms])]
+    further = [(f"Grid {title}.", results[results["arm"].isin(family.arms)], family.comparisons)
                for title, family in families.items()]  # fmt: skip
     return [("", own, comparisons), *further]
 
@@ -373,7 +371,7 @@ def read_families(folder: str | Path) -> dict[str, Family]:
         Empty where there are none.
     """
     found = read_json(Path(folder) / REPORT).get("families", {})
-    return {title: Family(tuple(family["models"]), family["comparisons"]) for title, family in found.items()}
+    return {title: Family(tuple(family["arms"]), family["comparisons"]) for title, family in found.items()}
 
 
 def read_baselines(folder: str | Path) -> Baselines:
@@ -422,8 +420,8 @@ def _plain(value: Any) -> Any:
     return None if value != value else value
 
 
-def _position(model: str) -> int:
-    return MODEL_ORDER.index(model) if model in MODEL_ORDER else len(MODEL_ORDER)
+def _position(arm: str) -> int:
+    return ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER)
 
 
 def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
@@ -437,17 +435,17 @@ def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     Returns
     -------
     tuple
-        Heads, and one line of cells a model and view, averaged over seeds.
+        Heads, and one line of cells an arm and view, averaged over seeds.
     """
     several = results["seed"].nunique() > 1
     spread = "± spread" if several else "[95 %]"
     names = (*_VALUES[1:], *_MORE)
     heads = {"ece": "ECE", "brier": "Brier", "nll": "NLL"}
-    head = ["model", "TTA", f"AUC macro {spread}"]
+    head = ["arm", "TTA", f"AUC macro {spread}"]
     head += [heads.get(name, name.replace("_", " ").replace("auc", "AUC")) for name in names]
     head += ["errors in 10,000", "parameters", "train min"]
     body = []
-    for (model, tta), group in results.groupby(["model", "tta"], sort=False):
+    for (arm, tta), group in results.groupby(["arm", "tta"], sort=False):
         mean = group.mean(numeric_only=True)
         if several:
             macro = (
@@ -457,7 +455,7 @@ def cells(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             )
         else:
             macro = f"{mean['auc_macro']:.4f} [{mean['auc_macro_low']:.4f}, {mean['auc_macro_high']:.4f}]"
-        cells = [str(model), "D4" if tta else "–", macro]
+        cells = [str(arm), "D4" if tta else "–", macro]
         cells += ["–" if pd.isna(mean[name]) else f"{mean[name]:.3f}" for name in names]
         cells.append(f"{1e4 * (1 - mean['accuracy']):,.0f}")
         body.append([*cells, f"{mean['params']:,.0f}", f"{mean['train_minutes']:.0f}"])
@@ -529,7 +527,7 @@ def compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) ->
             interval = f"{pair['difference']:+.4f} [{pair['low']:+.4f}, {pair['high']:+.4f}]"
             lines.append(f"- {pair['a']} − {pair['b']}: {interval}, p = {pair['p_holm']:.2g}")
         lines.append("")
-    averaged = results[results["tta"]].groupby("model", sort=False)["auc_macro"].mean()
+    averaged = results[results["tta"]].groupby("arm", sort=False)["auc_macro"].mean()
     best = averaged.idxmax()
     lines += [
         f"For orientation, macro AUC with TTA of {best} minus that of the others on the same test images (paired bootstrap over "

@@ -263,7 +263,7 @@ def records(
     rows = []
     for kind, chosen in (("all", kinds > 0), ("sphere", kinds == 1), ("vort", kinds == 2)):
         values = np.stack([training[chosen] for training in hits])
-        labels: dict[str, Any] = {"model": name, "method": method, "class": kind, "quantity": "hits"}
+        labels: dict[str, Any] = {"arm": name, "method": method, "class": kind, "quantity": "hits"}
         whole = bool(np.isin(values, (0, 1)).all())  # a random point's are chances
         measured = metrics.mean_over_trainings(values, resamples, seed, share=whole)
         rows.append(record(*measured, values.shape[1], **labels))
@@ -295,7 +295,7 @@ def agreement_records(
     for method in several[0]:
         values = np.stack([found[method] for found in several])
         drawn = metrics.interval(metrics.drawn_means(values, resamples, seed))
-        labels: dict[str, Any] = {"model": name, "method": method, "state": state, "class": "all"}
+        labels: dict[str, Any] = {"arm": name, "method": method, "state": state, "class": "all"}
         mean = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
         rows.append(record(mean, *drawn, int(np.isfinite(values).sum()), **labels, quantity="rank_agreement"))
     return rows
@@ -321,7 +321,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Ou
     def share(r: Mapping[str, Any]) -> str:
         return f"{r['value']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}]"
 
-    chance = {r["model"]: r for r in of_all if r["method"] == "baseline"}
+    chance = {r["arm"]: r for r in of_all if r["method"] == "baseline"}
     listed = ", ".join(f"{name.replace('_', ' ')} {share(r)}" for name, r in chance.items())
     answers = [f"Share of images in which the highest point is a hit, without a network: {listed}."]
     for r in of_all:
@@ -332,14 +332,14 @@ def summarise(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Ou
         verdict = f"above {', '.join(beats) if beats else 'none'} of these"
         verdict += f", below {', '.join(loses)}" if loses else ""
         answers.append(
-            f"{r['model']}, {r['method'].replace('_', ' ')}: {share(r)}, {verdict}.".replace(
+            f"{r['arm']}, {r['method'].replace('_', ' ')}: {share(r)}, {verdict}.".replace(
                 "random_on_ring", "random on ring"
             )
         )
-    ranked = {(r["model"], r["state"], r["method"]): r for r in rows if r["quantity"] == "rank_agreement"}
-    for model in dict.fromkeys(name for name, _, _ in ranked):
+    ranked = {(r["arm"], r["state"], r["method"]): r for r in rows if r["quantity"] == "rank_agreement"}
+    for arm in dict.fromkeys(name for name, _, _ in ranked):
         own, base, begun = (
-            ranked[model, state, method]
+            ranked[arm, state, method]
             for state, method in (
                 ("trained", "integrated_gradients"),
                 ("trained", "difference"),
@@ -350,7 +350,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], observation: Observation) -> Ou
             continue
         more = own["ci_low"] > base["ci_high"]
         answers.append(
-            f"{model}: over the cells of an image the attribution and what patching moves agree in rank by {share(own)} (Spearman), "
+            f"{arm}: over the cells of an image the attribution and what patching moves agree in rank by {share(own)} (Spearman), "
             f"untrained by {share(begun) if begun['value'] is not None else 'undefined'}; the bare difference from the smooth lens "
             f"agrees by {share(base)}, {'less' if more else 'no less'}."
         )
@@ -418,7 +418,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         "Share of images whose highest point of attribution lies at the true substructure, with 95 % intervals over trainings and "
         "images; baselines need no network.",
         [r for r in rows if r["quantity"] == "hits"],
-        ("class", "model", "method"),
+        ("class", "arm", "method"),
         "share of hits",
         marks=(0, 1),
     )
@@ -428,7 +428,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
         "Rank agreement over the cells of an image with the logits that patching the cell alone moves, mean over the images "
         "with 95 % intervals over trainings and images: of the attribution, and of the bare difference from the smooth lens.",
         [r for r in rows if r["quantity"] == "rank_agreement"],
-        ("state", "model", "method"),
+        ("state", "arm", "method"),
         "Spearman rank correlation",
         marks=(0, 1),
     )

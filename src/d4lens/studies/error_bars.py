@@ -1,4 +1,4 @@
-"""Values with their intervals as a drawing of a study: points with error bars, a panel a model."""
+"""Values with their intervals as a drawing of a study: points with error bars, a panel an arm."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -253,7 +253,7 @@ def _normalised(images: Tensor) -> Tensor:
     return (images - low) / (high - low)
 
 
-def measure(
+def measure_case(
     fitted: CaseFit,
     labels: NDArray[np.int64],
     arms: Mapping[str, nn.Module],
@@ -320,7 +320,7 @@ def answers(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str], arm: st
     Parameters
     ----------
     rows : sequence of mapping
-        Of `measure`, each with its "case".
+        Of `measure_case`, each with its "case".
     words : mapping
         What each case is, by its name; the training's own stands first.
     arm : str
@@ -391,7 +391,7 @@ def measure_all(
     largest: float,
     params: Parameters,
 ) -> list[dict[str, Any]]:
-    """Take the rows of `measure` for every case, each with its "case".
+    """Take the rows of `measure_case` for every case, each with its "case".
 
     Parameters
     ----------
@@ -416,7 +416,7 @@ def measure_all(
         for case in every:
             counts, labels = simulated(case, params.seed, params.images, native)
             for fitted in fits(case, counts, native, binning):
-                measured = measure(fitted, labels, arms, largest, params.bootstrap, params.seed)
+                measured = measure_case(fitted, labels, arms, largest, params.bootstrap, params.seed)
                 rows += [{"case": case.name, **row} for row in measured]
             meter.update()
     return rows

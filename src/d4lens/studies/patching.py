@@ -87,7 +87,9 @@ class Effects:
 
 
 @torch.inference_mode()
-def measure(network: nn.Module, clean: Samples, corrupt: Samples, controls: int, untrained: bool = False) -> Effects:
+def measure_effects(
+    network: nn.Module, clean: Samples, corrupt: Samples, controls: int, untrained: bool = False
+) -> Effects:
     """Patch every layer of a network both ways over all pairs, and some maps region by region.
 
     Parameters
@@ -214,7 +216,7 @@ def recovered(effects: Effects, condition: str, name: str, least: float) -> Arra
     effects : Effects
         What was measured.
     condition : str
-        One of the conditions of `measure`.
+        One of the conditions of `measure_effects`.
     name : str
         The layer.
     least : float
@@ -359,10 +361,10 @@ def summarise(
     """
     records: list[dict[str, Any]] = []
     answers: list[str] = []
-    for model, several in trained.items():
-        rows = _records(model, several, untrained.get(model, ()), params)
+    for arm, several in trained.items():
+        rows = _records(arm, several, untrained.get(arm, ()), params)
         records += rows
-        answers.append(_answer(model, rows, params))
+        answers.append(_answer(arm, rows, params))
     return Outcome(
         question="Which layers decide that an image holds substructure, and are they the physical channels?",
         answers=answers,
@@ -397,14 +399,14 @@ def summarise(
 
 
 def _records(
-    model: str, several: Sequence[Effects], untrained: Sequence[Effects], params: Parameters
+    arm: str, several: Sequence[Effects], untrained: Sequence[Effects], params: Parameters
 ) -> list[dict[str, Any]]:
     layers, first = several[0].layers, several[0]
     least, given = params.min_difference, (params.bootstrap, params.seed)
     nothing = float("nan")
 
     def row(values: Sequence[Array], layer: str, part: str, quantity: str, **more: Any) -> dict[str, Any]:
-        return record(*mean_interval(values, *given), model=model, layer=layer, part=part, quantity=quantity, **more)
+        return record(*mean_interval(values, *given), arm=arm, layer=layer, part=part, quantity=quantity, **more)
 
     def wiring(condition: str, layer: str, part: str, quantity: str) -> list[dict[str, Any]]:
         if not untrained:
@@ -418,7 +420,7 @@ def _records(
     excluded = int(sum((np.abs(d) < least).sum() for d in whole))
     able = auc(several, *given)
     fewest = min(int((np.abs(d) >= least).sum()) for d in whole)
-    exact: dict[str, Any] = {"model": model, "layer": "all", "part": "all"}
+    exact: dict[str, Any] = {"arm": arm, "layer": "all", "part": "all"}
     largest, looked_at = max(e.largest_self for e in several), len(several) * min(_CHUNK, len(first.clean))
     rows = [
         row(whole, "all", "all", "logit_difference"),
@@ -452,7 +454,7 @@ def _records(
         rows += [one for layer in layers for one in wiring(quantity, layer.name, layer.part, quantity)]
     for layer in layers:
         bound, n = bounds[layer.name]
-        about: dict[str, Any] = {"model": model, "layer": layer.name, "part": layer.part}
+        about: dict[str, Any] = {"arm": arm, "layer": layer.name, "part": layer.part}
         rows.append(record(bound, nothing, nothing, n, **about, quantity="equivalence_bound"))
         if not bound < params.margin:
             rows.append(record(corrected[layer.name], nothing, nothing, n, **about, quantity="p_holm"))
@@ -464,7 +466,7 @@ def _records(
         if group in SPATIAL:
             rows.append(row([recovered(e, group, name, least) for e in several], group, "region", name))
             rows += wiring(group, name, "region", name)
-            area = {"model": model, "layer": group, "part": "region", "quantity": f"area_{name}"}
+            area = {"arm": arm, "layer": group, "part": "region", "quantity": f"area_{name}"}
             rows.append(record(first.area[name], nothing, nothing, len(values), **area))
     return rows
 
@@ -476,7 +478,7 @@ def _refused(pairs: int, able: float, params: Parameters) -> str:
     return f"no claim: AUC {able:.2f}, not above {params.least_auc:g}" if able <= params.least_auc else ""
 
 
-def _answer(model: str, rows: Sequence[Mapping[str, Any]], params: Parameters) -> str:
+def _answer(arm: str, rows: Sequence[Mapping[str, Any]], params: Parameters) -> str:
     found = {(row["layer"], row["quantity"]): row for row in rows}
 
     def text(layer: str, quantity: str = "denoising") -> str:
@@ -492,7 +494,7 @@ def _answer(model: str, rows: Sequence[Mapping[str, Any]], params: Parameters) -
 
     excluded, able = found["all", "excluded_pairs"], found["all", "auc"]
     begin = (
-        f"{model} tells the images of the pairs apart with AUC {able['value']:.3f} [{able['ci_low']:.3f}, {able['ci_high']:.3f}]; "
+        f"{arm} tells the images of the pairs apart with AUC {able['value']:.3f} [{able['ci_low']:.3f}, {able['ci_high']:.3f}]; "
         f"{excluded['value']:.0f} of {excluded['n']} pairs are excluded"
     )
     if found["all", "all_layers"]["value"] is None:
@@ -564,9 +566,11 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     clean, corrupt = pairs(params.pairs, params.seed, arms[0].observation)
     trained, fresh = {}, {}
     for arm in arms:
-        trained[arm.name] = [measure(network, clean, corrupt, params.controls) for network in arm.networks]
+        trained[arm.name] = [measure_effects(network, clean, corrupt, params.controls) for network in arm.networks]
         begun = [arm.untrained(params.seed + i) for i in range(len(arm.networks))]
-        fresh[arm.name] = [measure(network, clean, corrupt, params.controls, untrained=True) for network in begun]
+        fresh[arm.name] = [
+            measure_effects(network, clean, corrupt, params.controls, untrained=True) for network in begun
+        ]
     found = summarise(trained, fresh, params)
     share = "share of the logit difference"
     return found, [
@@ -576,7 +580,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             "Share of the logit difference between the image with substructure and without that one layer's activation brings "
             "back (denoising) or takes away (noising), with 95 % intervals over trainings and pairs, and the controls.",
             [r for r in found.records if r["quantity"] in DRAWN],
-            ("model", "layer", "quantity"),
+            ("arm", "layer", "quantity"),
             share,
             marks=(0, 1),
         ),
@@ -586,7 +590,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             "The same with a map patched within one region only: the ring, around the true substructure, as far on the other "
             "side, and everywhere else.",
             [r for r in found.records if r["part"] == "region" and r["quantity"] in REGIONS],
-            ("model", "quantity", "layer"),
+            ("arm", "quantity", "layer"),
             share,
             marks=(0, 1),
         ),
@@ -596,7 +600,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             "The same where one input of the head follows a U-Net that sees the image with substructure and all else is of the image "
             "without; head: all of its inputs; unet: all that follows from the U-Net. Trained and untrained.",
             [r for r in found.records if r["quantity"] in ("path", WIRING["path"])],
-            ("model", "layer", "quantity"),
+            ("arm", "layer", "quantity"),
             share,
             marks=(0, 1),
         ),

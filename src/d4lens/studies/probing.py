@@ -369,7 +369,7 @@ class Probed:
 
     Attributes
     ----------
-    model : str
+    arm : str
         The arm.
     state : str
         "trained" or "untrained".
@@ -379,20 +379,20 @@ class Probed:
         By layer and target, the score and its resamples over trainings and images.
     """
 
-    model: str
+    arm: str
     state: str
     rows: list[dict[str, Any]]
     drawn: dict[tuple[str, str], tuple[float, Array]]
 
 
-def probed(model: str, state: str, several: Sequence[Mapping[str, Array]], seen: Views, params: Parameters) -> Probed:
+def probed(arm: str, state: str, several: Sequence[Mapping[str, Array]], seen: Views, params: Parameters) -> Probed:
     """Probe every layer of an arm's networks.
 
     A control scores at least 0, since a probe that does worse than the mean memorises nothing.
 
     Parameters
     ----------
-    model : str
+    arm : str
         The arm.
     state : str
         "trained" or "untrained".
@@ -412,11 +412,11 @@ def probed(model: str, state: str, several: Sequence[Mapping[str, Array]], seen:
     weights = metrics.image_weights(n, params.bootstrap, params.seed)
     rows: list[dict[str, Any]] = []
     drawn = {}
-    for layer in with_progress(several[0], len(several[0]), f"probes of {model}, {state}"):
+    for layer in with_progress(several[0], len(several[0]), f"probes of {arm}, {state}"):
         runs = [probe(found[layer], seen, params.dimension, params.folds, params.seed) for found in several]
         for target in TARGETS:
             known = int(np.isfinite(seen.targets[target][:n]).all(1).sum())
-            about: dict[str, Any] = {"model": model, "state": state, "layer": layer, "target": target}
+            about: dict[str, Any] = {"arm": arm, "state": state, "layer": layer, "target": target}
             sides: dict[str, tuple[float, Array]] = {}
             for side, name in enumerate(("score", "control")):
                 sums = [run[target][side] for run in runs if target in run]
@@ -428,7 +428,7 @@ def probed(model: str, state: str, several: Sequence[Mapping[str, Array]], seen:
             sides["selectivity"] = score[0] - sides["control"][0], score[1] - sides["control"][1]
             for quantity, (mean, resamples) in sides.items():
                 rows.append(record(mean, *metrics.interval(resamples), known, **about, quantity=quantity))
-    return Probed(model, state, rows, drawn)
+    return Probed(arm, state, rows, drawn)
 
 
 def _scored(several: Sequence[Sums], weights: Array, seed: int, least: float = -np.inf) -> tuple[float, Array]:
@@ -480,8 +480,8 @@ def earlier(equivariant: Probed, plain: Probed, n: int) -> list[dict[str, Any]]:
     if several:
         found["physics"] = float(np.mean([d for d, _ in several])), np.mean([drawn for _, drawn in several], axis=0)
     about: dict[str, Any] = {
-        "model": equivariant.model,
-        "twin": plain.model,
+        "arm": equivariant.arm,
+        "twin": plain.arm,
         "state": equivariant.state,
         "layer": "unet",
     }
@@ -606,7 +606,7 @@ def _spread(cells: Tensor, like: Tensor) -> Tensor:
 
 
 def erasure_records(
-    model: str,
+    arm: str,
     layer: str,
     target: str,
     several: Sequence[Erasure],
@@ -621,7 +621,7 @@ def erasure_records(
 
     Parameters
     ----------
-    model : str
+    arm : str
         The arm.
     layer : str
         Name of the layer.
@@ -644,7 +644,7 @@ def erasure_records(
     predictions = {name: {i: found.probabilities[name] for i, found in enumerate(several)} for name in _LOST}
     pairs = [("kept", "erased"), ("kept", "shuffled"), ("shuffled", "erased")]
     found = metrics.compare_all(labels, predictions, pairs, "auc_macro", params.bootstrap, params.seed)
-    about: dict[str, Any] = {"model": model, "state": "trained", "layer": layer, "target": target}
+    about: dict[str, Any] = {"arm": arm, "state": "trained", "layer": layer, "target": target}
     names = ("auc_lost", "auc_lost_shuffled", "auc_lost_beyond_shuffled")
     rows = [
         record(d.difference, d.low, d.high, len(labels), **about, quantity=name)
@@ -679,24 +679,24 @@ def summarise(rows: Sequence[Mapping[str, Any]], dimension: int, twins: Mapping[
     Outcome
         The outcome.
     """
-    trained = list(dict.fromkeys(r["model"] for r in rows if r["state"] == "trained"))
+    trained = list(dict.fromkeys(r["arm"] for r in rows if r["state"] == "trained"))
     answers = [_best(rows, target, trained) for target in TARGETS]
     answers += _earlier(rows, twins)
-    found = {(r["model"], r["target"], r["quantity"]): r for r in rows if r["quantity"].startswith("auc_lost")}
-    for model, target in dict.fromkeys(key[:2] for key in found):
+    found = {(r["arm"], r["target"], r["quantity"]): r for r in rows if r["quantity"].startswith("auc_lost")}
+    for arm, target in dict.fromkeys(key[:2] for key in found):
         lost, other, beyond = (
-            found[model, target, name] for name in ("auc_lost", "auc_lost_shuffled", "auc_lost_beyond_shuffled")
+            found[arm, target, name] for name in ("auc_lost", "auc_lost_shuffled", "auc_lost_beyond_shuffled")
         )
         before, after = (
             next(
-                (_in_words(r) for r in rows if r["quantity"] == name and (r["model"], r["target"]) == (model, target)),
+                (_in_words(r) for r in rows if r["quantity"] == name and (r["arm"], r["target"]) == (arm, target)),
                 "unknown",
             )
             for name in ("score_kept", "score_erased")
         )
         verdict = "is used there" if beyond["ci_low"] > 0 else "is not shown to be used there"
         answers.append(
-            f"{model}: erased at {lost['layer']} (R² of its cells {before} before, {after} after), {target} takes {_in_words(lost, 3)} of macro "
+            f"{arm}: erased at {lost['layer']} (R² of its cells {before} before, {after} after), {target} takes {_in_words(lost, 3)} of macro "
             f"AUC with it, that of other images {_in_words(other, 3)}, the difference is {_in_words(beyond, 3)}: it {verdict}."
         )
     return Outcome(
@@ -728,10 +728,10 @@ def _in_words(r: Mapping[str, Any], digits: int = 2) -> str:
 
 def _earlier(rows: Sequence[Mapping[str, Any]], twins: Mapping[str, str]) -> list[str]:
     """Say of each arm with a trained twin whether equivariant layers hold physics earlier."""
-    found = {(r["model"], r["state"], r["target"]): r for r in rows if r["quantity"] == "area_difference"}
+    found = {(r["arm"], r["state"], r["target"]): r for r in rows if r["quantity"] == "area_difference"}
     said = []
-    for model in dict.fromkeys(model for model, _, _ in found):
-        own, begun = found.get((model, "trained", "physics")), found.get((model, "untrained", "physics"))
+    for arm in dict.fromkeys(arm for arm, _, _ in found):
+        own, begun = found.get((arm, "trained", "physics")), found.get((arm, "untrained", "physics"))
         if own is None or own["value"] is None:
             continue
         verdict = (
@@ -741,10 +741,10 @@ def _earlier(rows: Sequence[Mapping[str, Any]], twins: Mapping[str, str]) -> lis
             if own["ci_high"] < 0
             else "no difference is shown"
         )
-        text = f"Do the equivariant layers of {model} hold physics earlier than those of {own['twin']}? {verdict.capitalize()}: from the "
+        text = f"Do the equivariant layers of {arm} hold physics earlier than those of {own['twin']}? {verdict.capitalize()}: from the "
         text += f"U-Net's first layer to the convergence the mean score of {', '.join(PHYSICS)} differs by {_in_words(own, 3)}"
         text += f", before training by {_in_words(begun, 3)}" if begun and begun["value"] is not None else ""
-        by_class = found.get((model, "trained", "class"))
+        by_class = found.get((arm, "trained", "class"))
         text += f"; that of the class by {_in_words(by_class, 3)}" if by_class else ""
         said.append(text + ".")
     return said or [
@@ -753,21 +753,21 @@ def _earlier(rows: Sequence[Mapping[str, Any]], twins: Mapping[str, str]) -> lis
     ]
 
 
-def _scores(rows: Sequence[Mapping[str, Any]], model: str, target: str, state: str) -> list[Mapping[str, Any]]:
-    wanted = {"model": model, "target": target, "state": state, "quantity": "score"}
+def _scores(rows: Sequence[Mapping[str, Any]], arm: str, target: str, state: str) -> list[Mapping[str, Any]]:
+    wanted = {"arm": arm, "target": target, "state": state, "quantity": "score"}
     return [r for r in rows if all(r[key] == value for key, value in wanted.items()) and r["value"] is not None]
 
 
 def _best(rows: Sequence[Mapping[str, Any]], target: str, trained: Sequence[str]) -> str:
     """Say in a sentence the best layer for a target of each trained network, the untrained one's best, and the pixels."""
     parts = []
-    for model in trained:
-        found = {state: _scores(rows, model, target, state) for state in ("trained", "untrained")}
+    for arm in trained:
+        found = {state: _scores(rows, arm, target, state) for state in ("trained", "untrained")}
         inner = {state: [r for r in several if r["layer"] != PIXELS] for state, several in found.items()}
         if not inner["trained"]:
             continue
         best = max(inner["trained"], key=lambda r: r["value"])
-        text = f"{model} {_in_words(best)} at {best['layer']}"
+        text = f"{arm} {_in_words(best)} at {best['layer']}"
         if inner["untrained"]:
             text += f" (untrained at most {max(r['value'] for r in inner['untrained']):.2f}"
             pixels = [r["value"] for r in found["trained"] if r["layer"] == PIXELS]
@@ -805,10 +805,10 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             read = [features(network, lenses, seen.elements) for network in networks]
             found[arm.name, state] = probed(arm.name, state, read, seen, params)
             rows += found[arm.name, state].rows
-    for model, twin in params.twins.items():
+    for name, twin in params.twins.items():
         for state in ("trained", "untrained"):
-            if (model, state) in found and (twin, state) in found:
-                rows += earlier(found[model, state], found[twin, state], len(lenses))
+            if (name, state) in found and (twin, state) in found:
+                rows += earlier(found[name, state], found[twin, state], len(lenses))
     for arm in arms:
         by_layer = {layer.name: layer for layer in layers_of(arm.networks[0]) if layer.part not in ("input", "logits")}
         drawn = found[arm.name, "trained"].drawn
@@ -820,7 +820,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
                 several = [erased(network, layer, lenses, concept, params.seed) for network in of]
                 rows += erasure_records(arm.name, layer.name, target, several, concept, lenses.labels, params)
     pairs = {name for pair in params.twins.items() if set(pair) <= {arm.name for arm in arms} for name in pair}
-    depth = [r for r in rows if r["quantity"] == "score" and r["model"] in pairs and r["layer"].startswith(_DEPTH)]
+    depth = [r for r in rows if r["quantity"] == "score" and r["arm"] in pairs and r["layer"].startswith(_DEPTH)]
     drawings = [
         interval_drawing(
             "selectivity",
@@ -828,7 +828,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             "Selectivity (score less control) of the probes on the trained networks, with 95 % intervals over trainings and images; "
             "what lies beyond ±1, as of a probe that predicts worse than a constant, is not drawn.",
             [r for r in rows if r["quantity"] == "selectivity" and r["state"] == "trained"],
-            ("model", "layer", "target"),
+            ("arm", "layer", "target"),
             "selectivity",
             marks=(0, 1),
             domain=(-1, 1),
@@ -839,7 +839,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             "Score of the probes on each layer of the U-Net, from the first to the convergence that it draws, of an equivariant network "
             "and its twin with a plain U-Net, both averaged over the eight turns of the image; 95 % intervals over trainings and images.",
             [r for r in depth if r["state"] == "trained"],
-            ("target", "layer", "model"),
+            ("target", "layer", "arm"),
             "accuracy, or R²",
             marks=(0, 1),
             domain=(-0.5, 1),

@@ -211,13 +211,13 @@ def flipped(logits: Tensor) -> Array:
 
 
 def layer_records(
-    model: str, state: str, found: Mapping[torch.dtype, Mapping[Layer, float]], n: int
+    arm: str, state: str, found: Mapping[torch.dtype, Mapping[Layer, float]], n: int
 ) -> list[dict[str, Any]]:
     """Make a record for each layer and precision. The value has two digits: more of a rounding error mean nothing.
 
     Parameters
     ----------
-    model : str
+    arm : str
         The arm.
     state : str
         "trained" or "untrained".
@@ -233,7 +233,7 @@ def layer_records(
     """
     return [
         {
-            **{"model": model, "state": state, "layer": layer.name, "kind": layer.kind},
+            **{"arm": arm, "state": state, "layer": layer.name, "kind": layer.kind},
             **{"precision": str(dtype).removeprefix("torch."), "quantity": "equivariance_error"},
             **{"value": float(f"{off:.1e}"), "ci_low": None, "ci_high": None, "n": n},
         }
@@ -243,13 +243,13 @@ def layer_records(
 
 
 def orbit_records(
-    model: str, several: Sequence[Tensor], labels: NDArray[np.int64], resamples: int, seed: int
+    arm: str, several: Sequence[Tensor], labels: NDArray[np.int64], resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Make the records of a model's trainings: spread, flips and AUC under each element, plain and averaged over the orbit.
+    """Make the records of an arm's trainings: spread, flips and AUC under each element, plain and averaged over the orbit.
 
     Parameters
     ----------
-    model : str
+    arm : str
         The arm.
     several : sequence of Tensor
         Logits (8, n, C) of each training.
@@ -265,7 +265,7 @@ def orbit_records(
     """
     rows = []
     for view, stacks in (("plain", several), ("tta", [averaged(logits) for logits in several])):
-        about: dict[str, Any] = {"model": model, "view": view}
+        about: dict[str, Any] = {"arm": arm, "view": view}
         for quantity, of, share in (("orbit_spread", spread, False), ("flipped", flipped, True)):
             values = [of(stack) for stack in stacks]
             measured = metrics.mean_over_trainings(values, resamples, seed, share)
@@ -292,11 +292,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> Outcome:
     """
     answers = []
     by_layer = [r for r in rows if r["quantity"] == "equivariance_error"]
-    for model in dict.fromkeys(r["model"] for r in by_layer):
-        of = [r for r in by_layer if r["model"] == model and r["state"] == "trained"]
+    for arm in dict.fromkeys(r["arm"] for r in by_layer):
+        of = [r for r in by_layer if r["arm"] == arm and r["state"] == "trained"]
         kept = [r for r in of if r["kind"] in PROMISED]
         over = [r for r in kept if r["value"] > bound(getattr(torch, r["precision"]))]
-        text = f"{model}: "
+        text = f"{arm}: "
         if kept:
             worst = {p: max(r["value"] for r in kept if r["precision"] == p) for p in ("float32", "float64")}
             text += (
@@ -315,15 +315,15 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> Outcome:
             first = next(iter(at))
             text += f"; the symmetry first breaks at {first} ({at[first]:.2g}), and the logits are off by {at.get('logits', 0.0):.2g}"
         answers.append(text + ".")
-    found = {(r["model"], r["view"], r["quantity"], r.get("element", 0)): r for r in rows if "view" in r}
-    for model in dict.fromkeys(r["model"] for r in rows if "view" in r):
-        aucs = [found[model, "plain", "auc_macro", g]["value"] for g in d4.ELEMENTS]
-        flips, tta = found[model, "plain", "flipped", 0], found[model, "tta", "flipped", 0]
+    found = {(r["arm"], r["view"], r["quantity"], r.get("element", 0)): r for r in rows if "view" in r}
+    for arm in dict.fromkeys(r["arm"] for r in rows if "view" in r):
+        aucs = [found[arm, "plain", "auc_macro", g]["value"] for g in d4.ELEMENTS]
+        flips, tta = found[arm, "plain", "flipped", 0], found[arm, "tta", "flipped", 0]
         answers.append(
-            f"{model}: over the orbit its logits scatter by {found[model, 'plain', 'orbit_spread', 0]['value']:.2g} and "
+            f"{arm}: over the orbit its logits scatter by {found[arm, 'plain', 'orbit_spread', 0]['value']:.2g} and "
             f"{100 * flips['value']:.1f} % [{100 * flips['ci_low']:.1f}, {100 * flips['ci_high']:.1f}] of its predictions flip, "
             f"{100 * tta['value']:.1f} % averaged over the eight views; macro AUC {min(aucs):.3f} to {max(aucs):.3f} over the "
-            f"eight test sets, {found[model, 'tta', 'auc_macro', 0]['value']:.3f} averaged."
+            f"eight test sets, {found[arm, 'tta', 'auc_macro', 0]['value']:.3f} averaged."
         )
     return Outcome(
         question="Which layers turn exactly with the image, where does the symmetry break, and what does averaging give back?",
@@ -390,7 +390,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             "Equivariance error of each layer",
             "Largest relative error over the elements of D4 and the trainings.",
             by_layer,
-            ("model", "layer", "precision"),
+            ("arm", "layer", "precision"),
             "relative error",
             log=True,
             marks=[bound(kind) for kind in (torch.float32, torch.float64)],
@@ -400,7 +400,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
             "Predictions that a turn of the image changes",
             "Share of test images, 95 % intervals.",
             flips,
-            ("panel", "model", "view"),
+            ("panel", "arm", "view"),
             "share of images",
             marks=(0,),
         ),

@@ -327,7 +327,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return result
 
 
-def run_tags(folder: str | Path, stage: str, profile: str, model: str, seed: int, data_hash: str) -> dict[str, str]:
+def run_tags(folder: str | Path, stage: str, profile: str, arm: str, seed: int, data_hash: str) -> dict[str, str]:
     """Collect the tags of a run.
 
     Parameters
@@ -336,7 +336,7 @@ def run_tags(folder: str | Path, stage: str, profile: str, model: str, seed: int
         The project, whose git commit is noted, with "-dirty" if files differ.
     stage : str
         DVC's stage.
-    profile, model : str
+    profile, arm : str
         Of the run.
     seed : int
         Of the run.
@@ -348,11 +348,11 @@ def run_tags(folder: str | Path, stage: str, profile: str, model: str, seed: int
     dict of str to str
         Also a description, and DVC's experiment where the environment names one.
     """
-    note = f"Arm `{model}`, seed {seed}, on the data of profile `{profile}`: its training and its evaluation on the test split."
+    note = f"Arm `{arm}`, seed {seed}, on the data of profile `{profile}`: its training and its evaluation on the test split."
     tags = {
         NOTE: note,
         "profile": profile,
-        "model": model,
+        "arm": arm,
         "seed": str(seed),
         "dvc_stage": stage,
         "data_hash": data_hash,

@@ -43,14 +43,14 @@ def project(tmp_path_factory):
 
     rng = np.random.default_rng(0)
     rows, timing = [], {}
-    for model, seed in ARMS:
-        name, runs = f"{model}-{seed}", root / "runs" / "small"
+    for arm, seed in ARMS:
+        name, runs = f"{arm}-{seed}", root / "runs" / "small"
         logits = np.eye(len(CLASSES))[split.labels] + rng.normal(size=(N_TEST, len(CLASSES)))
         table = predictions.tabulate(split.paths, split.labels, {view: logits for view in VIEWS})
         predictions.write(runs / "predicted" / f"{name}.parquet", table)
         measured = {metric: {"value": 0.9, "low": 0.8, "high": 0.95} for metric in scores.METRICS}
         sizes = {"n_train": 9, "n_test": N_TEST, "params": 10, "n_pixels": 75, "epochs": 2}
-        evaluation = {"profile": "small", "model": model, "seed": seed, **sizes, "plain": measured, "tta": measured}
+        evaluation = {"profile": "small", "arm": arm, "seed": seed, **sizes, "plain": measured, "tta": measured}
         rows += tables.rows(evaluation, 1.0)
         timing[name] = {"train_minutes": 1.0, "images_per_second": {"plain": 90.0, "tta": 12.5}}
         (runs / name).mkdir()
@@ -61,7 +61,7 @@ def project(tmp_path_factory):
     pairs = [{"a": ARMS[0][0], "b": ARMS[1][0], "difference": 0.1, "low": 0.0, "high": 0.2, "p_holm": 0.04}]
     tables.write_profile(folder, tables.table(rows), "Small.", pairs)
     write_json(folder / "timing.json", timing)
-    growing = pd.DataFrame(rows).assign(model=["a_300", "a_300", "a_1000", "a_1000"], n_train=[300, 300, 1000, 1000])
+    growing = pd.DataFrame(rows).assign(arm=["a_300", "a_300", "a_1000", "a_1000"], n_train=[300, 300, 1000, 1000])
     tables.write_csv(root / "metrics" / "archive" / "learning_curve" / tables.RESULTS, growing)
     drawn = charts.template(charts.intervals("quantity", "layer", "arm", "share <of all>"))
     write_json(root / "plots" / "map.json", drawn)
@@ -293,8 +293,8 @@ def test_in_a_browser_a_heading_sorts_by_keyboard_and_the_theme_turns(browser, w
     opened, _ = opened_page(browser, written, color_scheme="light")
     first = "[...document.querySelectorAll('#table tbody tr')].map(row => row.cells[{}].textContent)"
     assert opened.evaluate(first.format(0)) == ["resnet18"] * 2 + ["d4lenspinn"] * 2
-    model = opened.locator("#table thead button").first
-    model.focus()
+    heading = opened.locator("#table thead button").first
+    heading.focus()
     opened.keyboard.press("Enter")
     assert opened.evaluate(first.format(0)) == ["d4lenspinn"] * 2 + ["resnet18"] * 2
     assert opened.locator("#table th").first.get_attribute("aria-sort") == "ascending"

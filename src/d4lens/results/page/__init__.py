@@ -65,7 +65,7 @@ def write(
     profile : str
         Its name.
     arms : Sequence of (str, int)
-        Model and seed of the table's rows.
+        Arm and seed of the table's rows.
     declared : Sequence of str
         Studies that the profile runs, in the page's order; the others are listed as not run.
     n : int
@@ -82,9 +82,7 @@ def write(
     predicted = {arm: predictions.read(runs / "predicted" / f"{_name(arm)}.parquet") for arm in arms}
     colours = {
         name: f"var(--c{index % N_COLOURS})"
-        for index, name in enumerate(
-            dict.fromkeys([*(model for model, _ in arms), *results["model"], *tables.MODEL_ORDER])
-        )
+        for index, name in enumerate(dict.fromkeys([*(arm for arm, _ in arms), *results["arm"], *tables.ARM_ORDER]))
     }
     head, body = tables.cells(results)
     baselines = tables.read_baselines(root / "metrics" / profile)
@@ -163,13 +161,13 @@ def _name(arm: tuple[str, int]) -> str:
 
 def _forest(results: pd.DataFrame, colours: Mapping[str, str], profile: str) -> Plot:
     """Macro AUC of every arm with its interval; a point a seed and view."""
-    averaged = results[results["tta"]].groupby("model")[["auc_macro", "auc_macro_low", "auc_macro_high"]].mean()
-    label = {model: f"{model}|{value:.4f} [{low:.4f}, {high:.4f}]" for model, value, low, high in averaged.itertuples()}
+    averaged = results[results["tta"]].groupby("arm")[["auc_macro", "auc_macro_low", "auc_macro_high"]].mean()
+    label = {arm: f"{arm}|{value:.4f} [{low:.4f}, {high:.4f}]" for arm, value, low, high in averaged.itertuples()}
     results = results.sort_values("tta", ascending=False, kind="stable")
     table = pd.DataFrame(
         {
-            "arm": results["model"],
-            "label": results["model"].map(label),
+            "arm": results["arm"],
+            "label": results["arm"].map(label),
             "view": results["tta"].map({tta: _VIEWS[VIEWS[tta]] for tta in (False, True)}),
             "training": results["seed"].astype(str) + results["tta"].map({True: "a", False: "b"}),
             "value": results["auc_macro"],
@@ -233,7 +231,7 @@ def _growth(root: Path, colours: Mapping[str, str]) -> list[Plot]:
     if not (root / "metrics" / _GROWING / tables.RESULTS).is_file():
         return []
     results = tables.read_results(root / "metrics" / _GROWING / tables.RESULTS)
-    results = results[results["tta"]].assign(arm=results["model"].str.replace(r"_\d+$", "", regex=True))
+    results = results[results["tta"]].assign(arm=results["arm"].str.replace(r"_\d+$", "", regex=True))
     table = results.groupby(["arm", "n_train"], sort=False)["auc_macro"].mean().clip(upper=0.9999).reset_index()
     table = table.sort_values("n_train", kind="stable").assign(seed=0)
     table["odds"] = np.log(table["auc_macro"] / (1 - table["auc_macro"]))
@@ -251,7 +249,7 @@ def _growth(root: Path, colours: Mapping[str, str]) -> list[Plot]:
 
 
 def _roc(tables: Mapping[tuple[str, int], pd.DataFrame], colours: Mapping[str, str], profile: str) -> Plot:
-    table = plots.curves(tables).rename(columns={"model": "arm"})
+    table = plots.curves(tables)
     x, y = (charts.number(f"{kind[0]}pr", f"{kind} positive rate", domain=[0, 1]) for kind in ("false", "true"))
     spec = charts.panels("class", [_diagonal("fpr", "tpr", 0), _line(x, y)], ())
     text = "One class against the rest, test split, averaged over eight views. Dashed: chance."
@@ -315,12 +313,12 @@ def _diagonal(x: str, y: str, start: float) -> dict[str, Any]:
 
 
 def _confusions(tables: Mapping[tuple[str, int], pd.DataFrame]) -> dict[str, list[list[tuple[int, float]]]]:
-    """For each model, rows of the true class: (images, share of the row) by the predicted class; seeds together."""
+    """For each arm, rows of the true class: (images, share of the row) by the predicted class; seeds together."""
     table = plots.confusions(tables)
     found = {}
-    for model, part in table.groupby("model", sort=False):
+    for arm, part in table.groupby("arm", sort=False):
         images = part.pivot_table("images", "actual", "predicted", "sum").loc[list(CLASSES), list(CLASSES)].to_numpy()
-        found[str(model)] = [[(int(count), count / row.sum()) for count in row] for row in images]
+        found[str(arm)] = [[(int(count), count / row.sum()) for count in row] for row in images]
     return found
 
 
