@@ -76,8 +76,8 @@ campaigns: $(READY) ## run the slow searches for faults: kills, hostile files, a
 	@$(BIN)/python tools/fuzz.py --inputs 120000
 	@$(BIN)/python tools/soak.py --images 20000
 
-publish: $(READY) ## write what follows from the metrics: documents, model card, pictures (SHIP=1: first the network itself)
-	@$(BIN)/python tools/publish.py $(if $(SHIP),--ship)
+publish: $(READY) ## write what follows from the metrics: documents, model card, pictures (SHIP=1, SHIP=marginal: first a network itself)
+	@$(BIN)/python tools/publish.py $(if $(SHIP),--ship $(filter marginal,$(SHIP)))
 
 lock: $(READY) ## resolve requirements.lock anew from pyproject.toml
 	@$(BIN)/python tools/lock.py

@@ -27,12 +27,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.signal import fftconvolve
 
+from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.files import write_text
 from d4lens.inference.api import Model, Simulated, load_model, simulate
 from d4lens.progress import with_progress
 from d4lens.results.metrics import wilson
-from d4lens.simulator import preset, render
+from d4lens.simulator import Truth, preset, render
+from d4lens.studies.mismatch import Case, cases, simulated
 from d4lens.studies.outcome import Outcome, record, write
 
 KINDS = {
@@ -45,6 +47,7 @@ KINDS = {
     "F": "off-centre",
     "G": "header synonyms",
     "H": "PSFs",
+    "O": "other lenses, sources and light",
 }
 TARGET = 0.03
 """Share of the images of a kind that may be wrong and unflagged."""
@@ -416,6 +419,57 @@ _psf_told("a file of four extensions", _gaussian(0.07), _stpsf)
 _psf_told("one of four extensions", _gaussian(0.07), lambda bench: f"{_stpsf(bench)}:DET_SAMP")
 for _beta in (2.5, 4.0):
     _psf_told(f"Moffat of beta {_beta:g}", _moffat(_beta, 0.17), lambda bench, b=_beta: _kernel(0.05, _moffat(b, 0.17)))
+
+
+# --- O: what the preset's constants do not describe ------------------------------------------------------------------
+
+
+def _other(case: Case) -> None:
+    @variant("O", case.words)
+    def make(bench: Bench) -> Given:
+        images, labels = simulated(case, bench.seed, bench.n, preset("deeplense").observation)
+        return Given(images.float().numpy(), [CLASSES[label] for label in labels], {})
+
+
+_AS_PUBLISHED = {"lens_q": 1.0, "lens_x": 0.0, "lens_y": 0.0, "sersic_n": 1.5, "sersic_R_e": 0.5, "snr": 900.0}
+_AS_PUBLISHED |= {"image_psf_sigma": 0.08625, "psf_error": 0.0, "image_sky": 10.0, "second_component": 0.0}
+
+
+def _surveyed(words: str, n_clumps: Any, light_peak: Any) -> None:
+    @variant("O", words)
+    def make(bench: Bench) -> Given:
+        overrides = {**_AS_PUBLISHED, "n_clumps": n_clumps, "light_peak": light_peak}
+        return given(simulate("survey", bench.n, bench.seed, overrides))
+
+
+def _made_of(words: str, places: Array) -> None:
+    """A source of small Gaussians at `places` (k, 2), arcsec from its centre, turned at random."""
+
+    @variant("O", words)
+    def make(bench: Bench) -> Given:
+        lenses, kind = bench.lenses(), preset("deeplense")
+        sky, truth = kind.observation.sky, lenses.truth
+        angle = bench.random.uniform(0, 2 * math.pi, bench.n)
+        cos, sin = np.cos(angle), np.sin(angle)
+        expected = np.zeros(lenses.images.shape)
+        for x, y in places:
+            at = {"source_x": truth.images["source_x"] + cos * x - sin * y}
+            at["source_y"] = truth.images["source_y"] + sin * x + cos * y
+            images = truth.images.assign(**at, source_q=1.0, sersic_n=0.5, sersic_R_e=0.1, sersic_amplitude=200.0)
+            expected += render(Truth(images, truth.subhalos), kind, noise=False).numpy() - sky
+        return given(lenses, bench.random.poisson(expected + sky).astype(np.float32))
+
+
+for _case in cases(preset("deeplense").observation.psf_sigma):
+    if _case.name not in ("deeplense", "random_orientation"):
+        _other(_case)
+_surveyed("1 to 6 clumps in the source", [1.0, 7.0], 0.5)
+_surveyed("the lens galaxy's own light", 0.0, {"kind": "log-uniform", "low": 1.0, "high": 50.0})
+_turn = np.linspace(0, 2 * math.pi, 12, endpoint=False)
+_made_of("a ring-shaped source", 0.3 * np.stack([np.cos(_turn), np.sin(_turn)], 1))
+_arm = np.linspace(0.05, 0.45, 7)
+_arms = [_arm * f(6 * _arm + start) for start in (0, math.pi) for f in (np.cos, np.sin)]
+_made_of("a source of two spiral arms", np.concatenate([np.stack(_arms[:2], 1), np.stack(_arms[2:], 1)]))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

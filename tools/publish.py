@@ -2,6 +2,7 @@
 
     python tools/publish.py           # for the network that the package holds
     python tools/publish.py --ship    # first put the network of the largest training into the package
+    python tools/publish.py --ship marginal   # that for the maps of the marginal fit
 
 A reproduction changes none of these. The card is refused, and nothing written, where the package's network is not the one
 that was evaluated. `card.largest_training` says which training is the largest: its rule knows the number of training images
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import figures
@@ -22,7 +24,8 @@ import pandas as pd
 from d4lens.errors import D4LensError
 from d4lens.files import write_text
 from d4lens.flags import largest_chi2
-from d4lens.inference.pipeline import WEIGHTS
+from d4lens.inference.pipeline import SURVEY_WEIGHTS, WEIGHTS
+from d4lens.macrofit.world import MARGINAL, SPECIALIST
 from d4lens.models import load, weights
 from d4lens.models.averaging import exported
 from d4lens.results import card, documents
@@ -32,7 +35,13 @@ LARGEST = 15_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ship", action="store_true", help="put the network of the largest training into the package")
+    parser.add_argument(
+        "--ship",
+        nargs="?",
+        const=SPECIALIST,
+        choices=(SPECIALIST, MARGINAL),
+        help="put the network of the largest training on this fit's maps into the package",
+    )
     shipped = parser.parse_args().ship
     try:
         publish(shipped)
@@ -43,19 +52,19 @@ def main() -> None:
         sys.exit(f"publish: {error}")
 
 
-def publish(shipped: bool) -> None:
+def publish(shipped: str | None) -> None:
     """Write card and documents. Raises D4LensError for a card of another network than the evaluated one."""
     if shipped:
-        ship()
+        ship(*{SPECIALIST: (card.SHIPPED, WEIGHTS), MARGINAL: (card.SHIPPED_MARGINAL, SURVEY_WEIGHTS)}[shipped])
     text = card.of_package("metrics")
     changed = documents.update(".")
     write_text(Path("docs") / card.FILE, text)
     print(f"docs/{card.FILE} and {len(changed)} documents: {', '.join(map(str, changed)) or 'none changed'}")
 
 
-def ship() -> None:
+def ship(arms: Sequence[str], target: Path) -> None:
     """Write the weights. Raises D4LensError for a training that is missing, or is another than the evaluated one."""
-    scores = card.largest_training("metrics")
+    scores = card.largest_training("metrics", arms)
     profile, arm, seed = scores["profile"], scores["arm"], scores["seed"]
     source = Path("runs") / profile / f"{arm}-{seed}" / "model.safetensors"
     fitted = Path("data") / profile / "macrofit" / "train_fit.csv"
@@ -76,8 +85,8 @@ def ship() -> None:
     size = sum(value.nbytes for value in tensors.values())
     if size > LARGEST:
         raise D4LensError(f"{source} holds {size} bytes of weights, more than the package carries ({LARGEST})")
-    weights.write(WEIGHTS, tensors, description)
-    print(f"{source} -> {WEIGHTS.name} in the package, {size / 1e6:.2f} MB, fingerprint {description['fingerprint']}")
+    weights.write(target, tensors, description)
+    print(f"{source} -> {target.name} in the package, {size / 1e6:.2f} MB, fingerprint {description['fingerprint']}")
 
 
 def answer() -> None:

@@ -13,6 +13,8 @@ from d4lens.data.images import prepare
 from d4lens.data.images.formats import read_npy
 from d4lens.data.preprocess import Row, build, carve, orbit_digest
 from d4lens.errors import D4LensError
+from d4lens.simulator import preset, render
+from d4lens.simulator.dataset import DataSet, write_archive
 
 TELESCOPE = {"pixel_scale": 0.05, "psf_sigma": 0.08625, "sky": 10.0}
 
@@ -77,6 +79,19 @@ def test_arrays_hold_the_images_photon_by_photon(tmp_path, pack, make, factor):
     assert {path.name for path in (tmp_path / "arrays").iterdir()} == {
         *("train.npy", "select.npy", "test.npy", "manifest.csv", "observation.json")
     }
+
+
+def test_images_with_skies_of_their_own_come_back_photon_by_photon(tmp_path):
+    kind = preset("survey_deep")
+    write_archive(tmp_path / "lenses.zip", DataSet(kind, 2, 12, 6))
+    facts = run(tmp_path / "lenses.zip", tmp_path / "arrays", psf_sigma=0.07, sky=20.0, factor=2)
+    assert facts["units"] == "counts"
+    test = arrays.load_split(tmp_path / "arrays", "test")
+    truth = arrays.load_truth(tmp_path / "arrays", "test")
+    true = render(truth, kind).numpy()
+    assert truth.images["image_sky"].max() > 3 * truth.images["image_sky"].min()
+    assert np.array_equal(truth.images["darkest"], true.min((1, 2)))
+    assert np.array_equal(test.counts, true.reshape(6, 75, 2, 75, 2).sum((2, 4)))
 
 
 def test_genuine_images_pass_and_keep_their_photons(real_samples, tmp_path, pack):

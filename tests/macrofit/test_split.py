@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from d4lens.macrofit import TABLE_COLUMNS, SmoothLensModel, fit, preset_model, split
+from d4lens.macrofit import TABLE_COLUMNS, SmoothLensModel, fit, fit_marginal, open_model, preset_model, split
 
 BINNED = preset_model("deeplense", binning=2)
 WRITTEN = ["train_fit.csv", "train_residual.npy", "train_significance.npy"]
@@ -151,3 +152,15 @@ def test_normalised_images_are_fitted_as_pseudo_counts(counts, paths, tmp_path):
     found = torch.tensor(table[["theta_E", "source_x", "source_y"]].to_numpy()[smooth])
     assert (found - known.parameters[smooth][:, [0, 3, 4]]).abs().max() < 0.01
     assert (table["chi2"][smooth] < 1.5).all()
+
+
+def test_each_image_is_fitted_with_what_is_known_of_it(counts, paths, tmp_path):
+    native = BINNED.observation
+    known = [replace(native, psf_sigma=0.08), replace(native, psf_sigma=0.1)]
+    folder = tmp_path / "macrofit"
+    options = {"source": "a", "smooth_lens": "marginal", "observations": known}
+    split.fit_split(counts[:2], paths[:2], BINNED, folder, "train", **options)
+    residuals = np.load(folder / "train_residual.npy", allow_pickle=False)
+    for image, observation, residual in zip(counts, known, residuals):
+        alone = fit_marginal(torch.from_numpy(image[None].astype(np.float32)), open_model(observation, 2))
+        assert np.array_equal(residual, alone.residual[0].numpy().astype(np.float16))

@@ -42,7 +42,7 @@ def project(tmp_path, monkeypatch, load_tool):
 
 def test_the_largest_training_ships_with_its_card(project):
     tool, shipped = project
-    tool.publish(shipped=True)
+    tool.publish("specialist")
     _, description = weights.read(shipped)
     assert (description["profile"], description["seed"], description["licence"]) == ("large", 0, "MIT")
     assert description["options"]["unet_kind"] == "exported"
@@ -78,7 +78,7 @@ def test_another_training_than_the_evaluated_one_is_refused_and_nothing_written(
 def test_a_card_of_one_network_beside_the_scores_of_another_is_refused_and_nothing_written(project, monkeypatch):
     """After a reproduction the package still holds the network that was trained before."""
     tool, _ = project
-    tool.publish(shipped=True)
+    tool.publish("specialist")
     card = Path("docs/model-card.md").read_bytes()
     Path("README.md").write_text("<!--n large/evaluation/none value .2f-->1<!--/n-->")  # would not be reached either
     scores = Path("metrics/large/evaluation/d4lenspinn-0.json")
@@ -96,7 +96,7 @@ def test_an_evaluation_that_does_not_say_whose_it_is_is_refused(project):
     scores = Path("metrics/large/evaluation/d4lenspinn-0.json")
     scores.write_text(scores.read_text().replace(f'"fingerprint": "{FINGERPRINT}"', '"note": ""'))
     with pytest.raises(D4LensError, match="was made with none"):
-        tool.publish(shipped=True)
+        tool.publish("specialist")
 
 
 def test_no_profile_can_be_named(project, monkeypatch):

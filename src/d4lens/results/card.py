@@ -1,6 +1,6 @@
 """The model card: what a file of weights is, what it is for and what it is not, with its measured scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,24 @@ MODEL = "d4lenspinn"
 """The model in MLflow's registry, and the network that ships with the package."""
 SHIPPED = (MODEL, "d4lenspinn_every_angle")
 """Arms whose network the package may ship."""
+SHIPPED_MARGINAL = ("d4lenspinn_survey",)
+"""Those of the network that it ships for the maps of the marginal fit."""
 
 
-def largest_training(metrics: str | Path) -> dict[str, Any]:
+def largest_training(metrics: str | Path, arms: Sequence[str] = SHIPPED) -> dict[str, Any]:
     """Find the evaluation whose network the package ships; no genuine image and no score enters.
 
     Parameters
     ----------
     metrics : str or Path
         The folder metrics/.
+    arms : sequence of str
+        Whose evaluations count.
 
     Returns
     -------
     dict
-        Of all evaluations of the arms `SHIPPED` the one with most training images; among equals that of the lowest seed,
+        Of all evaluations of these arms the one with most training images; among equals that of the lowest seed,
         then of the first profile and arm by name.
 
     Raises
@@ -39,9 +43,9 @@ def largest_training(metrics: str | Path) -> dict[str, Any]:
     D4LensError
         Without such an evaluation, or where one cannot be read.
     """
-    files = [file for arm in SHIPPED for file in Path(metrics).glob(f"*/evaluation/{arm}-*.json")]
+    files = [file for arm in arms for file in Path(metrics).glob(f"*/evaluation/{arm}-*.json")]
     if not files:
-        raise D4LensError(f"{metrics} holds no evaluation of {MODEL}; run make reproduce")
+        raise D4LensError(f"{metrics} holds no evaluation of {arms[0]}; run make reproduce")
     found = [{**read_json(file), "arm": file.stem.rpartition("-")[0]} for file in files]
     return min(found, key=lambda one: (-one["n_train"], one["seed"], one["profile"], one["arm"]))
 
