@@ -177,6 +177,11 @@ class Fitted:
         return MARGINAL if isinstance(self.result, MarginalFit) else SPECIALIST
 
     @property
+    def has_light(self) -> bool:  # numpydoc ignore=RT01
+        """Whether the lens galaxy's light was fitted too."""
+        return self.result.parameters.shape[1] > len(self.lens.free)
+
+    @property
     def names_fitted(self) -> tuple[str, ...]:  # numpydoc ignore=RT01
         """The fitted quantities in the order of `result.parameters`."""
         return (*self.lens.free, *NAMES)[: self.result.parameters.shape[1]]
@@ -1060,6 +1065,8 @@ def flags_of(part: Fitted, i: int, classifier: Classifier | None = None) -> list
         raised.append(Raised(Flag.OFF_CENTRE))
     if classifier is not None and classifier.model not in (AUTO, part.model):
         raised.append(Raised(Flag.OTHER_MAPS, f"{part.model}, not {classifier.model}"))
+    elif classifier is not None and part.has_light:
+        raised.append(Raised(Flag.OTHER_MAPS, "with the lens galaxy's light, not without"))
     elif classifier is not None and classifier.largest_chi2 is not None and chi2 > classifier.largest_chi2:
         raised.append(Raised(Flag.UNLIKE_TRAINING))
     if image.units != COUNTS:
