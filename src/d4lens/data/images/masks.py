@@ -32,6 +32,21 @@ _TRIED = 16  # values, the most frequent ones
 _LONG = 32  # pixels that not even a clipped sky makes equal, all of them, to one another or to their neighbours
 
 
+def is_companion(name: str) -> bool:
+    """Say whether an array of a file stands beside its image and is none itself.
+
+    Parameters
+    ----------
+    name : str
+        The array's, or that of one of its planes, NAME:0.
+
+    Returns
+    -------
+    bool
+    """
+    return name.partition(":")[0].upper() in COMPANIONS
+
+
 def without(image: Array, mask: Mask) -> Array:
     """Return an image with NaN where a mask is True.
 
