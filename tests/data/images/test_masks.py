@@ -38,7 +38,7 @@ def test_saturated_arcs_dead_columns_and_filled_borders_are_found():
 def test_padding_of_any_width_is_found(mode):
     """15 of 75 pixels a side are more than a third of the image, which a clipped sky may be."""
     k = simulate(n=1, seed=1).images[0]
-    for image in (k, (k - k.min()) / np.ptp(k), k.astype(np.float16)):
+    for image in (k, (k - k.min()) / np.ptp(k)):
         padded = np.pad(image[15:135, 15:135], 15, mode=mode)
         inside = np.zeros(k.shape, bool)
         inside[15:135, 15:135] = True

@@ -30,7 +30,7 @@ MAX_PIXELS = MAX_IMAGE_BYTES // 8
 class Raw:
     """One band as it stands in a file.
 
-    `pixels` (H, W) are real or integer, in native byte order; `band` is its name if the file has several; `noise` (H, W)
+    `pixels` (H, W) are integer, or real of 32 bits or 64, in native byte order; `band` is its name if the file has several; `noise` (H, W)
     is their standard deviation in their own units, where it is known.
     """
 
@@ -358,6 +358,8 @@ def reader_of(name: str) -> Reader | None:
 
 def _plane(array: Array, where: str, band: Band) -> Raw:
     """One plane of an array: leading axes of length one do not count, nor does the band of an image that has one."""
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)  # photon counts overflow halves
     while array.ndim > 2 and len(array) == 1:
         array = array[0]
     if array.ndim == 2:

@@ -123,8 +123,6 @@ def dead(image: Array) -> Mask:
     ndarray
         (H, W) bool, False where the image is NaN.
     """
-    if image.dtype == np.float16:
-        image = image.astype(np.float32)  # scipy's filters take no halves
     found, within = np.isfinite(image), _unpadded(image)
     found[within] = _defects(image[within])
     return found
