@@ -140,7 +140,7 @@ def lens(tmp_path_factory):
 
 def shell(line, folder, **environment):
     """Run a line in which D is d4lens, as bash does; its status is the first command's."""
-    line = line.replace("D ", f"{shlex.quote(sys.executable)} -m d4lens.cli ")
+    line = line.replace("D ", f"{shlex.quote(sys.executable)} -m d4lens ")
     line = f"{line}; exit ${{PIPESTATUS[0]}}"
     inherited = {**os.environ, **environment}
     return subprocess.run(["bash", "-c", line], cwd=folder, env=inherited, capture_output=True)
@@ -272,8 +272,17 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out.strip() == f"d4lens {metadata.version('d4lens')}"
 
 
+def test_the_package_runs_as_the_command_does(tmp_path):
+    for arguments, status in ((["--version"], 0), (["fit", "absent.npy"], 1), ([], 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "d4lens", *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == status
+        assert (done.stdout or done.stderr).splitlines()[-1].startswith("d4lens")
+
+
 def test_help_is_quick_and_names_the_commands():
-    done = subprocess.run([sys.executable, "-m", "d4lens.cli", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "d4lens", "--help"], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("simulate", "predict", "fit"))
     code = "import d4lens.cli, sys; d4lens.cli._parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "d4lens"
 FILES = sorted(PACKAGE.rglob("*.py"))
-MODULES = [path.parent.name if path.stem == "__init__" else path.stem for path in FILES]
+MODULES = [path.parent.name if path.stem == "__init__" else path.stem for path in FILES if path.stem != "__main__"]
 
 
 def public(kind):

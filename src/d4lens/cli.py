@@ -443,7 +443,3 @@ def _write(answer: "Answer", arguments: argparse.Namespace) -> int:
 
 def _csv(table: "DataFrame") -> str:
     return str(table.to_csv(index=False, float_format="%.6g"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,8 +14,10 @@ from astropy.utils.masked import Masked
 from astropy.wcs import WCS
 from PIL import Image
 
+from d4lens.data.images import prepare, read_instrument
 from d4lens.errors import D4LensError
 from d4lens.inference.arguments import image_sources, instrument_values, names_of
+from d4lens.observation import Observation
 
 COUNTS = np.random.default_rng(0).poisson(30, (20, 20))
 COUNTS[0, 0] = 61
@@ -75,6 +77,27 @@ PLAIN = {
     "grey as colour": Image.fromarray(COUNTS.astype(np.uint8)).convert("RGB"),
     "no dimension": COUNTS * units.dimensionless_unscaled,
 }
+
+
+HALVES = COUNTS.astype(np.float16)
+HALF = {
+    "an array": HALVES,
+    "a tensor": torch.from_numpy(HALVES),
+    "a file": saved(HALVES),
+    "planes": saved(np.stack([HALVES, HALVES])),
+    "a CCDData": CCDData(HALVES, unit="electron"),
+    "a cutout": Cutout2D(HALVES, (9.5, 9.5), 20),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_does_not_overflow_where_photons_are_counted(name):
+    raw = image_sources(HALF[name])[0].read("0" if name == "planes" else None)
+    assert raw.pixels.dtype == np.float32
+    assert np.array_equal(raw.pixels, HALVES)
+    grid = Observation(20, 0.05, 0.08, 10.0)
+    done = prepare(raw, grid, read_instrument(exposure=6000, sky=180_000, pixel_scale=0.05))
+    assert np.allclose(done.pixels - done.pixels.min(), (COUNTS - COUNTS.min()) * 6000.0)
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,8 @@ def test_the_critical_curve_is_that_of_the_fitted_lens(vortex):
     expected = lensing.determinant(lensing.jacobian(deflection, x, y))
     assert abs(q - 1) > 0.01
     assert torch.allclose(_determinant(fitted)[away], expected[away], atol=1e-4)
+    failed = replace(fitted.result, parameters=torch.full_like(fitted.result.parameters, torch.nan))
+    assert torch.isnan(_determinant(replace(fitted, result=failed))).all()
 
 
 @pytest.mark.parametrize(("index", "asked"), [(0, False), (8, True)])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from d4lens.macrofit import fit, preset_model
@@ -22,6 +24,16 @@ def test_images_of_the_preset_are_no_foreigners_and_smooth_ones_of_other_worlds_
     for other in ({"lens_q": 0.75, "lens_phi": 0.5}, {"sersic_n": 1.0}, {"sersic_R_e": 0.35}):
         counts, result, smooth = fitted(6, **other)
         assert foreign(counts, result, LENS)[smooth].all(), other
+
+
+def test_noise_that_neighbours_share_counts_as_that_of_photons():
+    counts, result, _ = fitted(6)
+    quieter, noise = replace(result, chi2=result.chi2 - 0.4), torch.full((6,), 0.6, dtype=torch.float64)
+    largest = float(result.chi2.median())
+    assert foreign(counts, result, LENS, largest).any()
+    for limit in (None, largest):
+        assert torch.equal(foreign(counts, quieter, LENS, limit, noise), foreign(counts, result, LENS, limit))
+    assert not torch.equal(foreign(counts, quieter, LENS, largest), foreign(counts, result, LENS, largest))
 
 
 def test_what_is_free_already_is_not_held_against_an_image():

@@ -134,7 +134,7 @@ def test_the_recipe_of_a_preset_is_one_file_that_the_command_line_follows(tmp_pa
     recipes.apply_recipe("priors.py", ["src/d4lens/simulator/priors.py"], tmp_path)
 
     def d4lens(*arguments):
-        command = [sys.executable, "-m", "d4lens.cli", "simulate", *arguments]
+        command = [sys.executable, "-m", "d4lens", "simulate", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "200"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 

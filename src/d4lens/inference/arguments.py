@@ -238,7 +238,7 @@ def _with_header(item: Any, where: str) -> Callable[[str | None], Raw] | None:
     for module, name, hdus in (
         (fits, "HDUList", lambda: item),
         ("astropy.io.fits.hdu.base", "_BaseHDU", lambda: [item]),
-        (nddata, "Cutout2D", lambda: [_cutout(item)]),
+        (nddata, "Cutout2D", lambda: [_cutout(item, where)]),
         (nddata, "NDData", lambda: [_ccd(item, where)]),
     ):
         if _is(item, module, name):
@@ -295,10 +295,10 @@ def _fits_bytes(hdus: Callable[[], Iterable[Any]], where: str) -> bytes:
     return stream.getvalue()
 
 
-def _cutout(item: Any) -> Any:
+def _cutout(item: Any, where: str) -> Any:
     from astropy.io import fits
 
-    return fits.ImageHDU(np.asarray(item.data), item.wcs.to_header() if item.wcs is not None else None)
+    return fits.ImageHDU(_numbers(np.asarray(item.data), where), item.wcs.to_header() if item.wcs is not None else None)
 
 
 def _ccd(item: Any, where: str) -> Any:
@@ -327,7 +327,7 @@ def _ccd(item: Any, where: str) -> Any:
         header["BUNIT"] = unit
     if item.mask is not None and np.any(item.mask):
         values = np.where(np.broadcast_to(item.mask, values.shape), np.nan, values)
-    return fits.ImageHDU(values, header)
+    return fits.ImageHDU(_numbers(values, where), header)
 
 
 def _photons_by_uncertainty(values: Array, sigma: Array | None, mask: Any, where: str) -> Array:
@@ -406,7 +406,7 @@ def _array(item: Any, where: str) -> Array:
 def _numbers(array: Array, where: str) -> Array:
     """Real numbers in native byte order and a precision that numpy's functions take."""
     dtype = array.dtype
-    if dtype.name == "bfloat16":  # jax's
+    if dtype.name in ("float16", "bfloat16"):  # photon counts overflow the one, the other is jax's
         return array.astype(np.float32)
     if dtype.kind == "O":
         try:

@@ -182,6 +182,11 @@ class Fitted:
         return self.result.parameters.shape[1] > len(self.lens.free)
 
     @property
+    def noise(self) -> Tensor:  # numpydoc ignore=RT01
+        """(B,) variance over mean of each image's sky: 1, less where resampling has averaged neighbours."""
+        return torch.tensor([image.noise for image in self.images], dtype=torch.float64)
+
+    @property
     def names_fitted(self) -> tuple[str, ...]:  # numpydoc ignore=RT01
         """The fitted quantities in the order of `result.parameters`."""
         return (*self.lens.free, *NAMES)[: self.result.parameters.shape[1]]
@@ -525,9 +530,7 @@ def fit_images(
     for part in parts:
         gone = torch.zeros(len(part.names), dtype=torch.bool)
         if way.model == AUTO and part.images[0].units == COUNTS:  # of a guessed noise the fit's quality says nothing
-            noise = torch.tensor([image.noise for image in part.images], dtype=torch.float64)
-            like_photons = replace(part.result, chi2=part.result.chi2 + (1 - noise))
-            gone = foreign(part.counts, like_photons, part.lens, way.largest_chi2)
+            gone = foreign(part.counts, part.result, part.lens, way.largest_chi2, part.noise)
         for row in torch.nonzero(gone)[:, 0].tolist():
             again.append(names.index(part.names[row]))
             doubts = [flag for flag in part.images[row].flags if flag.flag is Flag.PSF_DISAGREES]
@@ -629,8 +632,7 @@ def _psf_checked(part: Fitted) -> Fitted:
 
 def _unexplained(part: Fitted) -> Tensor:
     """Return the deviance (B,) of each image beyond that of its noise."""
-    noise = torch.tensor([image.noise for image in part.images], dtype=torch.float64)
-    return unexplained(part.counts, part.result.chi2, noise)
+    return unexplained(part.counts, part.result.chi2, part.noise)
 
 
 def _centred(part: Fitted) -> list[Fitted]:
@@ -638,7 +640,6 @@ def _centred(part: Fitted) -> list[Fitted]:
     if any(name in part.lens.free for name in CENTRE):
         return [part]
     pixels = torch.isfinite(part.counts).sum((1, 2)).double()
-    noise = torch.tensor([image.noise for image in part.images], dtype=torch.float64)
     standard = torch.tensor([image.standard for image in part.images])
     doubt = torch.where(standard, _PUBLISHED_DOUBT, _DOUBT)
     left = _unexplained(part)
@@ -653,7 +654,7 @@ def _centred(part: Fitted) -> list[Fitted]:
     known = torch.cat([fixed.result.parameters, places(fixed.result, part.lens)], 1)
     gain = deviance(fixed.counts, known, lens) - deviance(fixed.counts, moved.parameters, lens)
     off = (places(moved, lens) - places(fixed.result, part.lens)).norm(dim=1)
-    explained = moved.chi2 < (noise + GRACE * (2 / pixels).sqrt())[tried]
+    explained = moved.chi2 < (part.noise + GRACE * (2 / pixels).sqrt())[tried]
     real = gain > _GAIN
     taken = real & (explained | (gain > _MOST * left[tried]) | (off > _FARTHER))
     doubted = real & ~explained & (taken | (gain > (doubt * left)[tried]))

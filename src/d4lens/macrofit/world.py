@@ -23,7 +23,13 @@ _PULL = {"lens_e1": 5.9e-4, "lens_e2": 5.9e-4, "R_e": 1.75e-4, "psf_sigma": 1.46
 _FAR = 16.0  # squared standard deviations, of noise and of that, that one in fifty of the preset's images exceeds
 
 
-def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_chi2: float | None = None) -> Tensor:
+def foreign(
+    counts: Tensor,
+    result: FitResult,
+    lens: SmoothLensModel,
+    largest_chi2: float | None = None,
+    noise: Tensor | float = 1.0,
+) -> Tensor:
     """Say which images the preset's lens does not describe.
 
     Those are images whose fit did not converge, whose chi2 a pixel is above `largest_chi2`, or which ask for other
@@ -41,15 +47,17 @@ def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_ch
         What was fitted.
     largest_chi2 : float, optional
         Per pixel, of the preset's images.
+    noise : Tensor or float
+        (B,) variance over mean of the images' sky, below 1 where resampling has averaged neighbours.
 
     Returns
     -------
     Tensor
         (B,) bool.
     """
-    unlike = ~result.converged
+    unlike, chi2 = ~result.converged, result.chi2 + (1 - noise)
     if largest_chi2 is not None:
-        unlike = unlike | (result.chi2 > largest_chi2)
+        unlike = unlike | (chi2 > largest_chi2)
     names = tuple(name for name in dict.fromkeys((*CONSTANTS, *_PULL)) if name not in lens.free)
     if not names:
         return unlike
@@ -62,13 +70,13 @@ def foreign(counts: Tensor, result: FitResult, lens: SmoothLensModel, largest_ch
         return score[:, rows], curvature[:, rows[:, None], rows]
 
     _, gain = gained(*taken(CONSTANTS), n)
-    unlike = unlike | ((gain > _GAIN) & (gain > _SHARE * unexplained(counts, result.chi2)))
+    unlike = unlike | ((gain > _GAIN) & (gain > _SHARE * unexplained(counts, chi2)))
     pulls = [pull for name, pull in _PULL.items() if name in names]
     if pulls:
         part, within = taken(_PULL)
         step, gain = gained(part, within, n)
         pixels = torch.isfinite(counts).sum((1, 2)).double()
-        left = ((result.chi2 - 1) * pixels - gain).clamp_min(0)
+        left = ((chi2 - 1) * pixels - gain).clamp_min(0)
         spread = covariance(within)[:, n:, n:]
         spread = spread + left[:, None, None] * torch.diag(torch.tensor(pulls, dtype=torch.float64).square())
         away = step[:, n:]

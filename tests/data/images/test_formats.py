@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d4lens.data.images.formats import Header, parse_npy, read_fits, read_npy, read_npz, read_picture
+from d4lens.data.images.formats import Header, choose, parse_npy, read_fits, read_npy, read_npz, read_picture
 from d4lens.errors import D4LensError
 
 
@@ -99,6 +99,29 @@ def test_the_shortest_of_three_axes_counts_the_bands(make):
     ):
         with pytest.raises(D4LensError, match=sentence):
             read_npy(make.npy(array), "x.npy", band)
+
+
+def test_one_of_a_file_s_images_is_chosen():
+    for names, band, place in (
+        (("G",), None, 0),
+        (("ERR", "SCI", "CTX"), None, 1),
+        (("mask", "image"), None, 1),
+        (("DQ:0", "DQ:1", "F606W"), None, 2),
+        (("DQ",), None, 0),
+        (("G", "mask", "dq"), ("MASK", "DQ"), 1),
+        (("G", "dq"), ("MASK", "DQ"), 1),
+        (("G", "ERR"), ("MASK", "DQ"), 0),
+        (("G", "R"), "1", 1),
+    ):
+        assert choose(names, band, "x") == place
+    for names, band, sentence in (
+        (("G", "R", "DQ"), None, r"x holds 2 images \(G, R\); choose one"),
+        (("DQ", "ERR"), None, r"x holds 2 images \(DQ, ERR\); choose one"),
+        (("G", "R"), ("MASK", "DQ"), r"x holds 2 images \(G, R\); choose one"),
+        (("SCI", "DQ", "DQ"), ("MASK", "DQ"), "x has several bands 'DQ'; it holds SCI, DQ, DQ"),
+    ):
+        with pytest.raises(D4LensError, match=sentence):
+            choose(names, band, "x")
 
 
 def npz(**arrays: np.ndarray) -> bytes:

@@ -372,6 +372,8 @@ def test_photons_that_are_said_to_be_something_else_are_flagged():
         (photons - 10.0, plain, {"gain": 2}),  # the sky's mean, which would tell, is gone
     ):
         assert "photons already" not in words(prepare(Raw(image, header), GRID, read_instrument(**told)))
+    weighed = Raw(photons, plain, noise=np.sqrt(photons + 1.0))  # by its map, whatever the exposure
+    assert words(prepare(weighed, GRID, read_instrument(exposure=600))) == ()
 
 
 def test_eso_s_gain_is_the_inverse_of_its_conad():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from d4lens import simulate
-from d4lens.data.images.masks import dead, declared, without
+from d4lens.data.images.masks import _unpadded, dead, declared, without
 
 
 def test_what_a_detector_leaves_is_found_and_photons_are_not():
@@ -38,7 +38,7 @@ def test_saturated_arcs_dead_columns_and_filled_borders_are_found():
 def test_padding_of_any_width_is_found(mode):
     """15 of 75 pixels a side are more than a third of the image, which a clipped sky may be."""
     k = simulate(n=1, seed=1).images[0]
-    for image in (k, (k - k.min()) / np.ptp(k), k.astype(np.float16)):
+    for image in (k, (k - k.min()) / np.ptp(k)):
         padded = np.pad(image[15:135, 15:135], 15, mode=mode)
         inside = np.zeros(k.shape, bool)
         inside[15:135, 15:135] = True
@@ -50,6 +50,39 @@ def test_padding_of_any_width_is_found(mode):
     found = dead(np.where(aperture, k, 0))
     assert found[~aperture].mean() > 0.99
     assert not found[aperture].any()
+
+
+@pytest.mark.parametrize("mode", ["reflect", "symmetric", "wrap"])
+@pytest.mark.parametrize("pads", [((6, 6), (6, 6)), ((20, 20), (13, 13)), ((0, 0), (20, 0)), ((0, 6), (0, 0))])
+def test_a_mirrored_or_wrapped_edge_is_padding(mode, pads):
+    (top, bottom), (left, right) = pads
+    for k in simulate(n=6, seed=3).images:
+        for image in (k, (k - k.min()) / np.ptp(k), np.rint(255 * k / k.max()).astype(np.uint8)):
+            inside = np.pad(np.ones(k.shape, bool), pads)
+            if mode == "wrap":  # what is repeated may be the copy itself
+                rows, columns = np.indices(inside.shape)
+                inside &= (rows >= top + bottom) & (rows < 150) & (columns >= left + right) & (columns < 150)
+            assert np.array_equal(dead(np.pad(image, pads, mode=mode)), ~inside)
+
+
+def test_a_mirrored_edge_is_found_beside_masked_pixels():
+    k = simulate(n=1, seed=3).images[0]
+    padded = np.pad(k, 10, mode="reflect")
+    padded[3, 40:60] = padded[80:90, 165] = np.nan
+    found = dead(padded) | np.isnan(padded)
+    assert np.array_equal(found, np.pad(np.zeros(k.shape, bool), 10, constant_values=True))
+
+
+def test_rows_that_are_alike_by_chance_or_symmetry_are_data():
+    """Few levels, faint skies and small images; a ring without noise is its own mirror image."""
+    for sky in (2, 10, 40):
+        for k in simulate(n=66, seed=7, overrides={"sky": sky}).images:
+            eight = np.rint(255 * (k - k.min()) / np.ptp(k)).astype(np.uint8)
+            for image in (k, eight, k[40:110, 30:100], eight[:40, :40]):
+                assert _unpadded(image) == tuple(slice(0, side) for side in image.shape)
+            assert not dead(k).any()
+    rows, columns = np.indices((150, 150)) - np.array([70.0, 74.5])[:, None, None]
+    assert not dead(np.exp(-((np.hypot(rows, columns) - 24) ** 2) / 90) + 1e-3 * np.hypot(rows, columns)).any()
 
 
 def test_a_sky_clipped_at_zero_is_no_defect():

@@ -91,10 +91,11 @@ def test_masks_come_from_files_and_arrays(make, tmp_path):
     np.save(tmp_path / "number.npy", gone * 2.0)
     fits.writeto(tmp_path / "mask.fits", gone.astype(np.int16))
     Image.fromarray(gone.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    Image.fromarray(np.dstack([gone.astype(np.uint8)] * 3) * 255).save(tmp_path / "grey.png")
     np.savez(tmp_path / "both.npz", image=np.ones((48, 48)), mask=gone)
     science, quality = (fits.ImageHDU(of.astype(np.int16), name=name) for name, of in (("SCI", gone + 1), ("DQ", gone)))
     fits.HDUList([fits.PrimaryHDU(), science, quality]).writeto(tmp_path / "both.fits")
-    names = ("true.npy", "number.npy", "mask.fits", "mask.png", "both.npz", "both.fits")
+    names = ("true.npy", "number.npy", "mask.fits", "mask.png", "grey.png", "both.npz", "both.fits")
     files = [tmp_path / name for name in names]
     for given in (*files, f"{files[-1]}:DQ", gone, gone.astype(int).tolist(), gone[None]):
         (mask,) = read_masks(given)
@@ -108,5 +109,8 @@ def test_masks_come_from_files_and_arrays(make, tmp_path):
     for given in (tmp_path / "cube.npy", tmp_path / "none.npy", 3, "none", [[1, 2], [3]], [None]):
         with pytest.raises(D4LensError):
             read_masks(given)
+    np.savez(tmp_path / "strange.npz", image=np.ones((48, 48)), mask=gone.astype(complex))
+    with pytest.raises(D4LensError, match=r"strange\.npz: 'mask' holds values of type complex128"):  # not the image's
+        read_masks(tmp_path / "strange.npz")
     with pytest.raises(D4LensError, match=r"the mask .*none\.npy is no file; check the path"):
         read_masks(tmp_path / "none.npy")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from d4lens.data.archive import MAX_IMAGE_BYTES
 from d4lens.data.images.headers import Header, header_of
-from d4lens.data.images.masks import COMPANIONS, declared, without
+from d4lens.data.images.masks import declared, is_companion, without
 from d4lens.errors import D4LensError
 
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ MAX_PIXELS = MAX_IMAGE_BYTES // 8
 class Raw:
     """One band as it stands in a file.
 
-    `pixels` (H, W) are real or integer, in native byte order; `band` is its name if the file has several; `noise` (H, W)
+    `pixels` (H, W) are integer, or real of 32 bits or 64, in native byte order; `band` is its name if the file has several; `noise` (H, W)
     is their standard deviation in their own units, where it is known.
     """
 
@@ -40,7 +40,9 @@ class Raw:
     noise: Array | None = None
 
 
-Reader = Callable[[bytes, str, str | None], Raw]
+Band = str | tuple[str, ...] | None
+"""One of a file's images: by its name or number; of several names the first that there is; the only one."""
+Reader = Callable[[bytes, str, Band], Raw]
 
 
 def parse_npy(data: bytes, where: str, kinds: str = "fiu") -> Array:
@@ -94,15 +96,16 @@ def parse_npy(data: bytes, where: str, kinds: str = "fiu") -> Array:
     return np.ascontiguousarray(array, dtype.newbyteorder("="))
 
 
-def choose(names: Sequence[str], band: str | None, where: str) -> int:
+def choose(names: Sequence[str], band: Band, where: str) -> int:
     """Find the image that is meant among several of a file.
 
     Parameters
     ----------
     names : sequence of str
-        Names of the file's images.
-    band : str or None
-        A name in any case, or a number from 0. Without one the only image is taken, or the one called SCI.
+        Names of the file's images, and of what stands beside them.
+    band : str, tuple of str or None
+        A name in any case, or a number from 0; of a tuple the first name that there is. Without one, or where none of the
+        tuple is there, the only image is taken, or the one called SCI; what stands beside an image is none.
     where : str
         The file, for the message of an error.
 
@@ -116,24 +119,31 @@ def choose(names: Sequence[str], band: str | None, where: str) -> int:
     D4LensError
         Where that leaves none or several.
     """
-    held = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    if isinstance(band, tuple):
+        present = {name.casefold() for name in names}
+        band = next((name for name in band if name.casefold() in present), None)
     if band is None:
-        if len(names) == 1:
-            return 0
-        science = [i for i, name in enumerate(names) if name.casefold() == "sci"]
-        if len(science) == 1:
-            return science[0]
-        raise D4LensError(f"{where} holds {len(names)} images ({held}); choose one by --band NAME or number from 0")
+        images = [i for i, name in enumerate(names) if not is_companion(name)] or list(range(len(names)))
+        science = [i for i in images if names[i].casefold() == "sci"]
+        for found in (images, science):
+            if len(found) == 1:
+                return found[0]
+        held = _listed([names[i] for i in images])
+        raise D4LensError(f"{where} holds {len(images)} images ({held}); choose one by --band NAME or number from 0")
     named = [i for i, name in enumerate(names) if name.casefold() == band.casefold()]
     if len(named) == 1:
         return named[0]
     if not named and band.isdecimal() and int(band) < len(names):
         return int(band)
     how = "several bands" if named else "no band"
-    raise D4LensError(f"{where} has {how} {band!r}; it holds {held}, numbered from 0")
+    raise D4LensError(f"{where} has {how} {band!r}; it holds {_listed(names)}, numbered from 0")
 
 
-def read_npy(data: bytes, where: str, band: str | None = None) -> Raw:
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+
+
+def read_npy(data: bytes, where: str, band: Band = None) -> Raw:
     """Return an .npy image.
 
     Parameters
@@ -142,8 +152,8 @@ def read_npy(data: bytes, where: str, band: str | None = None) -> Raw:
         The file.
     where : str
         Its name, for messages.
-    band : str, optional
-        Name or number of one of several bands.
+    band : str or tuple of str, optional
+        One of several bands, as `choose` takes it.
 
     Returns
     -------
@@ -153,7 +163,7 @@ def read_npy(data: bytes, where: str, band: str | None = None) -> Raw:
     return _plane(parse_npy(data, where), where, band)
 
 
-def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
+def read_npz(data: bytes, where: str, band: Band = None) -> Raw:
     """Return one array of an .npz file, of the others those alone read that say where it holds data.
 
     Parameters
@@ -162,8 +172,8 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
         The file.
     where : str
         Its name, for messages.
-    band : str, optional
-        Name or number of one of several arrays.
+    band : str or tuple of str, optional
+        One of several arrays, as `choose` takes it.
 
     Returns
     -------
@@ -182,11 +192,8 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
                 raise D4LensError(f"{where} holds no array; save the image again with numpy.savez")
             names = list(members)
             # With one array of several planes, the band is the plane's.
-            beside = [name for name in names if name.upper() in COMPANIONS]
-            images = [name for name in names if name not in beside]
-            if band is None and images:
-                band = images[choose(images, None, where)]
             name = names[0] if len(names) == 1 and band not in names else names[choose(names, band, where)]
+            companion = is_companion(name)
 
             def unpack(member: str, kinds: str = "fiu") -> Array:
                 info = members[member]
@@ -197,8 +204,8 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
                 with archive.open(info) as stream:
                     return parse_npy(stream.read(MAX_IMAGE_BYTES), f"{where}: {member!r}", kinds)
 
-            array = unpack(name, "fiub" if name in beside else "fiu")
-            for other in [] if name in beside else beside:
+            array = unpack(name, "fiub" if companion else "fiu")
+            for other in [] if companion else filter(is_companion, names):
                 values = unpack(other, "fiub")
                 if values.shape == array.shape:
                     array = without(array, declared(other.upper(), values, {}, {}))
@@ -212,7 +219,7 @@ def read_npz(data: bytes, where: str, band: str | None = None) -> Raw:
     return Raw(raw.pixels, raw.header, name)
 
 
-def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
+def read_fits(data: bytes, where: str, band: Band = None) -> Raw:
     """Read one image of a FITS file, plain, gzipped or tile-compressed, and what `header_of` reads in its header.
 
     BSCALE and BZERO are applied.
@@ -223,7 +230,7 @@ def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
         The file.
     where : str
         Its name, for the message of an error.
-    band : str, optional
+    band : str or tuple of str, optional
         The HDU's name or number, as `choose` takes it.
 
     Returns
@@ -251,11 +258,7 @@ def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
                 planes = [(name, hdu, index) for hdu in hdus for name, index in _fits_planes(hdu, hdus)]
                 if not planes:
                     raise D4LensError(f"{where} holds no image, only tables or headers; name a file that has one")
-                held = [plane[0] for plane in planes]
-                images = [each for each in held if each.partition(":")[0] not in COMPANIONS]
-                if band is None and images:
-                    band = images[choose(images, None, where)]
-                name, hdu, index = planes[choose(held, band, where)]
+                name, hdu, index = planes[choose([plane[0] for plane in planes], band, where)]
                 blank = _blank(hdu.header)  # astropy drops it where BZERO makes the values unsigned
                 if prod(hdu.shape) > MAX_PIXELS:
                     raise D4LensError(f"{where}: {name} has shape {hdu.shape}, too large for one image; cut it out")
@@ -276,7 +279,7 @@ def read_fits(data: bytes, where: str, band: str | None = None) -> Raw:
     return Raw(pixels, header, name if len(planes) > 1 else "")
 
 
-def read_picture(data: bytes, where: str, band: str | None = None) -> Raw:
+def read_picture(data: bytes, where: str, band: Band = None) -> Raw:
     """Read a greyscale PNG or TIFF of 8, 16 or 32 bits, one of its frames, or one channel of 8-bit colour.
 
     Parameters
@@ -285,7 +288,7 @@ def read_picture(data: bytes, where: str, band: str | None = None) -> Raw:
         The file.
     where : str
         Its name, for the message of an error.
-    band : str, optional
+    band : str or tuple of str, optional
         The frame's or channel's name or number, as `choose` takes it.
 
     Returns
@@ -353,8 +356,10 @@ def reader_of(name: str) -> Reader | None:
     return next((reader for suffix, reader in READERS.items() if name.lower().endswith(suffix)), None)
 
 
-def _plane(array: Array, where: str, band: str | None) -> Raw:
+def _plane(array: Array, where: str, band: Band) -> Raw:
     """One plane of an array: leading axes of length one do not count, nor does the band of an image that has one."""
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)  # photon counts overflow halves
     while array.ndim > 2 and len(array) == 1:
         array = array[0]
     if array.ndim == 2:
@@ -395,7 +400,7 @@ def _blank(header: Any) -> float | None:
 def _with_companions(pixels: Array, image: Any, index: int, hdus: Any) -> Array:
     """Return the image's pixels, NaN where an extension of the same version says that they hold no data."""
     for hdu in hdus:
-        if hdu is image or hdu.name not in COMPANIONS or image.name in COMPANIONS:
+        if hdu is image or not is_companion(hdu.name) or is_companion(image.name):
             continue
         if not getattr(hdu, "is_image", False) or hdu.ver != image.ver or hdu.shape != image.shape:
             continue
@@ -404,7 +409,7 @@ def _with_companions(pixels: Array, image: Any, index: int, hdus: Any) -> Array:
     return pixels
 
 
-def _picture_band(picture: Any, data: bytes, where: str, band: str | None) -> Raw:
+def _picture_band(picture: Any, data: bytes, where: str, band: Band) -> Raw:
     deep = data[24:25] == b"\x10" if picture.format == "PNG" else max(picture.tag_v2.get(258) or (8,)) > 8
     frames = getattr(picture, "n_frames", 1)
     if picture.mode in ("L", "F", "I") or picture.mode.startswith("I;16"):
@@ -423,7 +428,7 @@ def _picture_band(picture: Any, data: bytes, where: str, band: str | None) -> Ra
     if "A" in channels and channels.pop("A").min() < 255:
         raise D4LensError(f"{where} has transparent pixels, whose values are unknown; save it without transparency")
     names, planes = list(channels), list(channels.values())
-    if all(np.array_equal(planes[0], plane) for plane in planes[1:]) and band is None:
+    if all(np.array_equal(planes[0], plane) for plane in planes[1:]) and not isinstance(band, str):
         return Raw(np.ascontiguousarray(planes[0]))  # grey saved as colour
     index = choose(names, band, where)
     return Raw(np.ascontiguousarray(planes[index]), band=names[index])

@@ -32,6 +32,21 @@ _TRIED = 16  # values, the most frequent ones
 _LONG = 32  # pixels that not even a clipped sky makes equal, all of them, to one another or to their neighbours
 
 
+def is_companion(name: str) -> bool:
+    """Say whether an array of a file stands beside its image and is none itself.
+
+    Parameters
+    ----------
+    name : str
+        The array's, or that of one of its planes, NAME:0.
+
+    Returns
+    -------
+    bool
+    """
+    return name.partition(":")[0].upper() in COMPANIONS
+
+
 def without(image: Array, mask: Mask) -> Array:
     """Return an image with NaN where a mask is True.
 
@@ -93,10 +108,11 @@ def declared(name: str, values: Array, header: Mapping[str, Any], primary: Mappi
 def dead(image: Array) -> Mask:
     """Find where an image shows values that no light makes: padding, saturated plateaus, dead blocks and columns.
 
-    Padding are whole rows and columns at the rim that have one value, or repeat one another. The others are connected
-    pixels of exactly one value that hold a square, or a stretch of a row or column, of it so large that among as many
-    independent pixels one would turn up in less than a thousandth of all images. A value that more than a third of the image
-    within its padding has is where its sky was clipped, and no defect.
+    Padding are whole rows and columns at the rim that have one value, that repeat one another, that mirror those behind
+    them, or that the opposite rim repeats; both rims are then padding, since either may be. The others are connected pixels
+    of exactly one value that hold a square, or a stretch of a row or column, of it so large that among as many independent
+    pixels one would turn up in less than a thousandth of all images. A value that more than a third of the image within its
+    padding has is where its sky was clipped, and no defect.
 
     Parameters
     ----------
@@ -108,8 +124,6 @@ def dead(image: Array) -> Mask:
     ndarray
         (H, W) bool, False where the image is NaN.
     """
-    if image.dtype == np.float16:
-        image = image.astype(np.float32)  # scipy's filters take no halves
     found, within = np.isfinite(image), _unpadded(image)
     found[within] = _defects(image[within])
     return found
@@ -118,27 +132,49 @@ def dead(image: Array) -> Mask:
 def _unpadded(image: Array) -> tuple[slice, slice]:
     """Return the rows and columns of an image (H, W) within its padding."""
     spans = [[0, side] for side in image.shape]
-
-    def rim(axis: int, end: int, inward: int) -> Array:
-        """Line number `inward` from an end of an axis, between the other axis's rims."""
-        line = spans[axis][0] + inward if end == 0 else spans[axis][1] - 1 - inward
-        across: Array = np.moveaxis(image, axis, 0)[line]
-        return across[slice(*spans[1 - axis])]
-
     peeled = True
     while peeled:
         peeled = False
         for axis, end in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            lines = np.moveaxis(image[slice(*spans[0]), slice(*spans[1])], axis, 0)[:: -1 if end else 1]
             n = 0
-            while n + 1 < spans[axis][1] - spans[axis][0] and _one_value(rim(axis, end, n)):
+            while n + 1 < len(lines) and _one_value(lines[n]):
                 n += 1
             first = n
-            while n + 1 < spans[axis][1] - spans[axis][0] and _same(rim(axis, end, n), rim(axis, end, n + 1)):
+            while n + 1 < len(lines) and _same(lines[n], lines[n + 1]):
                 n += 1
             n += n > first  # the last of those that repeat one another
-            spans[axis][end] += -n if end else n
-            peeled |= n > 0
+            n, wrapped = (n, 0) if n else _copied(lines)
+            for here, lost in ((end, n + wrapped), (1 - end, wrapped)):
+                spans[axis][here] += -lost if here else lost
+            peeled |= n + wrapped > 0
     return slice(*spans[0]), slice(*spans[1])
+
+
+def _copied(lines: Array) -> tuple[int, int]:
+    """Count the lines at the beginning of an image (n, m) that mirror those behind them, or that its end repeats.
+
+    Nothing tells which of two ends is the original. What mirrors half of the image or more is an image without noise.
+    """
+    n = len(lines)
+    for j in np.flatnonzero(_alike(lines, lines[:1]).all(1))[:0:-1]:
+        mirrored, wrapped = (j + 1) // 2, n - j
+        if 3 * mirrored < n and _repeats(lines[:mirrored], lines[j : j - mirrored : -1]):
+            return int(mirrored), 0
+        if 2 * wrapped < n and _repeats(lines[:wrapped], lines[j:]):
+            return 0, int(wrapped)
+    return 0, 0
+
+
+def _alike(lines: Array, others: Array) -> Mask:
+    alike: Mask = (lines == others) | ~np.isfinite(lines) | ~np.isfinite(others)
+    return alike
+
+
+def _repeats(lines: Array, others: Array) -> bool:
+    """Say whether all lines are the others', two of them at least with contrast."""
+    telling = sum(not _one_value(line) and _same(line, other) for line, other in zip(lines, others))
+    return telling > 1 and bool(_alike(lines, others).all())
 
 
 def _one_value(line: Array) -> bool:

@@ -153,20 +153,10 @@ def _from_file(path: str) -> tuple[Raw, str, tuple[str, ...]]:
     except D4LensError:
         raise D4LensError(f"the PSF {path} is neither a number of arcsec nor a file; check the path") from None
     try:
-        raw = read_raw(file, band)
+        raw = read_raw(file, _CALCULATED if band is None else band)
     except D4LensError as error:
-        if band is not None:
-            raise
-        for name in _CALCULATED:
-            try:
-                raw = read_raw(file, name)
-            except D4LensError:
-                continue
-            break
-        else:
-            raise D4LensError(
-                str(error).replace("--band NAME or number from 0", f"--psf {file}:NAME or its number")
-            ) from None
+        said = str(error).replace("--band NAME or number from 0", f"--psf {file}:NAME or its number")
+        raise D4LensError(said) from None
     return raw, path, (f"PSF of {Path(file).name}:{raw.band}",) if raw.band else ()
 
 

@@ -90,7 +90,7 @@ class _Photons:
     """Photons per native pixel with their sky, or the values as they are where `units` is "normalised".
 
     `raised` where the count of the faintest pixel is only estimated, `rough` where the photon scale is. `variance` (H, W) is
-    known from a noise map.
+    known from a noise map. `flags` are doubts about the photons.
     """
 
     values: Array
@@ -102,6 +102,7 @@ class _Photons:
     rough: bool = False
     variance: Array | None = None
     counts: Counts | None = None
+    flags: tuple[Raised, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -248,11 +249,7 @@ def prepare(
         counts=photons.counts,
         exact=exact,
         variance=None if variance is None else variance.astype(np.float32),
-        flags=(
-            *flags,
-            *_disputes(raw, instrument),
-            *(() if raw.noise is not None else _doubted(image, raw.header, instrument)),
-        ),
+        flags=(*flags, *_disputes(raw, instrument), *photons.flags),
     )
 
 
@@ -370,7 +367,11 @@ def _photons(image: Array, header: Header, instrument: Instrument, sky: float) -
     """Return the image (H, W) in photons with their sky, whose mean per pixel is `sky` where nothing else is known."""
     factor, notes = _photons_per_unit(header, instrument)
     if factor is not None:
-        return _levelled(image * factor, instrument.sky, notes)
+        unit, values = counting_unit(header.unit), image * factor
+        mean, variance, _ = dark_sky(values)
+        assumed = unit is not None and unit.base == "count" and instrument.gain is None and header.gain is None
+        photons = _levelled(values, mean, variance, instrument.sky, notes)
+        return replace(photons, flags=_doubts(mean, variance, factor, assumed))
     if instrument.gain is None and instrument.exposure is None and not notes:
         if not (instrument.sky or sky):
             notes = ("no photon counts: no sky is known",)
@@ -390,7 +391,7 @@ def _from_lattice(image: Array, counts: Counts, given_sky: float | None, expecte
     mean, variance, _ = dark_sky(k)
     if np.array_equal(k, image, equal_nan=True):
         if given_sky is not None:
-            return _levelled(k, given_sky, ("values taken for photon counts",))
+            return _levelled(k, mean, variance, given_sky, ("values taken for photon counts",))
         if not _POISSON[0] * mean < variance < _POISSON[1] * mean:
             return _Photons(image.astype(np.float64), NORMALISED, False, mean, (_no_photons(mean, variance),))
         if _POISSON[0] * expected < mean < _POISSON[1] * expected:
@@ -435,9 +436,8 @@ def _no_photons(mean: float, variance: float) -> str:
     )
 
 
-def _levelled(values: Array, sky: float | None, notes: tuple[str, ...]) -> _Photons:
-    """Photons raised to the sky that their noise is from, where it was subtracted."""
-    mean, variance, _ = dark_sky(values)
+def _levelled(values: Array, mean: float, variance: float, sky: float | None, notes: tuple[str, ...]) -> _Photons:
+    """Photons, whose sky has this mean and variance, raised to the sky that their noise is from where it was subtracted."""
     if sky is not None:
         lift = sky - mean if abs(sky - mean) > 0.02 * sky else 0.0
     elif _POISSON[0] * mean < variance < _POISSON[1] * mean:
@@ -491,16 +491,14 @@ def _disputes(raw: Raw, instrument: Instrument) -> tuple[Raised, ...]:
     return tuple(Raised(Flag.HEADER_DISAGREES, what) for what in said if what)
 
 
-def _doubted(image: Array, header: Header, instrument: Instrument) -> tuple[Raised, ...]:
-    """Return a flag where mean and variance of the sky, which are equal for photons, contradict the photons per unit."""
-    unit = counting_unit(header.unit)
-    factor, _ = _photons_per_unit(header, instrument)
-    if factor is None:
-        return ()
-    mean, variance, _ = dark_sky(image)
-    if unit is not None and unit.base == "count" and instrument.gain is None and header.gain is None:
-        return () if abs(factor * variance - mean) < _GAIN_ONE * mean else (Raised(Flag.GAIN_ASSUMED),)
-    already = abs(variance - mean) < _GAIN_ONE * mean and abs(factor - 1) > _GAIN_ONE
+def _doubts(mean: float, variance: float, factor: float, assumed: bool) -> tuple[Raised, ...]:
+    """Return a flag where mean and variance of the sky, which are equal for photons, contradict the photons per unit.
+
+    They are in photons, `factor` of them a unit; `assumed` says that nothing tells the gain.
+    """
+    if assumed:
+        return () if abs(variance - mean) < _GAIN_ONE * mean else (Raised(Flag.GAIN_ASSUMED),)
+    already = abs(variance / factor - mean) < _GAIN_ONE * mean and abs(factor - 1) > _GAIN_ONE
     return (Raised(Flag.PHOTONS_ALREADY),) if already else ()
 
 

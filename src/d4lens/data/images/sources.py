@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from d4lens.data.archive import DEFAULT_LIMITS, MAX_IMAGE_BYTES, Limits, SafeZip, is_junk, natural_key
 from d4lens.data.images.counts import as_image
-from d4lens.data.images.formats import READERS, Array, Raw, Reader, parse_npy, reader_of
+from d4lens.data.images.formats import READERS, Array, Band, Raw, Reader, parse_npy, reader_of
 from d4lens.data.images.masks import MASKS, Mask, without
 from d4lens.errors import D4LensError
 from d4lens.files import readable
@@ -66,15 +65,15 @@ def read(path: str | Path) -> Array:
     return as_image(read_raw(path).pixels, str(path))
 
 
-def read_raw(path: str | Path, band: str | None = None) -> Raw:
+def read_raw(path: str | Path, band: Band = None) -> Raw:
     """Read one band of one file.
 
     Parameters
     ----------
     path : str or Path
         The file.
-    band : str, optional
-        Name or number of one of several bands.
+    band : str or tuple of str, optional
+        One of several bands, as `choose` takes it.
 
     Returns
     -------
@@ -256,10 +255,7 @@ def _read_mask(name: str) -> Mask:
             raise D4LensError(f"{file} has shape {values.shape}; a mask is (H, W)")
         return np.not_equal(values, 0)
     # In a file that holds an image too, the mask is what is called so.
-    for called in MASKS if band is None else ():
-        with suppress(D4LensError):
-            return np.not_equal(read_raw(file, called).pixels, 0)
-    return np.not_equal(read_raw(file, band).pixels, 0)
+    return np.not_equal(read_raw(file, MASKS if band is None else band).pixels, 0)
 
 
 def read_noise(given: Any) -> tuple[Array, ...]:
