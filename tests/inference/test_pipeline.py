@@ -284,6 +284,33 @@ def test_the_shipped_weights_say_where_they_come_from():
     assert all(torch.isfinite(value).all() for value in tensors.values())
 
 
+def test_each_fit_s_maps_go_to_the_network_that_was_trained_on_them():
+    both = load_classifier()
+    assert both.of("specialist") is both
+    assert both.of("marginal") is both.other
+    assert (both.model, both.other.model) == ("specialist", "marginal")
+    assert both.other.grid.half_width == both.grid.half_width
+    assert both.other.grid.n_pixels == both.grid.n_pixels
+    alone = load_classifier(pipeline.SURVEY_WEIGHTS)
+    assert alone.of("specialist") is alone  # whose flag then says that it read other maps
+    size = sum(path.stat().st_size for path in (pipeline.WEIGHTS, pipeline.SURVEY_WEIGHTS))
+    assert size <= 15e6
+
+
+def test_an_elliptical_lens_gets_a_label_and_one_with_light_none():
+    lenses = simulate("deeplense", n=9, seed=21, overrides={"lens_q": 0.6, "lens_phi": 0.5})
+    answer = predict(lenses.images)
+    assert all("fitted: marginal" in done for done in answer.processing)
+    assert not any("network of other maps" in flag for flag in answer.flags)
+    smooth = [label for label, true in zip(answer.labels, lenses.labels, strict=True) if true == "no"]
+    assert set(smooth) <= {"no", ""}
+    assert sum(map(bool, answer.labels)) >= 5
+    shining = simulate("survey", n=1, seed=3, overrides={"light_peak": 20.0, "snr": 200.0})
+    lit = predict(shining.images, einstein_radius=float(shining.truth.images["theta_E"][0]))
+    assert lit.labels == [""]
+    assert "with the lens galaxy's light, not without" in lit.flags[0]
+
+
 # escnn cannot be installed by its own metadata without a Fortran compiler: where it is missing, the package predicts all the same.
 WITHOUT_ESCNN = """
 import sys
