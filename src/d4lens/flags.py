@@ -80,8 +80,10 @@ class Flag(Enum):
     )
     OTHER_MAPS = (
         "network of other maps: …",
-        "the smooth lens that was fitted leaves other maps than the network was trained on",
-        "wait for a network trained on such maps, or give `--model` as its training had it",
+        "the network was not trained on maps of the fit that was made: one with the lens galaxy's light, or another than "
+        "that of the network of `--weights`",
+        "use the fit and its maps; without a shining galaxy leave `--einstein-radius` out; with `--weights` give `--model` as "
+        "in its training",
         True,
     )
     TOO_LITTLE_NOISE = (

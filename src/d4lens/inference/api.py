@@ -378,7 +378,7 @@ def load_model(path: str | Path | None = None) -> Model:
     Parameters
     ----------
     path : str or Path, optional
-        A model.safetensors; None takes the package's.
+        A model.safetensors; None takes the package's two.
 
     Returns
     -------
@@ -410,7 +410,7 @@ def predict(
     images
         As `Model.predict` takes them.
     weights : str or Path, optional
-        A model.safetensors; None takes the package's.
+        A model.safetensors; None takes the package's two.
     tta, force_label, free, model, progress, **known
         As `Model.predict` takes them.
 

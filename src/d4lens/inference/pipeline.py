@@ -246,7 +246,7 @@ def predict_table(
     paths : sequence of str or Path
         Files, folders, zips and patterns.
     weights : str or Path, optional
-        A model.safetensors of this project; None takes the package's.
+        A model.safetensors of this project; None takes the package's two.
     tta : bool
         Average over the eight symmetries of the square.
     force_label : bool
@@ -478,7 +478,7 @@ def way_of(model: str, instrument: Instrument, free: Sequence[str], classifier: 
         model = MARGINAL
     if classifier is None:
         return Way(model, tuple(free), instrument.einstein_radius)
-    # The network reads no maps but the specialist's, which are as good on pixels that the image is resampled to.
+    # A network reads maps on its own pixels; the specialist's are as good where the image was resampled to them.
     return Way(model, tuple(free), instrument.einstein_radius, classifier.largest_chi2, any_pixels=True)
 
 
