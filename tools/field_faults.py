@@ -5,7 +5,7 @@ section "Wrong and unflagged" of docs/reliability.md.
     python tools/field_faults.py --kinds A C         some kinds, printed only
 
 Every kind of fault that use has met has several variants here, each made from simulated lenses of all three classes, which
-the package's network then labels. An image is flagged if it has a flag, is refused or gets no label; else its label is
+the package's networks then label. An image is flagged if it has a flag, is refused or gets no label; else its label is
 right, or wrong and unflagged.
 """
 

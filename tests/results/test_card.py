@@ -39,6 +39,20 @@ def test_the_largest_training_ships_and_of_equals_the_lowest_seed(tmp_path):
         card.largest_training(tmp_path / "quick")
 
 
+def test_a_second_network_has_a_section_of_its_own(tmp_path, monkeypatch, description):
+    monkeypatch.setattr(card, "SURVEY_WEIGHTS", tmp_path / "survey.safetensors")
+    alone = card.of_package(METRICS)
+    tensors, _ = weights.read(default_weights())
+    its = description | {"profile": "survey", "arm": "d4lenspinn_survey", "fingerprint": "e" * 64, "n_train": 2700}
+    weights.write(card.SURVEY_WEIGHTS, tensors, its)
+    text = card.of_package(METRICS)
+    assert text.startswith(alone)
+    section = " ".join(text.removeprefix(alone).split())
+    assert "arm `d4lenspinn_survey` of profile `survey`" in section
+    assert f"`{'e' * 16}`, with {description['n_parameters']:,} parameters and 2,700 training images" in section
+    assert "The second network" not in alone
+
+
 def test_the_rule_knows_nothing_of_genuine_images(tmp_path):
     evaluation(tmp_path, "quick", "d4lenspinn", 5_400, 0)
     evaluation(tmp_path, "large", "d4lenspinn", 27_000, 0)

@@ -7,7 +7,7 @@ from typing import Any
 from d4lens.classes import VIEWS
 from d4lens.errors import D4LensError
 from d4lens.files import read_json
-from d4lens.inference.pipeline import default_weights
+from d4lens.inference.pipeline import SURVEY_WEIGHTS, default_weights
 from d4lens.models import weights
 from d4lens.models.scores import TABLE
 from d4lens.studies import outcome
@@ -15,7 +15,7 @@ from d4lens.studies import outcome
 FILE = "model-card.md"
 """Its name in docs/ and among a run's artefacts."""
 MODEL = "d4lenspinn"
-"""The model in MLflow's registry, and the network that ships with the package."""
+"""The model in MLflow's registry, and the network whose card the package has."""
 SHIPPED = (MODEL, "d4lenspinn_every_angle")
 """Arms whose network the package may ship."""
 SHIPPED_MARGINAL = ("d4lenspinn_survey",)
@@ -51,7 +51,7 @@ def largest_training(metrics: str | Path, arms: Sequence[str] = SHIPPED) -> dict
 
 
 def of_package(metrics: str | Path) -> str:
-    """Write the card of the weights that ship with the package.
+    """Write the card of the weights that ship with the package, with a section on those for the marginal fit if it holds them.
 
     Parameters
     ----------
@@ -80,7 +80,8 @@ def of_package(metrics: str | Path) -> str:
             f"\nThat is profile `{largest['profile']}`, arm `{largest['arm']}`, seed {largest['seed']}, with {largest['n_train']:,} images. Until it is "
             "trained again the package keeps this network."
         )
-    return of(description, description["profile"], metrics, shipped)
+    card = of(description, description["profile"], metrics, shipped)
+    return card + (_second(weights.read(SURVEY_WEIGHTS)[1]) if SURVEY_WEIGHTS.is_file() else "")
 
 
 def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shipped: str = "") -> str:
@@ -134,7 +135,7 @@ def check(description: Mapping[str, Any], scores: Mapping[str, Any], where: obje
     if its != evaluated:
         raise D4LensError(
             f"{where} has the fingerprint {its[:16]}, its evaluation in metrics/ was made with {evaluated[:16]}; evaluate the "
-            "network again, or put the evaluated one into the package: make publish SHIP=1"
+            "network again, or put the evaluated one into the package: make publish SHIP=1 (SHIP=marginal for the second network)"
         )
 
 
@@ -237,9 +238,15 @@ images test whether a network trained on simulations works on genuine ones. They
 
 Research and teaching on images like those it was trained on: one galaxy-scale lens, one band, the light of the lens galaxy
 absent or subtracted, Poisson noise, and the pixel scale and PSF above. `d4lens predict` first fits a smooth lens and gives its
-`chi2`. Do not use an answer that has a `flag`. Where the fit did not converge, ended at a bound or saw too little of the ring, where
-another lens than the preset's was fitted, and where no class has a probability of three quarters, `predict` abstains: there are
-probabilities but no label (`--force-label` gives one all the same).
+`chi2`. This network answers where the fit is that of its training. Do not use an answer that has a `flag`.
+
+`predict` gives probabilities but no label in these cases:
+
+- The fit did not converge, ended at a bound or saw too little of the ring.
+- No network was trained on the maps of the fit. That is so where the light of the lens galaxy was fitted too.
+- No class has a probability of three quarters.
+
+`--force-label` gives a label all the same.
 
 An answer without a flag can be wrong. Most wrong assumptions leave a chi2 that real substructure would leave too; only the mean
 over many images shows them ([your-images.md](your-images.md)). How often an answer is wrong without a flag is measured in
@@ -260,6 +267,24 @@ over many images shows them ([your-images.md](your-images.md)). How often an ans
 ## To make it again
 
 `make reproduce PROFILE={profile}` trains it; `make publish SHIP=1` puts the network of the largest training into the package.
+"""
+
+
+def _second(description: Mapping[str, Any]) -> str:
+    """Return the card's section on the network for the maps of the marginal fit."""
+    profile = description["profile"]
+    return f"""
+## The second network
+
+The package has another network, for images that the preset's lens does not describe: lenses of another axis ratio, source or PSF,
+and images with a noise map. `predict` and `explain` then make the marginal fit, and this network reads its maps. It gives no label
+where the light of the lens galaxy was fitted too, because it was trained on lenses whose galaxy is dark.
+
+It is the arm `{_arm(description)}` of profile `{profile}`, seed {description["seed"]}, epoch {description["epoch"]}, fingerprint
+`{description["fingerprint"][:16]}`, with {description["n_parameters"]:,} parameters and {description["n_train"]:,} training images
+([the preset `survey_deep`](../DATA.md#the-simulator)). No genuine image was used for training, or to choose an epoch or an arm. Its
+scores are in `metrics/{profile}/results.csv`. The limits above hold for it too. `make reproduce PROFILE={profile}` trains it;
+`make publish SHIP=marginal` puts it into the package.
 """
 
 
