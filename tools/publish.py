@@ -15,22 +15,27 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import figures
 import lessons
 import pages
 import pandas as pd
 
+from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import write_text
-from d4lens.flags import largest_chi2
+from d4lens.flags import decided, largest_chi2
 from d4lens.inference.pipeline import SURVEY_WEIGHTS, WEIGHTS
 from d4lens.macrofit.world import MARGINAL, SPECIALIST
 from d4lens.models import load, weights
-from d4lens.models.averaging import exported
+from d4lens.models.averaging import exported, predict_logits
+from d4lens.models.scores import softmax
 from d4lens.results import card, documents
+from d4lens.train.data import load as lenses
 
 LARGEST = 15_000_000
+_BATCH = 128
 
 
 def main() -> None:
@@ -82,11 +87,20 @@ def ship(arms: Sequence[str], target: Path) -> None:
     description |= {"licence": "MIT", "profile": profile, "arm": arm, "seed": seed}
     # Beyond it `predict` flags an image: a smooth lens fits it worse than all but a thousandth of the training set.
     description["largest_chi2"] = largest_chi2(pd.read_csv(fitted)["chi2"])
+    description["decided"] = needed(Path("data") / profile, network)
     size = sum(value.nbytes for value in tensors.values())
     if size > LARGEST:
         raise D4LensError(f"{source} holds {size} bytes of weights, more than the package carries ({LARGEST})")
     weights.write(target, tensors, description)
     print(f"{source} -> {target.name} in the package, {size / 1e6:.2f} MB, fingerprint {description['fingerprint']}")
+
+
+def needed(data: Path, network: Any) -> float:
+    """The probability that the network's labels need, by the selection split."""
+    folder, n = data / "arrays", _BATCH
+    images = lenses(folder, data / "macrofit", "select", network.needs, arrays.load_observation(folder))
+    batches = (images[range(first, min(first + n, len(images)))] for first in range(0, len(images), n))
+    return decided(softmax(predict_logits(exported(network), batches, tta=True)), images.labels)
 
 
 def answer() -> None:

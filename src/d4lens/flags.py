@@ -13,6 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 LIKE_TRAINING = 0.999
 """Share of the training images whose chi2 an image may have without being called unlike them."""
+DECIDED = 0.75
+"""Probability without which no network gives a label."""
+RIGHT = 0.97
+"""Share of the selection split's labels that are to be right; a network that needs a higher probability for it asks for that."""
 
 
 class Flag(Enum):
@@ -68,7 +72,7 @@ class Flag(Enum):
     )
     UNDECIDED = (
         "undecided",
-        "no class has a probability of three quarters",
+        "no class is likely enough: its probability is below three quarters, or below what the network's file asks for",
         "take the probabilities for what they are; a deeper image may decide",
         True,
     )
@@ -248,6 +252,26 @@ def largest_chi2(of_training: ArrayLike) -> float:
         Their `LIKE_TRAINING` quantile, rounded to three decimals.
     """
     return round(float(np.quantile(np.asarray(of_training, np.float64), LIKE_TRAINING)), 3)
+
+
+def decided(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Return the probability without which `predict` gives no label.
+
+    Parameters
+    ----------
+    probabilities : ndarray
+        (n, C) of images that chose no weight.
+    labels : ndarray
+        (n,) their classes.
+
+    Returns
+    -------
+    float
+        The smallest from DECIDED on, to three decimals, with which RIGHT of the labels are right; 1 where there is none.
+    """
+    likeliest, right = probabilities.max(1), probabilities.argmax(1) == labels
+    tried = np.round(np.arange(DECIDED, 1.0, 0.001), 3)
+    return next((float(t) for t in tried if (likeliest >= t).any() and right[likeliest >= t].mean() >= RIGHT), 1.0)
 
 
 def unlike_training(chi2: ArrayLike, converged: ArrayLike, largest: float) -> NDArray[np.bool_]:

@@ -37,6 +37,7 @@ def project(tmp_path, monkeypatch, load_tool):
     monkeypatch.setattr(pipeline, "WEIGHTS", shipped)
     Path("docs").mkdir()
     tool = load_tool(ROOT / "tools" / "publish.py")
+    monkeypatch.setattr(tool, "needed", lambda data, network: 0.8)  # there is no selection split
     return tool, shipped
 
 
@@ -47,6 +48,7 @@ def test_the_largest_training_ships_with_its_card(project):
     assert (description["profile"], description["seed"], description["licence"]) == ("large", 0, "MIT")
     assert description["options"]["unet_kind"] == "exported"
     assert 1.0 <= description["largest_chi2"] <= 1.3
+    assert description["decided"] == 0.8
     card = Path("docs/model-card.md").read_text()
     assert "profile `large`, seed 0" in card
     assert "Until it is" not in card

@@ -204,7 +204,7 @@ def explain_source(
         looked_at = scene(fitted, 0)
         candidates = search(counts, looked_at).candidates
         detectable = sensitivity_map(looked_at)
-    raised += undecided(probabilities)
+    raised += undecided(probabilities, classifier)
     return Explanation(
         name=source.name,
         observation=grid,

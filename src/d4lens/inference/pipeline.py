@@ -22,7 +22,7 @@ from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.data.images.counts import dark_sky
 from d4lens.errors import D4LensError
 from d4lens.files import readable
-from d4lens.flags import Flag, Raised, abstains, joined
+from d4lens.flags import DECIDED, Flag, Raised, abstains, joined
 from d4lens.macrofit import (
     TABLE_COLUMNS,
     FitResult,
@@ -69,7 +69,6 @@ _GAIN, _MOST, _FARTHER = 25.0, 0.65, 0.08
 _DOUBT, _PUBLISHED_DOUBT = 0.25, 0.5
 _CENTRE_ITERATIONS = 20
 _PIXELS = 3.0  # off centre beyond which it is said
-_DECIDED = 0.75  # probability without which no label is given
 # A free PSF explains up to 0.11 of what substructure leaves, but at least 0.7 of what a PSF wrong by an eighth leaves.
 _PHOTONS_ALONE = "the specialist takes photon counts of a dark lens; {} is for --model marginal or auto"
 ARCS_CHI2 = "arcs_chi2"
@@ -136,6 +135,11 @@ class Classifier:
     def model(self) -> str:  # numpydoc ignore=RT01
         """Whose maps it was trained on: SPECIALIST or MARGINAL."""
         return str(self.config.get("smooth_lens", SPECIALIST))
+
+    @property
+    def decided(self) -> float:  # numpydoc ignore=RT01
+        """The probability without which no label is given."""
+        return float(self.config.get("decided", DECIDED))
 
     @property
     def largest_chi2(self) -> float | None:  # numpydoc ignore=RT01
@@ -216,7 +220,7 @@ def load_classifier(weights: str | Path | None = None) -> Classifier:
     path = weights
     try:
         network, config = models.load(path)
-        float(config.get("largest_chi2") or 0)
+        float(config.get("largest_chi2") or 0) + float(config.get("decided") or 0)
     except D4LensError:
         raise
     except (TypeError, ValueError, AttributeError, RecursionError) as error:  # JSON, but of other things than ours
@@ -324,7 +328,7 @@ def classify(
             for i, (name, p) in enumerate(zip(part.names, probabilities, strict=True)):
                 chi2, raised = float(part.result.chi2[i]), flags_of(part, i, its)
                 raised += [Raised(Flag.UNSURE_CENTRE)] if doubts[i] else []
-                raised += undecided(p)
+                raised += undecided(p, its)
                 label = "" if abstains(raised) and not force_label else CLASSES[int(p.argmax())]
                 rows[name] = [name, label, *p.tolist(), chi2, joined(raised), "; ".join(part.images[i].notes)]
     table = pd.DataFrame([rows[source.name] for source in sources], columns=list(PREDICT_COLUMNS))
@@ -1008,20 +1012,22 @@ def _near(value: float) -> float:
     return 2.0 ** round(math.log2(max(value, 1e-3)))
 
 
-def undecided(probabilities: Tensor) -> list[Raised]:
+def undecided(probabilities: Tensor, classifier: Classifier) -> list[Raised]:
     """Return the flag of an answer that no class is likely enough to be, or nothing.
 
     Parameters
     ----------
     probabilities : Tensor
         Of the classes, (3,).
+    classifier : Classifier
+        Whose they are.
 
     Returns
     -------
     list of Raised
         `Flag.UNDECIDED` at most.
     """
-    return [Raised(Flag.UNDECIDED)] if float(probabilities.max()) < _DECIDED else []
+    return [Raised(Flag.UNDECIDED)] if float(probabilities.max()) < classifier.decided else []
 
 
 def flags_of(part: Fitted, i: int, classifier: Classifier | None = None) -> list[Raised]:

@@ -244,7 +244,7 @@ absent or subtracted, Poisson noise, and the pixel scale and PSF above. `d4lens 
 
 - The fit did not converge, ended at a bound or saw too little of the ring.
 - No network was trained on the maps of the fit. That is so where the light of the lens galaxy was fitted too.
-- No class has a probability of three quarters.
+- No class has a probability of three quarters, or what the second network asks for.
 
 `--force-label` gives a label all the same.
 
