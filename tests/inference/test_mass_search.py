@@ -100,10 +100,13 @@ def test_a_smooth_lens_of_another_kind_has_no_candidate(foreign):
     assert rows["rank"].tolist() == [0, 0, 0]
     assert rows["p_false"].isna().all()
     assert rows["flag"].str.contains("not converged|not the preset's lens|more than these masses").all()
-    row = detect(foreign[0]).to_pandas().iloc[0]
-    assert row["rank"] == 0
-    assert row["p_false"] > 0.01
-    assert "fitted: marginal" in row["processing"]
+    kind = preset("deeplense", {"lens_q": 0.8, "lens_phi": 0.5})
+    smooth = render(draw(kind, 50, range(4), "none"), kind).numpy()
+    rows = detect(np.concatenate([foreign[0][None], smooth])).to_pandas()
+    # The second answer of p_false 0.01 in five has a chance of one in a thousand.
+    assert (rows["rank"] > 0).sum() <= 1
+    assert (rows["p_false"] > 0.001).all()
+    assert rows["processing"].str.contains("fitted: marginal").all()
 
 
 def test_what_is_withheld_is_listed_if_forced(foreign):
