@@ -82,8 +82,12 @@ def test_predict_marks_what_no_smooth_lens_of_its_preset_fits(tmp_path):
     marked = {name: [("unlike training" in flags[path]) for path in flags.index if name in path] for name in CASES}
     assert marked["source_R_e_0.7"] == [True] * 3
     assert marked["deeplense"] == [False] * 3
-    labels = predict_table([tmp_path], tta=False).table.set_index("path")["label"]
-    assert [bool(labels[path]) for path in labels.index] == ["deeplense" in path for path in labels.index]
+    table = predict_table([tmp_path], tta=False).table.set_index("path")
+    own = np.array(["deeplense" in path for path in table.index])
+    assert (table["label"][own] == list(CLASSES)).all()
+    # The others are fitted anew and read by the network of that fit, which labels what it is sure of.
+    assert table["processing"][~own].str.endswith("fitted: marginal").all()
+    assert all(label in ("", true) for label, true in zip(table["label"][~own], CLASSES, strict=True))
 
 
 def test_other_constants_leave_the_rest_of_the_lens_alone():

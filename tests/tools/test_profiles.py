@@ -20,7 +20,7 @@ def profiles(load_tool, tmp_path, monkeypatch):
 def test_the_committed_files_are_those_that_follow_from_the_parameters(profiles):
     assert profiles.stale() == {}, "run make profiles"
     assert sorted(map(str, profiles.generated())) == [
-        *("dvc.yaml", *(f"profiles/{name}/{file}" for name in ("full", "full_75px", "smoke")
+        *("dvc.yaml", *(f"profiles/{name}/{file}" for name in ("full", "full_75px", "smoke", "survey")
                         for file in ("dvc.yaml", "trainings.yaml")), "trainings.yaml"),
     ]  # fmt: skip
 
@@ -41,7 +41,7 @@ def test_an_edit_of_the_pipeline_or_of_a_copy_is_brought_to_all(profiles):
     with Path("dvc.yaml").open("a") as file:
         file.write("# edited\n")
     Path("profiles/full/trainings.yaml").unlink()
-    copies = [f"profiles/{name}/dvc.yaml" for name in ("full", "full_75px", "smoke")]
+    copies = [f"profiles/{name}/dvc.yaml" for name in ("full", "full_75px", "smoke", "survey")]
     assert sorted(map(str, profiles.stale())) == sorted([*copies, "profiles/full/trainings.yaml"])
     profiles.main()
     assert {Path(copy).read_text() for copy in copies} == {Path("dvc.yaml").read_text()}
