@@ -18,10 +18,16 @@ def description():
     return weights.read(default_weights())[1]
 
 
-def evaluation(folder: Path, profile: str, name: str, n_train: int, seed: int) -> None:
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """A package without the second network."""
+    monkeypatch.setattr(card, "SURVEY_WEIGHTS", tmp_path / "survey.safetensors")
+
+
+def evaluation(folder: Path, profile: str, name: str, n_train: int, seed: int, **more: str) -> None:
     path = folder / profile / "evaluation" / f"{name}-{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"profile": profile, "n_train": n_train, "seed": seed}))
+    path.write_text(json.dumps({"profile": profile, "n_train": n_train, "seed": seed, **more}))
 
 
 def test_the_largest_training_ships_and_of_equals_the_lowest_seed(tmp_path):
@@ -39,13 +45,19 @@ def test_the_largest_training_ships_and_of_equals_the_lowest_seed(tmp_path):
         card.largest_training(tmp_path / "quick")
 
 
-def test_a_second_network_has_a_section_of_its_own(tmp_path, monkeypatch, description):
-    monkeypatch.setattr(card, "SURVEY_WEIGHTS", tmp_path / "survey.safetensors")
-    alone = card.of_package(METRICS)
+@pytest.mark.usefixtures("alone")
+def test_a_second_network_has_a_section_of_its_own_and_scores_of_its_own(tmp_path, description):
+    metrics = tmp_path / "metrics"
+    shutil.copytree(METRICS / description["profile"], metrics / description["profile"])
+    alone = card.of_package(metrics)
     tensors, _ = weights.read(default_weights())
     its = description | {"profile": "survey", "arm": "d4lenspinn_survey", "fingerprint": "e" * 64, "n_train": 2700}
     weights.write(card.SURVEY_WEIGHTS, tensors, its)
-    text = card.of_package(METRICS)
+    evaluation(metrics, "survey", "d4lenspinn_survey", 2700, description["seed"], fingerprint="f" * 64)
+    with pytest.raises(D4LensError, match=f"survey has the fingerprint {'e' * 16}, its evaluation .* {'f' * 16}"):
+        card.of_package(metrics)
+    evaluation(metrics, "survey", "d4lenspinn_survey", 2700, description["seed"], fingerprint="e" * 64)
+    text = card.of_package(metrics)
     assert text.startswith(alone)
     section = " ".join(text.removeprefix(alone).split())
     assert "arm `d4lenspinn_survey` of profile `survey`" in section
@@ -62,6 +74,7 @@ def test_the_rule_knows_nothing_of_genuine_images(tmp_path):
     assert card.largest_training(tmp_path) == before
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_card_says_that_another_training_is_due(tmp_path, description):
     shutil.copytree(METRICS / description["profile"], tmp_path / description["profile"])
     scores = tmp_path / description["profile"] / "evaluation" / f"d4lenspinn-{description['seed']}.json"

@@ -9,6 +9,7 @@ from d4lens.errors import D4LensError
 from d4lens.inference import pipeline
 from d4lens.models import weights
 from d4lens.observation import Observation
+from d4lens.results import card
 
 ROOT = Path(__file__).resolve().parents[2]
 FINGERPRINT = "f" * 64
@@ -35,6 +36,7 @@ def project(tmp_path, monkeypatch, load_tool):
     Path("data/large/macrofit/train_fit.csv").write_text("chi2\n" + "\n".join(["1.0"] * 999 + ["1.3"]))
     shipped = tmp_path / "package.safetensors"
     monkeypatch.setattr(pipeline, "WEIGHTS", shipped)
+    monkeypatch.setattr(card, "SURVEY_WEIGHTS", tmp_path / "none.safetensors")
     Path("docs").mkdir()
     tool = load_tool(ROOT / "tools" / "publish.py")
     monkeypatch.setattr(tool, "needed", lambda data, network: 0.8)  # there is no selection split

@@ -81,7 +81,11 @@ def of_package(metrics: str | Path) -> str:
             "trained again the package keeps this network."
         )
     card = of(description, description["profile"], metrics, shipped)
-    return card + (_second(weights.read(SURVEY_WEIGHTS)[1]) if SURVEY_WEIGHTS.is_file() else "")
+    if not SURVEY_WEIGHTS.is_file():
+        return card
+    second = weights.read(SURVEY_WEIGHTS)[1]
+    _evaluation(second, second["profile"], metrics)  # which checks it
+    return card + _second(second)
 
 
 def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shipped: str = "") -> str:
@@ -108,10 +112,16 @@ def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shippe
     D4LensError
         Where its evaluation or the study of genuine images cannot be read, or the evaluation is of other weights.
     """
-    folder = Path(metrics) / profile
-    scores = read_json(folder / "evaluation" / f"{_arm(description)}-{description['seed']}.json")
+    scores = _evaluation(description, profile, metrics)
+    genuine = genuine_sentence(description, Path(metrics) / profile / "genuine.json")
+    return text(description, profile, scores, genuine, shipped)
+
+
+def _evaluation(description: Mapping[str, Any], profile: str, metrics: str | Path) -> Any:
+    """Return the scores of one training, checked to be of these very weights."""
+    scores = read_json(Path(metrics) / profile / "evaluation" / f"{_arm(description)}-{description['seed']}.json")
     check(description, scores, f"the network of profile {profile}")
-    return text(description, profile, scores, genuine_sentence(description, folder / "genuine.json"), shipped)
+    return scores
 
 
 def check(description: Mapping[str, Any], scores: Mapping[str, Any], where: object) -> None:
