@@ -22,6 +22,8 @@ TOP = "dataset"
 SPLITS = ("train", "val")
 TABLES = ("truth.csv", "subhalos.csv")
 PRESET = "preset.json"
+DARKEST = "darkest"
+"""Column of truth.csv where images have skies of their own: the counts of the darkest pixel, which scaling to [0, 1] loses."""
 MAX_IMAGE_BYTES = 1 << 26
 MAX_TABLE_BYTES = 1 << 30
 _JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
-from d4lens.data.archive import DEFAULT_LIMITS, MAX_TABLE_BYTES, PRESET, TABLES, Archive, Entry, Limits
+from d4lens.data.archive import DARKEST, DEFAULT_LIMITS, MAX_TABLE_BYTES, PRESET, TABLES, Archive, Entry, Limits
 from d4lens.data.arrays import FACTS, MANIFEST, MANIFEST_COLUMNS, SPLITS, RowWriter, atomic_folder
 from d4lens.data.images import (
     COUNTS,
@@ -241,7 +241,7 @@ def carve(rows: list[Row], fraction: float, seed: int) -> NDArray[np.bool_]:
 
 def _known(tables: dict[str, bytes]) -> dict[str, tuple[float, int]]:
     """Return sky and darkest counts of each image by its path, where a simulation's images have skies of their own."""
-    own = ["image_sky", "darkest"]
+    own = ["image_sky", DARKEST]
     table = pd.read_csv(io.BytesIO(tables.get("truth.csv", b"path\n")), float_precision="round_trip")
     if not set(own) <= set(table):
         return {}

@@ -557,19 +557,18 @@ def _marginal(names: Sequence[str], prepared: Sequence[Prepared], way: Way) -> l
         if not (image.standard or image.sky_known):
             dark = dark_sky(counts[i].numpy())[0]
             sky = dark / lens.binning**2 if dark > 0 else sky  # a mean below 0 is no sky of photons
-        begin = ("amplitude", lens.constants["amplitude"]), ("sky", sky)
         variance = (
             counts[i].nan_to_num(1.0).clamp_min(1.0) if image.variance is None else torch.from_numpy(image.variance)
         )
         light = way.einstein_radius is not None or shines(
             counts[i], variance.reciprocal().where(counts[i].isfinite(), 0.0), lens
         )
-        key = (lens.observation, lens.binning, begin, light, image.variance is None)
+        key = (lens.observation, lens.binning, sky, light, image.variance is None)
         groups.setdefault(key, []).append(i)
 
     def work(group: tuple[tuple[Any, ...], list[int]]) -> Fitted:
-        (observation, binning, begin, light, _), members = group
-        lens = open_model(observation, binning, dict(begin), psf=_PSF[0] in way.free)
+        (observation, binning, sky, light, _), members = group
+        lens = open_model(observation, binning, {"sky": sky}, psf=_PSF[0] in way.free)
         taken = [prepared[i] for i in members]
         stack = torch.stack([counts[i] for i in members])
         variances = [image.variance for image in taken if image.variance is not None]

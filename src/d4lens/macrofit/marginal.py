@@ -509,14 +509,9 @@ def _better(one: MarginalFit, other: MarginalFit) -> bool:
 
 
 def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> MarginalFit:
+    """Go downhill from `begin`, parameters or parameters and corrections, as long as a step promises a gain."""
     corrections = torch.zeros(len(optics.mean) - len(begin), dtype=torch.float64)
-    z = torch.cat([begin.double(), corrections]).clamp(optics.lower, optics.upper)
-    return _finish(image, *_descend(image, z, optics, iterations), optics)
-
-
-def _descend(image: _Image, z: Tensor, optics: _Optics, iterations: int) -> tuple[_State, "_Normal", float, float]:
-    """Go downhill from z; return where it ends, the objective there and what the last iteration gained."""
-    state = _expand(z, optics)
+    state = _expand(torch.cat([begin.double(), corrections]).clamp(optics.lower, optics.upper), optics)
     normal = _normal(image, state, optics)
     objective, damping, gained = _objective(state, image, optics), _DAMPING, math.inf
     for done in range(1, _PATIENCE * iterations + 1):
@@ -524,6 +519,8 @@ def _descend(image: _Image, z: Tensor, optics: _Optics, iterations: int) -> tupl
         for _ in range(_TRIALS):
             step = _step(state.z, normal, damping, optics)
             if step is not None:
+                if float(step @ normal.score) < _TOLERANCE:
+                    break
                 there = _expand((state.z + step).clamp(optics.lower, optics.upper), optics)
                 value = _objective(there, image, optics)
                 if value <= objective:
@@ -536,7 +533,7 @@ def _descend(image: _Image, z: Tensor, optics: _Optics, iterations: int) -> tupl
         state, normal = better, _normal(image, better, optics)
         if gained < _TOLERANCE or (done >= iterations and gained < _WORTH * objective):
             break
-    return state, normal, objective, gained
+    return _finish(image, state, normal, objective, gained, optics)
 
 
 def _fit_with_light(image: _Image, model: SmoothLensModel, modes: SourceModes, einstein_radius: float) -> MarginalFit:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d4lens import imports
+from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, write_json
 from d4lens.macrofit.fitting import fit
 from d4lens.macrofit.marginal import MarginalFit, fit_marginal, joined, open_model
@@ -76,9 +77,16 @@ def fit_split(
     -------
     pandas.DataFrame
         The table.
+
+    Raises
+    ------
+    D4LensError
+        If `observations` are given and `smooth_lens` is not MARGINAL.
     """
     folder = Path(folder)
     partial = folder.with_name(f"{folder.name}.partial") / split
+    if observations is not None and smooth_lens != MARGINAL:
+        raise D4LensError(f"images of a PSF and a sky of their own need macrofit.model {MARGINAL}, not {smooth_lens}")
     about = {"smooth_lens": smooth_lens, "observations": [each.to_dict() for each in observations or ()], **options}
     fingerprint = _fingerprint(model, source, units, len(counts), about)
     maps = _open(partial, fingerprint, counts.shape)
@@ -151,8 +159,7 @@ def _fitted(
 
 
 def _opened(model: SmoothLensModel) -> SmoothLensModel:
-    begin = {name: model.constants[name] for name in ("amplitude", "sky")}
-    return open_model(model.observation, model.binning, begin)
+    return open_model(model.observation, model.binning, {"sky": model.constants["sky"]})
 
 
 def _open(

@@ -27,6 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from d4lens.data.archive import Limits, SafeZip
+from d4lens.data.archive import DARKEST
 from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
@@ -39,8 +40,6 @@ from d4lens.simulator.renderer import render
 TRUTH, SUBHALOS, PRESET, SHARD = (
     f"dataset/{name}" for name in ("truth.csv", "subhalos.csv", "preset.json", "shard.json")
 )
-DARKEST = "darkest"
-"""Column of truth.csv where images have skies of their own: the counts of the darkest pixel, which min-max scaling loses."""
 _CHUNK = 32  # images a task; no effect on any byte
 _WORTH_A_WORKER = 600  # images one process makes in the seconds that another takes to start
 _ABOUT = ("seed", "n_train", "n_val", "start", "stop")

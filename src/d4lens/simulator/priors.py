@@ -456,6 +456,15 @@ SURVEY_DEEP = replace(
     },
 )
 
+SURVEY_BRIGHT = replace(
+    SURVEY_DEEP,
+    name="survey_bright",
+    priors={
+        **SURVEY_DEEP.priors,
+        "snr": log_uniform(300.0, 1000.0, "", "where a mass shows; of the arcs, over all pixels"),
+    },
+)
+
 # One entry a preset. The command line, params.yaml and the Python interface offer whatever stands here.
 PRESETS: dict[str, Preset] = {
     entry.name: entry
@@ -465,6 +474,7 @@ PRESETS: dict[str, Preset] = {
         MODEL_I,
         SURVEY,
         SURVEY_DEEP,
+        SURVEY_BRIGHT,
     )
 }
 
