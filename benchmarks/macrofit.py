@@ -1,15 +1,20 @@
 """The smooth-lens fit: does it find the optimum, are its errors honest, how fast is it, and against scipy.
 
-    python benchmarks/macrofit.py [--images 3000] [--no 4000] [--scipy 12] [--marginal 60] [--device cpu] [--out FILE.json]
+    python benchmarks/macrofit.py [--images 3000] [--no 4000] [--scipy 12] [--marginal 60] [--autolens PYTHON]
+        [--device cpu] [--out FILE.json]
 
 Speed is measured on `--speed` images with all cores, wall clock and, since other load on the machine slows that down,
 processor time too. The peer is scipy.optimize.least_squares on the deviance residuals of the same model and images from
-the same start, with the analytic derivatives and with difference quotients.
+the same start, with the analytic derivatives and with difference quotients. The marginal fit's peer is PyAutoLens, in an
+environment of its own whose interpreter `--autolens` names, on one lens.
 """
 
 import argparse
+import json
 import os
 import platform
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,7 +27,7 @@ from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.files import write_json
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, fit_marginal, open_model, preset_model
-from d4lens.macrofit.start import moments, start
+from d4lens.macrofit.start import moments, starting_point
 from d4lens.observation import bin_pixels
 
 SAME = 0.003  # chi-square a pixel
@@ -102,9 +107,14 @@ def speed(n_images: int, device: str) -> dict[str, object]:
     return result
 
 
+def elliptical() -> simulator.Preset:
+    """Lenses that the preset of the specialist's fit does not know."""
+    return simulator.preset("deeplense", {"lens_q": 0.7, "lens_phi": 0.5, "sersic_n": 1.0})
+
+
 def marginal(n_images: int) -> dict[str, object]:
     """Images a second of the marginal fit at 75 pixels, on smooth lenses that the preset does not know, and its radii."""
-    kind = simulator.preset("deeplense", {"lens_q": 0.7, "lens_phi": 0.5, "sersic_n": 1.0})
+    kind = elliptical()
     truth = simulator.draw(kind, SEED, range(n_images), "none")
     counts = bin_pixels(simulator.render(truth, kind), 2).float()
     model = open_model(kind.observation, 2)
@@ -127,6 +137,35 @@ def marginal(n_images: int) -> dict[str, object]:
     }
 
 
+def against_autolens(python: str) -> dict[str, object]:
+    """Processor time of one core on one lens: our whole fit, which starts from nothing, and the peer's search near the truth."""
+    kind = elliptical()
+    truth = simulator.draw(kind, SEED, range(1), "none")
+    row, counts = truth.images.iloc[0], bin_pixels(simulator.render(truth, kind), 2).float()
+    model = open_model(kind.observation, 2)
+    fit_marginal(counts, model, threads=1)
+    busy = time.process_time()
+    done = fit_marginal(counts, model, threads=1)
+    busy = time.process_time() - busy
+    size = (1 - row["lens_q"]) / (1 + row["lens_q"])
+    lens = {name: row[name] for name in ("theta_E", "gamma1", "gamma2")}
+    lens |= {"e1": size * np.cos(2 * row["lens_phi"]), "e2": size * np.sin(2 * row["lens_phi"])}
+    grid = {"pixel_scale": 2 * kind.observation.pixel_scale, "psf_sigma": kind.observation.psf_sigma}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/lens.npz", counts=counts[0].double().numpy(), sky=4 * kind.observation.sky, **lens, **grid)
+        command = [python, str(Path(__file__).with_name("peer_autolens.py").resolve()), f"{folder}/lens.npz"]
+        one_core = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYAUTO_SKIP_WORKSPACE_VERSION_CHECK": "1"}
+        said = subprocess.run(command, cwd=folder, env=one_core, capture_output=True, text=True, check=True).stdout
+    peer = json.loads(said.splitlines()[-1])
+    ours = {"seconds": busy, "chi2": float(done.chi2), "theta_E_error": float(done.columns[0, 0]) / row["theta_E"] - 1}
+    return {
+        "ours": ours,
+        "autolens": peer,
+        "our_fit_in_its_trials": busy / peer["seconds_a_trial"],
+        "times_faster": peer["seconds"] / busy,
+    }
+
+
 def against_scipy(n_images: int) -> dict[str, object]:
     """Processor time and chi-square of one core's fits, ours and scipy's, native images from the start by moments."""
     counts, _, _ = simulated(n_images)
@@ -135,7 +174,7 @@ def against_scipy(n_images: int) -> dict[str, object]:
     fit(counts[:1], model, threads=1)
     times = {"ours": [], "scipy_analytic": [], "scipy_differences": []}
     values: dict[str, list[float]] = {name: [] for name in times}
-    begin = start(moments(counts, model), model, 0)
+    begin = starting_point(moments(counts, model), model, 0)
     for image, at in zip(counts, begin):
         busy = time.process_time()
         done = fit(image[None], model, threads=1)
@@ -199,6 +238,7 @@ def main() -> None:
     parser.add_argument("--speed", type=int, default=600, help="images in the measurement of speed; 0: none")
     parser.add_argument("--scipy", type=int, default=12, help="images fitted by scipy too; 0: none")
     parser.add_argument("--marginal", type=int, default=60, help="images of the marginal fit; 0: none")
+    parser.add_argument("--autolens", metavar="PYTHON", help="interpreter with autolens; fits one lens with it too")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
@@ -207,6 +247,8 @@ def main() -> None:
         result["speed"] = speed(arguments.speed, arguments.device)
     if arguments.marginal:
         result["marginal"] = marginal(arguments.marginal)
+    if arguments.autolens:
+        result["against_autolens"] = against_autolens(arguments.autolens)
     if arguments.scipy:
         result["against_scipy"] = against_scipy(arguments.scipy)
     if arguments.images:

@@ -86,7 +86,8 @@ def ship(arms: Sequence[str], target: Path) -> None:
     description["options"] = {**description["options"], "unet_kind": "exported"}
     description |= {"licence": "MIT", "profile": profile, "arm": arm, "seed": seed}
     # Beyond it `predict` flags an image: a smooth lens fits it worse than all but a thousandth of the training set.
-    description["largest_chi2"] = largest_chi2(pd.read_csv(fitted)["chi2"])
+    fits = pd.read_csv(fitted)
+    description["largest_chi2"] = largest_chi2(fits["chi2"][fits["converged"]])
     description["decided"] = needed(Path("data") / profile, network)
     size = sum(value.nbytes for value in tensors.values())
     if size > LARGEST:

@@ -138,9 +138,9 @@ def test_the_recipe_of_a_preset_is_one_file_that_the_command_line_follows(tmp_pa
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "200"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    assert "--preset {deeplense,deeplense_turned,model-i,survey,survey_deep,elliptical}" in d4lens("--help").stdout
+    assert "--preset {deeplense,deeplense_turned,model-i,survey,survey_deep,survey_bright,elliptical}" in d4lens("--help").stdout
     assert (
-        "there are deeplense, deeplense_turned, model-i, survey, survey_deep, elliptical"
+        "there are deeplense, deeplense_turned, model-i, survey, survey_deep, survey_bright, elliptical"
         in d4lens("--preset", "elptical", "--n", "3", "-o", "a.zip").stderr
     )
     made = d4lens("--preset", "elliptical", "--n", "3", "-o", "a.zip")

@@ -292,7 +292,7 @@ where the light of the lens galaxy was fitted too, because it was trained on len
 
 It is the arm `{_arm(description)}` of profile `{profile}`, seed {description["seed"]}, epoch {description["epoch"]}, fingerprint
 `{description["fingerprint"][:16]}`, with {description["n_parameters"]:,} parameters and {description["n_train"]:,} training images
-([the preset `survey_deep`](../DATA.md#the-simulator)). No genuine image was used for training, or to choose an epoch or an arm. Its
+([presets `survey_deep` and `survey_bright`](../DATA.md#the-simulator)). No genuine image was used for training, or to choose an epoch or an arm. Its
 scores are in `metrics/{profile}/results.csv`. The limits above hold for it too. `make reproduce PROFILE={profile}` trains it;
 `make publish SHIP=marginal` puts it into the package.
 """
