@@ -6,7 +6,7 @@ section "Wrong and unflagged" of docs/reliability.md.
 
 Every kind of fault that use has met has several variants here, each made from simulated lenses of all three classes, which
 the package's networks then label. An image is flagged if it has a flag, is refused or gets no label; else its label is
-right, or wrong and unflagged.
+right, or wrong and unflagged. Of other lenses, sources and light (kind O) the probabilities are scored too.
 """
 
 import argparse
@@ -15,11 +15,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from astropy import units
 from astropy.io import fits
 from astropy.nddata import CCDData
@@ -32,7 +33,7 @@ from d4lens.errors import D4LensError
 from d4lens.files import write_text
 from d4lens.inference.api import Model, Simulated, load_model, simulate
 from d4lens.progress import with_progress
-from d4lens.results.metrics import wilson
+from d4lens.results.metrics import wilson, with_intervals
 from d4lens.simulator import Truth, preset, render
 from d4lens.studies.mismatch import Case, cases, simulated
 from d4lens.studies.outcome import Outcome, record, write
@@ -49,6 +50,9 @@ KINDS = {
     "H": "PSFs",
     "O": "other lenses, sources and light",
 }
+_SCORED, _LEAST = "O", 30
+"""The kind whose probabilities are scored, and the least images of each of its variants."""
+_SCORES = {"auc_macro": "macro AUC", "auc_no": "AUC, no against rest"}
 TARGET = 0.03
 """Share of the images of a kind that may be wrong and unflagged."""
 _BEGIN, _END = "<!-- wrong and unflagged:begin -->", "<!-- wrong and unflagged:end -->"
@@ -460,6 +464,11 @@ def _made_of(words: str, places: Array) -> None:
         return given(lenses, bench.random.poisson(expected + sky).astype(np.float32))
 
 
+@variant("O", "the preset's own kind, under the marginal fit")
+def _own_kind(bench: Bench) -> Given:
+    return given(bench.lenses(), model="marginal")
+
+
 for _case in cases(preset("deeplense").observation.psf_sigma):
     if _case.name not in ("deeplense", "random_orientation"):
         _other(_case)
@@ -477,15 +486,30 @@ _made_of("a source of two spiral arms", np.concatenate([np.stack(_arms[:2], 1), 
 
 @dataclass(frozen=True)
 class Tally:
-    """Of the images of a variant or kind."""
+    """Of the images of a variant or kind; `answers` holds the true class, label and probabilities of each, if answered."""
 
     tried: int = 0
     right: int = 0
     flagged: int = 0
     wrong: int = 0
+    answers: pd.DataFrame | None = field(default=None, compare=False)
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
+
+    def scores(self) -> dict[str, tuple[float, float, float, int]]:
+        """Value, interval and number of images of what the probabilities and labels are worth, whether flagged or not."""
+        assert self.answers is not None
+        true = self.answers["true"].map(CLASSES.index)
+        measured = with_intervals(true, self.answers[list(CLASSES)], 1000, 1)
+        found = {words: (*measured[name].values(), self.tried) for name, words in _SCORES.items()}
+        smooth = self.answers["label"][true == 0]
+        for words, where in {
+            "smooth, called structured": ~smooth.isin(["", "no"]),
+            "labelled": self.answers["label"] != "",
+        }.items():
+            found[words] = (float(where.mean()), *wilson(int(where.sum()), len(where)), len(where))
+        return found
 
     def values(self) -> tuple[int, int, int, int]:
         return self.tried, self.right, self.flagged, self.wrong
@@ -501,7 +525,8 @@ def tally(model: Model, asked: Given) -> Tally:
     flagged = [bool(flag) or not label for label, flag in zip(answer.labels, answer.flags, strict=True)]
     right = [label == true for label, true in zip(answer.labels, asked.labels, strict=True)]
     wrong = sum(not good and not marked for good, marked in zip(right, flagged, strict=True))
-    return Tally(n, n - sum(flagged) - wrong, sum(flagged), wrong)
+    answers = pd.DataFrame(answer.probabilities, columns=list(CLASSES)).assign(true=asked.labels, label=answer.labels)
+    return Tally(n, n - sum(flagged) - wrong, sum(flagged), wrong, answers)
 
 
 def measure(kinds: Sequence[str], images: int, seed: int, model: Model) -> dict[tuple[str, str], Tally]:
@@ -509,7 +534,8 @@ def measure(kinds: Sequence[str], images: int, seed: int, model: Model) -> dict[
     found = {}
     chosen = [one for one in VARIANTS if one[0] in kinds]
     for i, (kind, words, make) in enumerate(with_progress(chosen, desc="variants")):
-        n = max(3, 3 * round(images / 3 / sum(other == kind for other, _, _ in chosen)))
+        n = 3 * round(images / 3 / sum(other == kind for other, _, _ in chosen))
+        n = max(_LEAST if kind == _SCORED else 3, n)
         with tempfile.TemporaryDirectory() as folder:
             found[kind, words] = tally(model, make(Bench(n, seed + i, Path(folder))))
     return found
@@ -529,6 +555,10 @@ def summarise(found: Mapping[tuple[str, str], Tally], command: str) -> Outcome:
             records.append(
                 record(number / counted.tried, low, high, counted.tried, kind=kind, variant=words, quantity=name)
             )
+    for (kind, words), counted in found.items():
+        if kind == _SCORED and counted.answers is not None:
+            for name, (value, low, high, n) in counted.scores().items():
+                records.append(record(value, low, high, n, kind=kind, variant=words, quantity=name))
     over = [kind for kind, t in by_kind(found).items() if t.wrong > TARGET * t.tried]
     answer = f"At most {TARGET:.0%} of each kind are wrong and unflagged" + (
         f", but for {', '.join(over)}." if over else "."
@@ -553,6 +583,13 @@ def table(found: Mapping[tuple[str, str], Tally]) -> str:
         where = "; ".join(bad) if counted.wrong > TARGET * counted.tried else ""
         name = KINDS[kind] if kind == "-" else f"{kind}. {KINDS[kind]}"
         lines.append(f"| {name} | {counted.tried} | {counted.right} | {counted.flagged} | {share} | {where} |")
+    scored = {words: t.scores() for (kind, words), t in found.items() if kind == _SCORED and t.answers is not None}
+    for i, (words, scores) in enumerate(scored.items()):
+        if i == 0:
+            lines += ["", f"| {KINDS[_SCORED]} | {' | '.join(scores)} |", f"|---|{'---:|' * len(scores)}"]
+        lines.append(
+            f"| {words} | {' | '.join(f'{value:.2f} [{low:.2f}, {high:.2f}]' for value, low, high, _ in scores.values())} |"
+        )
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from astropy.io import fits
 
@@ -24,6 +25,7 @@ class Stub:
 
     def __init__(self, labels=(), flags=()):
         self.labels, self.flags = labels, flags
+        self.probabilities = np.full((len(labels), 3), 1 / 3)
 
     def predict(self, images, **known):
         if known.get("sky") == 0:
@@ -50,7 +52,7 @@ def test_every_kind_has_several_variants_of_all_classes(faults, tmp_path):
         asked = make(faults.Bench(3, 5, folder))
         assert asked.labels == ["no", "sphere", "vort"], words
         assert len(asked.images) == 3, words
-        assert set(asked.known) <= {*Known.__annotations__, "mask"}, words
+        assert set(asked.known) <= {*Known.__annotations__, "mask", "model"}, words
         for image in asked.images:
             if isinstance(image, Path):
                 assert image.stat().st_size > 1000, words
@@ -91,6 +93,21 @@ def test_a_few_images_go_the_whole_way(faults, tmp_path):
     share = next(row for row in records if (row["kind"], row["variant"], row["quantity"]) == ("-", "", "right"))
     assert share["value"] == pytest.approx(whole.right / 12, abs=1e-6)
     assert share["ci_low"] < share["value"] <= share["ci_high"]
+
+
+def test_probabilities_of_other_lenses_are_scored_beside_the_labels(faults):
+    true, said = ["no"] * 4 + ["sphere"] * 4 + ["vort"] * 4, ["", "no", "no", "vort"] + ["sphere"] * 4 + [""] * 4
+    p = np.repeat(np.eye(3), 4, 0)
+    p[3] = [0, 0, 1]  # a smooth lens taken for a vortex
+    answers = pd.DataFrame(p, columns=["no", "sphere", "vort"]).assign(true=true, label=said)
+    found = {("O", "some"): faults.Tally(12, 6, 5, 1, answers), ("A", "others"): faults.Tally(3, 3, 0, 0, answers[:3])}
+    scores = found["O", "some"].scores()
+    assert scores["AUC, no against rest"][0] == pytest.approx(7 / 8)
+    assert scores["smooth, called structured"][0] == 0.25
+    assert scores["labelled"][0] == pytest.approx(7 / 12)
+    assert faults.table(found).splitlines()[-1].startswith("| some | 0.9")
+    records = faults.summarise(found, "x").records
+    assert [r["value"] for r in records if r["quantity"] == "labelled"] == [pytest.approx(7 / 12, abs=1e-6)]
 
 
 def test_the_table_names_what_misses_the_target_and_stands_between_its_markers(faults):
