@@ -138,11 +138,10 @@ def test_the_recipe_of_a_preset_is_one_file_that_the_command_line_follows(tmp_pa
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "200"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    assert "--preset {deeplense,deeplense_turned,model-i,survey,survey_deep,survey_bright,elliptical}" in d4lens("--help").stdout
-    assert (
-        "there are deeplense, deeplense_turned, model-i, survey, survey_deep, survey_bright, elliptical"
-        in d4lens("--preset", "elptical", "--n", "3", "-o", "a.zip").stderr
-    )
+    names = ["elliptical", *PRESETS]
+    assert f"--preset {{{','.join(names)}}}" in d4lens("--help").stdout
+    refused = d4lens("--preset", "elptical", "--n", "3", "-o", "a.zip").stderr
+    assert f"there are {', '.join(names)}" in refused
     made = d4lens("--preset", "elliptical", "--n", "3", "-o", "a.zip")
     assert made.returncode == 0, made.stderr
     truth = simulator.read_truth(tmp_path / "a.zip").images

@@ -27,7 +27,8 @@ DARKEST = "darkest"
 MAX_IMAGE_BYTES = 1 << 26
 MAX_TABLE_BYTES = 1 << 30
 _JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's first second: equal content gives equal bytes
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+"""The zip format's first second, of every member: equal content gives equal bytes."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ class Writer:
         data : bytes
             Its content.
         """
-        info = zipfile.ZipInfo(name, _EPOCH)
+        info = zipfile.ZipInfo(name, ZIP_DATE)
         info.compress_type = zipfile.ZIP_DEFLATED
         info.create_system = 3  # Unix, on every platform
         info.external_attr = (stat.S_IFREG | 0o644) << 16

@@ -57,9 +57,8 @@ PRESET = "deeplense"
 """What is known of a lens by default: the simulator's preset behind the shipped weights."""
 
 _BATCH = 64
-_SCALE_DOUBT = (
-    0.1  # in ln(photons): what the sky's noise leaves open is a fiftieth, a fit with substructure a little more
-)
+# In ln(photons): what the sky's noise leaves open is a fiftieth, a fit with substructure a little more.
+_SCALE_DOUBT = 0.1
 _SIGMAS = 6.0  # below what photon noise gives chi2: images that were smoothed, or a gain that is too small
 _RING = 0.9  # share of the lens's light that must be seen
 # A lens is moved off its image's centre where that gains more deviance than noise would, and either leaves nothing but noise
@@ -69,11 +68,11 @@ _GAIN, _MOST, _FARTHER = 25.0, 0.65, 0.08
 _DOUBT, _PUBLISHED_DOUBT = 0.25, 0.5
 _CENTRE_ITERATIONS = 20
 _PIXELS = 3.0  # off centre beyond which it is said
-# A free PSF explains up to 0.11 of what substructure leaves, but at least 0.7 of what a PSF wrong by an eighth leaves.
 _PHOTONS_ALONE = "the specialist takes photon counts of a dark lens; {} is for --model marginal or auto"
 ARCS_CHI2 = "arcs_chi2"
 _POOR = 1.5  # chi2 on the arcs of a marginal fit: a smooth lens of any kind leaves noise
 _PSF = ("psf_sigma",)
+# A free PSF explains up to 0.11 of what substructure leaves, but at least 0.7 of what a PSF wrong by an eighth leaves.
 _PSF_DOUBT = 0.25
 
 
@@ -475,9 +474,7 @@ def way_of(model: str, instrument: Instrument, free: Sequence[str], classifier: 
         raise D4LensError(f"there is no model {model!r} of the smooth lens; there are {_listed(MODELS)}")
     for name, value in (("a noise map", instrument.noise), ("an Einstein radius", instrument.einstein_radius)):
         if model == SPECIALIST and value is not None:
-            raise D4LensError(
-                f"the specialist takes photon counts of a dark lens; {name} is for --model marginal or auto"
-            )
+            raise D4LensError(_PHOTONS_ALONE.format(name))
     if instrument.einstein_radius is not None or (classifier and classifier.model == MARGINAL and model == AUTO):
         model = MARGINAL
     if classifier is None:

@@ -26,24 +26,21 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from d4lens.data.archive import Limits, SafeZip
-from d4lens.data.archive import DARKEST
+from d4lens.data.archive import DARKEST, SPLITS, TABLES, TOP, ZIP_DATE, Limits, SafeZip
+from d4lens.data.archive import PRESET as PRESET_FILE
 from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
 from d4lens.parallel import Ranks, together
 from d4lens.progress import Meter
-from d4lens.simulator.draws import SPLITS, check_seed, draw
+from d4lens.simulator.draws import check_seed, draw
 from d4lens.simulator.priors import Preset
 from d4lens.simulator.renderer import render
 
-TRUTH, SUBHALOS, PRESET, SHARD = (
-    f"dataset/{name}" for name in ("truth.csv", "subhalos.csv", "preset.json", "shard.json")
-)
+TRUTH, SUBHALOS, PRESET, SHARD = (f"{TOP}/{name}" for name in (*TABLES, PRESET_FILE, "shard.json"))
 _CHUNK = 32  # images a task; no effect on any byte
 _WORTH_A_WORKER = 600  # images one process makes in the seconds that another takes to start
 _ABOUT = ("seed", "n_train", "n_val", "start", "stop")
-_DATE = (1980, 1, 1, 0, 0, 0)
 _LEVEL = 1  # zlib: level 6 takes six times as long for a tenth less
 
 
@@ -333,7 +330,7 @@ class _Archive:
 
 
 def _info(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, _DATE)
+    info = zipfile.ZipInfo(name, ZIP_DATE)
     info.compress_type = zipfile.ZIP_DEFLATED
     info.create_system = 3
     info.external_attr = 0o644 << 16

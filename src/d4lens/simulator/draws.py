@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from d4lens.classes import CLASSES
+from d4lens.data.archive import SPLITS
 from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.lensing.cosmology import theta_E_luminosity
 from d4lens.simulator.priors import COMPONENT_RANGES, PARAMETER_RANGES, SUBHALO_RANGES, Preset
 
-SPLITS = ("train", "val")
 # Streams of one image: disjoint stretches of one counter.
 _PARAMETER_STREAM, _SUBHALO_STREAM, _NOISE_STREAM, _COMPONENT_STREAM = range(4)
 _SLOTS = 64  # uniform numbers set aside for the parameters: more can be appended without moving a draw
