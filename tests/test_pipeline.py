@@ -38,7 +38,7 @@ def pipeline(tmp_path_factory):
 
 
 def lay(root: Path) -> None:
-    for name in ("dvc.yaml", "params.yaml", "trainings.yaml", "stages", "src"):
+    for name in ("dvc.yaml", "params.yaml", "trainings.yaml", "stages", "src", "metrics/archive"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
     shutil.rmtree(root / "src" / "d4lens" / "weights", ignore_errors=True)
@@ -244,7 +244,7 @@ STAGES = {
 
 def uncovered(deps, scripts, root=ROOT):
     """Of the code that the scripts import what no dependency names, and the dependencies of which nothing is imported."""
-    depends = [root / dep for dep in deps if "${" not in dep]
+    depends = [root / dep for dep in deps if dep.startswith(("src/", "stages/"))]
     assert all(path.exists() for path in depends)
     imported = set[Path]().union(*(closure(script, root / "src") for script in scripts))
     missing = {path for path in imported if not any(path.is_relative_to(dep) for dep in depends)}
