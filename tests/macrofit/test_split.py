@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from d4lens.errors import D4LensError
 from d4lens.macrofit import TABLE_COLUMNS, SmoothLensModel, fit, fit_marginal, open_model, preset_model, split
 
 BINNED = preset_model("deeplense", binning=2)
@@ -164,3 +165,11 @@ def test_each_image_is_fitted_with_what_is_known_of_it(counts, paths, tmp_path):
     for image, observation, residual in zip(counts, known, residuals):
         alone = fit_marginal(torch.from_numpy(image[None].astype(np.float32)), open_model(observation, 2))
         assert np.array_equal(residual, alone.residual[0].numpy().astype(np.float16))
+
+
+@pytest.mark.parametrize("smooth_lens", ["specialist", "auto"])
+def test_what_is_known_of_each_image_is_refused_where_no_fit_would_read_it(counts, paths, tmp_path, smooth_lens):
+    options = {"source": "a", "smooth_lens": smooth_lens, "observations": [BINNED.observation] * 10}
+    with pytest.raises(D4LensError, match=f"need macrofit.model marginal, not {smooth_lens}"):
+        split.fit_split(counts, paths, BINNED, tmp_path / "macrofit", "train", **options)
+    assert list(tmp_path.iterdir()) == []

@@ -154,7 +154,7 @@ def test_the_study_that_contributing_adds_runs_through_dvc_and_appears_on_the_pa
     recipes.apply_recipe("studies/brightness.py", files, copy)
     run(sys.executable, "-m", "pytest", "-q", "tests/studies/test_brightness.py")
     values = yaml.safe_load((copy / "params.yaml").read_text())
-    assert list(values["studies"])[0] == "brightness"
+    assert next(iter(values["studies"])) == "brightness"
     # the other studies would take minutes
     values["profile"]["arms"] = [arm for arm, _ in ARMS]
     values["studies"] = {"brightness": values["studies"]["brightness"]}
