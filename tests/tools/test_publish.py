@@ -33,7 +33,9 @@ def project(tmp_path, monkeypatch, load_tool):
     description |= {"n_train": 27_000, "seed": 0, "epoch": 1, "fingerprint": FINGERPRINT, "versions": {}}
     weights.write(Path("runs/large/d4lenspinn-0/model.safetensors"), models.state(model), description)
     Path("data/large/macrofit").mkdir(parents=True)
-    Path("data/large/macrofit/train_fit.csv").write_text("chi2\n" + "\n".join(["1.0"] * 999 + ["1.3"]))
+    Path("data/large/macrofit/train_fit.csv").write_text(
+        "chi2,converged\n" + "\n".join(["1.0,True"] * 999 + ["1.3,True", "9.0,False"])
+    )
     shipped = tmp_path / "package.safetensors"
     monkeypatch.setattr(pipeline, "WEIGHTS", shipped)
     monkeypatch.setattr(card, "SURVEY_WEIGHTS", tmp_path / "none.safetensors")
