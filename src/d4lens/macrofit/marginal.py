@@ -509,7 +509,7 @@ def _better(one: MarginalFit, other: MarginalFit) -> bool:
 
 
 def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> MarginalFit:
-    """Go downhill from `begin`, parameters or parameters and corrections, as long as a step promises a gain."""
+    """Go downhill from `begin`: parameters, or parameters and corrections."""
     corrections = torch.zeros(len(optics.mean) - len(begin), dtype=torch.float64)
     state = _expand(torch.cat([begin.double(), corrections]).clamp(optics.lower, optics.upper), optics)
     normal = _normal(image, state, optics)
@@ -519,8 +519,6 @@ def _fit_one(image: _Image, begin: Tensor, optics: _Optics, iterations: int) -> 
         for _ in range(_TRIALS):
             step = _step(state.z, normal, damping, optics)
             if step is not None:
-                if float(step @ normal.score) < _TOLERANCE:
-                    break
                 there = _expand((state.z + step).clamp(optics.lower, optics.upper), optics)
                 value = _objective(there, image, optics)
                 if value <= objective:
