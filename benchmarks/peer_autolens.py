@@ -8,9 +8,10 @@ mesh of 30 x 30 under a constant regularisation is solved for at every trial of 
 goes uphill in the evidence from a start 1 % off the truth. Whoever knows less begins with thousands of trials more.
 """
 
+import argparse
 import json
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
@@ -19,9 +20,11 @@ TRIALS = 400
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lens", type=Path, metavar="LENS.npz")
+    lens = np.load(parser.parse_args().lens)
     import autolens as al  # not in the project's environment
 
-    lens = np.load(sys.argv[1])
     pixel, sigma = float(lens["pixel_scale"]), float(lens["psf_sigma"])
     counts = lens["counts"][::-1]  # its first row is the uppermost
     taps = np.arange(-4, 5) * pixel
