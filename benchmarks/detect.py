@@ -205,7 +205,8 @@ def scan(side: int) -> dict[str, object]:
     begin = time.process_time()
     smooth = least_squares(misfit, true)
     gains, places = [], [(x, y) for y in np.linspace(-reach, reach, side) for x in np.linspace(-reach, reach, side)]
-    for mass["center_x"], mass["center_y"] in places:
+    for x, y in places:
+        mass |= {"center_x": x, "center_y": y}
         both = least_squares(misfit, [*smooth.x, 1e-3], bounds=([-np.inf] * len(free) + [0.0], np.inf), x_scale="jac")
         gains.append(2 * (smooth.cost - both.cost))
     theirs, best = time.process_time() - begin, int(np.argmax(gains))

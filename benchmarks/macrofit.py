@@ -26,6 +26,7 @@ from torch import Tensor
 from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.files import write_json
+from d4lens.lensing import ellipticity
 from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, fit_marginal, open_model, preset_model
 from d4lens.macrofit.start import moments, starting_point
 from d4lens.observation import bin_pixels
@@ -147,9 +148,8 @@ def against_autolens(python: str) -> dict[str, object]:
     busy = time.process_time()
     done = fit_marginal(counts, model, threads=1)
     busy = time.process_time() - busy
-    size = (1 - row["lens_q"]) / (1 + row["lens_q"])
-    lens = {name: row[name] for name in ("theta_E", "gamma1", "gamma2")}
-    lens |= {"e1": size * np.cos(2 * row["lens_phi"]), "e2": size * np.sin(2 * row["lens_phi"])}
+    e1, e2 = map(float, ellipticity(row["lens_q"], row["lens_phi"]))
+    lens = {name: row[name] for name in ("theta_E", "gamma1", "gamma2")} | {"e1": e1, "e2": e2}
     grid = {"pixel_scale": 2 * kind.observation.pixel_scale, "psf_sigma": kind.observation.psf_sigma}
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/lens.npz", counts=counts[0].double().numpy(), sky=4 * kind.observation.sky, **lens, **grid)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ KINDS = {
 _SCORED, _LEAST = "O", 30
 """The kind whose probabilities are scored, and the least images of each of its variants."""
 _SCORES = {"auc_macro": "macro AUC", "auc_no": "AUC, no against rest"}
+_SHARES = ("smooth, called structured", "labelled")
 TARGET = 0.03
 """Share of the images of a kind that may be wrong and unflagged."""
 _BEGIN, _END = "<!-- wrong and unflagged:begin -->", "<!-- wrong and unflagged:end -->"
@@ -60,6 +62,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _SEED = 15_000_000  # of no training
 
 Array = NDArray[Any]
+Measured = tuple[float, float, float, int]  # value, ends of its interval, images
 
 
 @dataclass(frozen=True)
@@ -497,17 +500,15 @@ class Tally:
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(self.values(), other.values(), strict=True)))
 
-    def scores(self) -> dict[str, tuple[float, float, float, int]]:
+    @cached_property
+    def scores(self) -> dict[str, Measured]:
         """Value, interval and number of images of what the probabilities and labels are worth, whether flagged or not."""
         assert self.answers is not None
         true = self.answers["true"].map(CLASSES.index)
         measured = with_intervals(true, self.answers[list(CLASSES)], 1000, 1)
         found = {words: (*measured[name].values(), self.tried) for name, words in _SCORES.items()}
         smooth = self.answers["label"][true == 0]
-        for words, where in {
-            "smooth, called structured": ~smooth.isin(["", "no"]),
-            "labelled": self.answers["label"] != "",
-        }.items():
+        for words, where in zip(_SHARES, (~smooth.isin(["", "no"]), self.answers["label"] != ""), strict=True):
             found[words] = (float(where.mean()), *wilson(int(where.sum()), len(where)), len(where))
         return found
 
@@ -541,6 +542,11 @@ def measure(kinds: Sequence[str], images: int, seed: int, model: Model) -> dict[
     return found
 
 
+def scored(found: Mapping[tuple[str, str], Tally]) -> dict[str, dict[str, Measured]]:
+    """The scores of each variant of the scored kind that was answered."""
+    return {words: t.scores for (kind, words), t in found.items() if kind == _SCORED and t.answers is not None}
+
+
 def by_kind(found: Mapping[tuple[str, str], Tally]) -> dict[str, Tally]:
     """The variants of each kind together."""
     return {kind: sum((t for (of, _), t in found.items() if of == kind), Tally()) for kind, _ in found}
@@ -555,10 +561,9 @@ def summarise(found: Mapping[tuple[str, str], Tally], command: str) -> Outcome:
             records.append(
                 record(number / counted.tried, low, high, counted.tried, kind=kind, variant=words, quantity=name)
             )
-    for (kind, words), counted in found.items():
-        if kind == _SCORED and counted.answers is not None:
-            for name, (value, low, high, n) in counted.scores().items():
-                records.append(record(value, low, high, n, kind=kind, variant=words, quantity=name))
+    for words, scores in scored(found).items():
+        for name, measured in scores.items():
+            records.append(record(*measured, kind=_SCORED, variant=words, quantity=name))
     over = [kind for kind, t in by_kind(found).items() if t.wrong > TARGET * t.tried]
     answer = f"At most {TARGET:.0%} of each kind are wrong and unflagged" + (
         f", but for {', '.join(over)}." if over else "."
@@ -583,13 +588,12 @@ def table(found: Mapping[tuple[str, str], Tally]) -> str:
         where = "; ".join(bad) if counted.wrong > TARGET * counted.tried else ""
         name = KINDS[kind] if kind == "-" else f"{kind}. {KINDS[kind]}"
         lines.append(f"| {name} | {counted.tried} | {counted.right} | {counted.flagged} | {share} | {where} |")
-    scored = {words: t.scores() for (kind, words), t in found.items() if kind == _SCORED and t.answers is not None}
-    for i, (words, scores) in enumerate(scored.items()):
-        if i == 0:
-            lines += ["", f"| {KINDS[_SCORED]} | {' | '.join(scores)} |", f"|---|{'---:|' * len(scores)}"]
-        lines.append(
-            f"| {words} | {' | '.join(f'{value:.2f} [{low:.2f}, {high:.2f}]' for value, low, high, _ in scores.values())} |"
-        )
+    if of_kind := scored(found):
+        head = [KINDS[_SCORED], *_SCORES.values(), *_SHARES]
+        lines += ["", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+        for words, scores in of_kind.items():
+            cells = (f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high, _ in scores.values())
+            lines.append(f"| {' | '.join((words, *cells))} |")
     return "\n".join(lines)
 
 

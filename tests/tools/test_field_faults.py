@@ -101,7 +101,7 @@ def test_probabilities_of_other_lenses_are_scored_beside_the_labels(faults):
     p[3] = [0, 0, 1]  # a smooth lens taken for a vortex
     answers = pd.DataFrame(p, columns=["no", "sphere", "vort"]).assign(true=true, label=said)
     found = {("O", "some"): faults.Tally(12, 6, 5, 1, answers), ("A", "others"): faults.Tally(3, 3, 0, 0, answers[:3])}
-    scores = found["O", "some"].scores()
+    scores = found["O", "some"].scores
     assert scores["AUC, no against rest"][0] == pytest.approx(7 / 8)
     assert scores["smooth, called structured"][0] == 0.25
     assert scores["labelled"][0] == pytest.approx(7 / 12)
