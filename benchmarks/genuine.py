@@ -17,7 +17,7 @@ from image_statistics import LEVELS, RADII, Statistics, compare, statistics
 
 from d4lens import simulator
 from d4lens.classes import CLASSES
-from d4lens.data.images import read, recover_counts
+from d4lens.data.images import read_image, recover_counts
 
 GENUINE, SIMULATED = "#d1495b", "#30638e"
 
@@ -27,7 +27,7 @@ def measure(folder: Path, n_images: int) -> tuple[Statistics, Statistics]:
     preset = simulator.preset("deeplense")
     sky, scale = preset.observation.sky, preset.observation.pixel_scale
     paths = [path for label in CLASSES for path in sorted((folder / label).glob("*.npy"))]
-    genuine = statistics(np.stack([recover_counts(read(path), sky).k for path in paths]), scale, sky)
+    genuine = statistics(np.stack([recover_counts(read_image(path), sky).k for path in paths]), scale, sky)
     simulated = [
         simulator.render(simulator.draw(preset, 2026, range(start, min(start + 60, n_images))), preset).numpy()
         for start in range(0, n_images, 60)

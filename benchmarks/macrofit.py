@@ -27,7 +27,7 @@ from d4lens import simulator
 from d4lens.classes import CLASSES
 from d4lens.files import write_json
 from d4lens.lensing import ellipticity
-from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, fit_marginal, open_model, preset_model
+from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit_marginal, fit_smooth_lens, open_model, preset_model
 from d4lens.macrofit.start import moments, starting_point
 from d4lens.observation import bin_pixels
 
@@ -53,7 +53,7 @@ def optimum(n_images: int, device: str) -> dict[str, object]:
         labels.append(classes)
         for factor, rows in found.items():
             k, model = bin_pixels(counts, factor), preset_model("deeplense", binning=factor, device=device)
-            ours, known = fit(k, model), fit(k, model, initial=truth, fine_iterations=40)
+            ours, known = fit_smooth_lens(k, model), fit_smooth_lens(k, model, initial=truth, fine_iterations=40)
             rows.append(torch.stack([ours.chi2, known.chi2, ours.converged.double()]))
     classes = np.concatenate(labels)
     result: dict[str, object] = {"images": n_images}
@@ -75,7 +75,7 @@ def honesty(n_images: int, device: str) -> dict[str, object]:
     for first in range(0, n_images, PIECE):
         counts, truth, _ = simulated(min(PIECE, n_images - first), "none", first)
         for factor in pulls:
-            done = fit(bin_pixels(counts, factor), preset_model("deeplense", binning=factor, device=device))
+            done = fit_smooth_lens(bin_pixels(counts, factor), preset_model("deeplense", binning=factor, device=device))
             pulls[factor].append((done.parameters - truth) / done.sigma)
             chi2[factor].append(done.chi2)
     result: dict[str, object] = {"images": n_images, "error_of_a_mean": n_images**-0.5}
@@ -96,9 +96,9 @@ def speed(n_images: int, device: str) -> dict[str, object]:
     result: dict[str, object] = {"images": n_images, "threads": torch.get_num_threads(), "device": device_name(device)}
     for factor in (1, 2):
         k, model = bin_pixels(counts, factor), preset_model("deeplense", binning=factor, device=device)
-        fit(k[: 2 * size], model, batch_size=size)
+        fit_smooth_lens(k[: 2 * size], model, batch_size=size)
         wall, busy = time.perf_counter(), time.process_time()
-        fit(k, model, batch_size=size)
+        fit_smooth_lens(k, model, batch_size=size)
         wall, busy = time.perf_counter() - wall, time.process_time() - busy
         result[f"binning_{factor}"] = {
             "images_per_second": n_images / wall,
@@ -171,13 +171,13 @@ def against_scipy(n_images: int) -> dict[str, object]:
     counts, _, _ = simulated(n_images)
     model = preset_model("deeplense")
     double = preset_model("deeplense", dtype=torch.float64)
-    fit(counts[:1], model, threads=1)
+    fit_smooth_lens(counts[:1], model, threads=1)
     times = {"ours": [], "scipy_analytic": [], "scipy_differences": []}
     values: dict[str, list[float]] = {name: [] for name in times}
     begin = starting_point(moments(counts, model), model, 0)
     for image, at in zip(counts, begin):
         busy = time.process_time()
-        done = fit(image[None], model, threads=1)
+        done = fit_smooth_lens(image[None], model, threads=1)
         times["ours"].append(time.process_time() - busy)
         values["ours"].append(float(done.chi2))
         for name, analytic in (("scipy_analytic", True), ("scipy_differences", False)):
@@ -185,7 +185,7 @@ def against_scipy(n_images: int) -> dict[str, object]:
             values[name].append(scipy_chi2(image.double(), double, at, analytic))
             times[name].append(time.process_time() - busy)
     busy = time.process_time()
-    fit(counts, model, threads=1)
+    fit_smooth_lens(counts, model, threads=1)
     batched = (time.process_time() - busy) / n_images
     ms = {name: float(np.mean(seconds)) * 1e3 for name, seconds in times.items()}
     best = np.minimum.reduce([np.array(column) for column in values.values()])

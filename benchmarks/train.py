@@ -36,7 +36,7 @@ from d4lens.models.unet import UNet
 from d4lens.observation import Observation
 from d4lens.params import LossWeights
 from d4lens.train import losses
-from d4lens.train.data import EpochBatches, Lenses
+from d4lens.train.lenses import EpochBatches, Lenses
 
 OBSERVATION = Observation(76, 0.1, 0.08625, 40.0)
 BATCH = 32

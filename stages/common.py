@@ -19,7 +19,7 @@ from d4lens.params import (
     NetworkParams,
     Training,
     TrainParams,
-    check,
+    check_group,
     of_training,
     trainings,
     unreached,
@@ -82,13 +82,13 @@ def known() -> str:
 def layers(group: str, profile: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """One group as params.yaml says it for all profiles, and the profile's own: `profile.<group>`, of a study `studies.<group>`."""
     base, own = read(Path("params.yaml")), read(overlay(profile))
-    scale = own.get("studies" if group in studies.NAMES else "profile")
-    every = {*GROUPS, *OF_PROFILE, *studies.NAMES, "arms", "networks"}
+    scale = own.get("studies" if group in studies.STUDY_NAMES else "profile")
+    every = {*GROUPS, *OF_PROFILE, *studies.STUDY_NAMES, "arms", "networks"}
     for values, path, allowed in (
         (base, "params.yaml", every),
         (own, str(overlay(profile)), every),
         (own.get("profile"), f"'profile' of {overlay(profile)}", {*GROUPS, *OWN_GRID, "name", "contrasts"}),
-        (own.get("studies"), f"'studies' of {overlay(profile)}", {*studies.NAMES}),
+        (own.get("studies"), f"'studies' of {overlay(profile)}", {*studies.STUDY_NAMES}),
     ):
         if not isinstance(values, dict):
             raise D4LensError(f"{path} must be a group of keys, not {values!r}")
@@ -103,7 +103,7 @@ def layers(group: str, profile: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def parameters(group: str, model: type[Group], profile: str) -> Group:
     """One group: what params.yaml says for all profiles, and the profile's own on top."""
     shared, own = layers(group, profile)
-    return check(model, merged(shared, own), f"group {group!r} of {overlay(profile)}")
+    return check_group(model, merged(shared, own), f"group {group!r} of {overlay(profile)}")
 
 
 def merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def named(group: str, model: type[Group]) -> dict[str, Group]:
     values = read(Path("params.yaml")).get(group)
     if not isinstance(values, dict):
         raise D4LensError(f"{group!r} in params.yaml must be a group of named {group}, not {values!r}")
-    return {name: check(model, value, f"{name!r} in {group!r} of params.yaml") for name, value in values.items()}
+    return {name: check_group(model, value, f"{name!r} in {group!r} of params.yaml") for name, value in values.items()}
 
 
 def arms_and_networks() -> tuple[dict[str, ArmParams], dict[str, NetworkParams]]:
@@ -141,7 +141,7 @@ def grids(profile: str) -> dict[str, GridParams]:
     found = {}
     for name, values in declared.items():
         where = f"{f'grid {name!r}' if name else 'arms and seeds'} of {overlay(profile)}"
-        found[name] = check(GridParams, values, where)
+        found[name] = check_group(GridParams, values, where)
         for arm in (*found[name].arms, *found[name].epochs):
             if arm not in arms:
                 raise D4LensError(f"no arm {arm!r}, named in {where}; the arms of params.yaml are {', '.join(arms)}")
@@ -152,7 +152,7 @@ def contrasts(profile: str) -> list[tuple[str, str]]:
     """The pairs of the profile's own arms whose comparison is fixed."""
     where = f"'profile' of {overlay(profile)}"
     values = {"contrasts": (read(overlay(profile)).get("profile") or {}).get("contrasts")}
-    found = [(a, b) for a, b in check(ContrastParams, values, where).contrasts]
+    found = [(a, b) for a, b in check_group(ContrastParams, values, where).contrasts]
     arms = grids(profile)[""].arms
     for arm in (arm for pair in found for arm in pair):
         if arm not in arms:

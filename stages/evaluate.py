@@ -15,7 +15,7 @@ from d4lens.parallel import ranks
 from d4lens.params import EvaluateParams, Training
 from d4lens.results import plots, predictions
 from d4lens.tracking import Tracker, enabled, run_tags
-from d4lens.train.data import load
+from d4lens.train.lenses import load_lenses
 
 
 @one_sentence
@@ -31,7 +31,7 @@ def main() -> None:
 
     network, config = models.load(trained / "model.safetensors")
     observation = arrays.load_observation(data / "arrays")
-    images = load(data / "arrays", data / "macrofit", "test", network.needs, observation)
+    images = load_lenses(data / "arrays", data / "macrofit", "test", network.needs, observation)
     logits, speed = predict_shared(
         processes, averaging.exported(network).to(processes.device()), images, params.batch_size
     )
@@ -43,10 +43,10 @@ def main() -> None:
     facts |= {"n_train": config["n_train"], "n_test": len(images), "n_pixels": observation.n_pixels}
     facts["fingerprint"] = config["fingerprint"]
     facts["epochs"] = len(pd.read_csv(trained / "history.csv"))
-    scores = predictions.score(table, params.bootstrap, params.seed)
+    scores = predictions.score_predictions(table, params.bootstrap, params.seed)
     minutes = files.read_json(trained / "timing.json")["train_minutes"]
     # By itself, without what differs from run to run, for the studies.
-    predictions.write(runs / "predicted" / f"{name}.parquet", table)
+    predictions.write_predictions(runs / "predicted" / f"{name}.parquet", table)
     plots.draw_roc(out / "roc.svg", plots.curves({(arm, seed): table}))
     plots.draw_confusion(out / "confusion.svg", plots.confusions({(arm, seed): table}))
     # here and not by the training, which would count as stale with every change of where its history is kept

@@ -10,7 +10,7 @@ from pydantic import Field
 from d4lens.data import arrays
 from d4lens.files import require_space, sha256, sole_writer, write_json, writing
 from d4lens.macrofit import preset_model
-from d4lens.macrofit.smooth_lens import FACTS
+from d4lens.macrofit.smooth_lens import SMOOTH_LENS_FILE
 from d4lens.macrofit.split import fit_shared, remove_parts
 from d4lens.macrofit.world import SPECIALIST
 from d4lens.observation import Observation
@@ -79,7 +79,7 @@ def main() -> None:
             fitted = f"{table['converged'].sum()} of {len(table)} {name} images converged"
             print(f"{fitted}; median chi2 a pixel {table['chi2'].median():.3f}")
     if processes.is_main and params.model != SPECIALIST:
-        write_json(out / FACTS, {"smooth_lens": params.model})
+        write_json(out / SMOOTH_LENS_FILE, {"smooth_lens": params.model})
     remove_parts(processes, out)
 
 

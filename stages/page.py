@@ -15,7 +15,7 @@ def main() -> None:
     params = parameters("page", PageParams, profile)
     own = read(overlay(profile))
     arms = list(product(own["profile"]["arms"], own["profile"]["seeds"]))
-    page.write(params.file, Path("."), profile, arms, list(own["studies"]), params.examples)
+    page.write_page(params.file, Path("."), profile, arms, list(own["studies"]), params.examples)
     print(f"{params.file}: {Path(params.file).stat().st_size / 1e6:.1f} MB")
 
 

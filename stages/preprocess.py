@@ -6,7 +6,7 @@ from typing import Literal
 from common import arguments, one_sentence, parameters
 
 from d4lens.data.archive import Limits
-from d4lens.data.preprocess import build
+from d4lens.data.preprocess import build_arrays
 from d4lens.params import Fraction, LimitParams, NonNegative, ParameterGroup, Positive, Seed
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     profile = arguments(__doc__).profile
     params = parameters("preprocess", Parameters, profile)
     folder = Path("data") / profile
-    facts = build(
+    facts = build_arrays(
         folder / "lenses.zip",
         folder / "arrays",
         params.pixel_scale,

@@ -4,18 +4,18 @@ from common import arguments, one_sentence, overlay, parameters, read
 
 from d4lens import studies
 from d4lens.allocator import keep_freed_memory
-from d4lens.studies.study import Inputs, publish
+from d4lens.studies.study import Inputs, publish_study
 
 
 @one_sentence
 def main() -> None:
     keep_freed_memory()
-    args = arguments(__doc__, values={"study": f"one of {', '.join(studies.NAMES)}"})
-    study = studies.load(args.study)
+    args = arguments(__doc__, values={"study": f"one of {', '.join(studies.STUDY_NAMES)}"})
+    study = studies.load_study(args.study)
     params = parameters(args.study, study.parameters, args.profile)
     own = read(overlay(args.profile))["profile"]
     outcome, drawings = study.run(params, Inputs(args.profile, study.needs, own["arms"], own["seeds"]))
-    publish(args.study, args.profile, outcome, drawings)
+    publish_study(args.study, args.profile, outcome, drawings)
     print(*outcome.answers, sep="\n")
 
 

@@ -25,7 +25,7 @@ def main() -> None:
         for name in names
     ]
     predicted = {
-        (training.row, training.seed): predictions.read(runs / "predicted" / f"{name}.parquet")
+        (training.row, training.seed): predictions.read_predictions(runs / "predicted" / f"{name}.parquet")
         for name, training in names.items()
     }
     bootstrap = parameters("evaluate", EvaluateParams, profile)

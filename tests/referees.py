@@ -11,7 +11,7 @@ from d4lens.data.truth import Truth
 from d4lens.lensing import checks, d4
 from d4lens.lensing.checks import Number, axis_ratio, like, parameter, positive
 from d4lens.lensing.deflection import _axes, _off_centre, _relative, _rod_angle, _rod_axes, _sie_on_axes, core_squared
-from d4lens.observation import Observation
+from d4lens.observation import Observation, bin_pixels
 from d4lens.simulator.substructure import _rods
 
 
@@ -20,7 +20,7 @@ def supersample(
 ) -> Tensor:
     """Average a function over every pixel, by the midpoint rule on `factor` x `factor` points a pixel."""
     x, y = lensing.grid(n_pixels * factor, pixel_scale / factor, dtype)
-    return lensing.bin_mean(function(x, y), factor)
+    return bin_pixels(function(x, y), factor) / factor**2
 
 
 def sis_convergence(x: Tensor, y: Tensor, theta_E: Number, x0: Number = 0.0, y0: Number = 0.0) -> Tensor:

@@ -16,7 +16,7 @@ from dvc.cli import parse_args
 from dvc.cli.parser import DvcParserError
 
 from d4lens.cli import _parser, main
-from d4lens.params import DownloadParams, check
+from d4lens.params import DownloadParams, check_group
 from d4lens.simulator import draw, preset, render
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,7 +174,7 @@ def test_the_parameters_that_the_documents_show_are_accepted(monkeypatch):
     assert shown
     for values in shown:
         own = merged(group["profile"]["download"], values["download"])
-        check(DownloadParams, merged(group["download"], own), "DATA.md")
+        check_group(DownloadParams, merged(group["download"], own), "DATA.md")
 
 
 def test_the_citation_names_the_version_and_licence_of_the_package():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from d4lens import flags
-from d4lens.flags import DECIDED, Flag, Raised, abstains, decided, joined, markdown
+from d4lens.flags import DECIDED, Flag, Raised, abstains, decided, flags_markdown, join_flags
 from d4lens.inference.pipeline import Classifier, undecided
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-images.md"
@@ -13,18 +13,18 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "your-images.md"
 
 def test_the_page_explains_every_flag():
     written = PAGE.read_text(encoding="utf-8").split("<!-- flags:begin -->\n")[1].split("\n<!-- flags:end -->")[0]
-    assert written == markdown()
+    assert written == flags_markdown()
     assert len(written.splitlines()) == 2 + len(Flag)
 
 
 def test_flags_are_joined_and_one_withholds_the_label():
     raised = [Raised(Flag.UNLIKE_TRAINING), Raised(Flag.TOO_LITTLE_NOISE)]
-    assert joined(raised) == "unlike training; too little noise"
+    assert join_flags(raised) == "unlike training; too little noise"
     assert not abstains(raised)
     raised.append(Raised(Flag.AT_ITS_BOUND, "theta_E, e1"))
-    assert joined(raised).endswith("; at its bound: theta_E, e1")
+    assert join_flags(raised).endswith("; at its bound: theta_E, e1")
     assert abstains(raised)
-    assert joined([]) == ""
+    assert join_flags([]) == ""
 
 
 def test_an_answer_below_what_its_network_asks_for_is_undecided():
@@ -36,7 +36,7 @@ def test_an_answer_below_what_its_network_asks_for_is_undecided():
         ((0.05, 0.91, 0.04), strict, ""),
     ):
         raised = undecided(torch.tensor(probabilities), classifier)
-        assert joined(raised) == words
+        assert join_flags(raised) == words
         assert abstains(raised) == bool(words)
 
 

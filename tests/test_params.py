@@ -7,7 +7,7 @@ from d4lens.params import (
     LossWeights,
     NetworkParams,
     Training,
-    check,
+    check_group,
     of_training,
     trainings,
     unreached,
@@ -83,7 +83,7 @@ def test_a_grid_is_every_arm_at_every_limit_with_every_seed():
 
 def test_a_grid_without_arms_is_refused():
     with pytest.raises(D4LensError, match="'arms' in grid 'x'"):
-        check(GridParams, {"arms": [], "seeds": [0]}, "grid 'x'")
+        check_group(GridParams, {"arms": [], "seeds": [0]}, "grid 'x'")
 
 
 def test_whom_a_value_for_all_does_not_reach_is_named():

@@ -15,7 +15,7 @@ import yaml
 
 from d4lens import models, studies
 from d4lens.imports import closure
-from d4lens.params import check
+from d4lens.params import check_group
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ["quick", *sorted(path.name for path in (ROOT / "profiles").iterdir())]
@@ -220,7 +220,7 @@ def test_every_profile_names_arms_that_exist_and_sets_its_scale(profile):
     assert values["profile"]["name"] == profile
     assert set(values["profile"]) == set(overlay("quick")["profile"])
     for name, changed in values["studies"].items():
-        check(studies.load(name).parameters, overlay("quick")[name] | changed, f"study {name} of {profile}")
+        check_group(studies.load_study(name).parameters, overlay("quick")[name] | changed, f"study {name} of {profile}")
 
 
 @pytest.mark.parametrize("profile", PROFILES[1:])
@@ -260,11 +260,11 @@ def test_a_stage_depends_on_all_code_that_its_script_imports(name):
 
 def test_the_stage_of_the_studies_depends_on_all_code_of_every_study():
     package = ROOT / "src" / "d4lens" / "studies"
-    for study in studies.NAMES:
+    for study in studies.STUDY_NAMES:
         deps = [dep.replace("${key}", study) for dep in STAGES["study"]["deps"]]
         missing, _ = uncovered(deps, [ROOT / "stages" / "study.py", package / f"{study}.py"])
         assert missing == set(), study
-    every = [package / f"{study}.py" for study in studies.NAMES]
+    every = [package / f"{study}.py" for study in studies.STUDY_NAMES]
     _, idle = uncovered(STAGES["study"]["deps"], [ROOT / "stages" / "study.py", *every])
     assert idle == set(), "no study imports anything of these"
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from d4lens.errors import D4LensError
-from d4lens.table_files import SUFFIXES, write_table
+from d4lens.table_files import TABLE_SUFFIXES, write_table
 
 TABLE = pd.DataFrame({"path": ["a", "b"], "chi2": [1.0000004, np.nan], "flag": ["", "failed: x"]})
 
@@ -30,7 +30,7 @@ def test_another_format_is_refused_and_nothing_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 def test_a_name_that_is_not_utf_8_is_written_too(tmp_path, suffix):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff" + suffix.encode()))
     write_table(TABLE, path)

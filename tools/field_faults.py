@@ -37,7 +37,7 @@ from d4lens.progress import with_progress
 from d4lens.results.metrics import wilson, with_intervals
 from d4lens.simulator import Truth, preset, render
 from d4lens.studies.mismatch import Case, cases, simulated
-from d4lens.studies.outcome import Outcome, record, write
+from d4lens.studies.outcome import Outcome, record, write_outcome
 
 KINDS = {
     "-": "none: images as the preset makes them",
@@ -624,7 +624,7 @@ def main() -> None:
         text = update(page.read_text(encoding="utf-8"), made)
     except D4LensError as error:
         sys.exit(f"field_faults: {page.name}: {error}")
-    write(
+    write_outcome(
         _ROOT / "metrics" / "reliability.json",
         summarise(found, f"python tools/field_faults.py --images {chosen.images}"),
     )

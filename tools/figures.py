@@ -18,7 +18,7 @@ from d4lens.files import atomic_path
 from d4lens.inference.explain import Explanation, explain_source
 from d4lens.inference.picture import draw_explanation
 from d4lens.inference.pipeline import load_classifier
-from d4lens.macrofit import fit, preset_model
+from d4lens.macrofit import fit_smooth_lens, preset_model
 from d4lens.macrofit.significance import significance_maps
 from d4lens.results.plots import drawing
 from d4lens.simulator import PRESETS, DataSet, draw, render, substructure_convergence, write_archive
@@ -105,7 +105,7 @@ def lenses() -> None:
     truth = draw(preset, SEED, range(FIRST, FIRST + len(CLASSES)))
     counts = torch.as_tensor(render(truth, preset)).float()
     model = preset_model("deeplense")
-    result = fit(counts, model)
+    result = fit_smooth_lens(counts, model)
     found = significance_maps(counts, result.parameters, model)
     true = substructure_convergence(truth, preset.observation)
     columns = {  # maps, colours, and the ends of the scale that the three rows share

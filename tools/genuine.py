@@ -14,7 +14,7 @@ from d4lens.data import images
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import classify, load_classifier
 from d4lens.results import genuine
-from d4lens.studies.outcome import write
+from d4lens.studies.outcome import write_outcome
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def score(path: Path, profile: str) -> None:
         network = load_classifier(file)
         tables[arm, int(seed), network.config["fingerprint"]] = classify(every, network, progress=False).table
     study = genuine.score_arms(labels, tables, f"python tools/genuine.py PATH --profile {profile}")
-    write(Path("metrics") / profile / "genuine.json", study)
+    write_outcome(Path("metrics") / profile / "genuine.json", study)
     print(*study.answers, sep="\n")
 
 

@@ -54,7 +54,7 @@ def pipeline() -> dict[str, dict[str, list[str]]]:
     found = {}
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
         studied = stage.get("foreach") == "${studies}"
-        every = [(f"{name}@{study}", study) for study in studies.NAMES] if studied else [(name, NAMES["key"])]
+        every = [(f"{name}@{study}", study) for study in studies.STUDY_NAMES] if studied else [(name, NAMES["key"])]
         stage = stage.get("do", stage)
         for full_name, key in every:
             outputs = [
@@ -195,7 +195,7 @@ def main() -> None:
     # What the stages import; a fork must find one thread only.
     for name in (
         *("data.preprocess", "macrofit", "results.page", "results.plots", "simulator", "tracking", "train"),
-        *(f"studies.{study}" for study in studies.NAMES),
+        *(f"studies.{study}" for study in studies.STUDY_NAMES),
     ):
         importlib.import_module(f"d4lens.{name}")
 

@@ -32,7 +32,7 @@ from d4lens.models import load, weights
 from d4lens.models.averaging import exported, predict_logits
 from d4lens.models.scores import softmax
 from d4lens.results import card, documents
-from d4lens.train.data import load as lenses
+from d4lens.train.lenses import load_lenses as lenses
 
 LARGEST = 15_000_000
 _BATCH = 128
@@ -80,7 +80,7 @@ def ship(arms: Sequence[str], target: Path) -> None:
                 f"missing; run make reproduce PROFILE={profile}"
             )
     network, description = load(source)
-    card.check(description, scores, source)
+    card.check_card(description, scores, source)
     # Plain layers, so that predicting needs no escnn, which no empty environment can install by its own metadata.
     tensors = exported(network).state_dict()
     description["options"] = {**description["options"], "unet_kind": "exported"}

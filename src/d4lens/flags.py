@@ -191,7 +191,7 @@ class Raised:
         return self.flag.text.replace("…", self.detail)
 
 
-def joined(raised: Iterable[Raised]) -> str:
+def join_flags(raised: Iterable[Raised]) -> str:
     """Join flags for a table's cell.
 
     Parameters
@@ -223,7 +223,7 @@ def abstains(raised: Iterable[Raised]) -> bool:
     return any(one.flag.abstains for one in raised)
 
 
-def markdown() -> str:
+def flags_markdown() -> str:
     """Return all flags as a table in Markdown.
 
     Returns

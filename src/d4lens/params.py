@@ -26,10 +26,10 @@ def _scientific(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_scientific)]
-Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[Number, Field(gt=0, lt=1)]
+PlainNumber = Annotated[float, BeforeValidator(_scientific)]
+Positive = Annotated[PlainNumber, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[PlainNumber, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[PlainNumber, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -63,7 +63,7 @@ class SimulateParams(ParameterGroup):
 
     preset: str
     seed: Seed
-    priors: dict[str, bool | Number | list[Number]]
+    priors: dict[str, bool | PlainNumber | list[PlainNumber]]
     train_presets: list[str] = []
 
 
@@ -106,9 +106,9 @@ class TrainParams(ParameterGroup):
     batch_size: Count
     learning_rate: Positive
     weight_decay: NonNegative
-    warmup_fraction: Annotated[Number, Field(ge=0, lt=1)]
+    warmup_fraction: Annotated[PlainNumber, Field(ge=0, lt=1)]
     gradient_clip: NonNegative
-    label_smoothing: Annotated[Number, Field(ge=0, lt=1)]
+    label_smoothing: Annotated[PlainNumber, Field(ge=0, lt=1)]
     augment: bool
     precision: Literal["auto", "32-true", "bf16-mixed"]
     losses: LossWeights
@@ -268,7 +268,7 @@ def of_training(
     Raises
     ------
     D4LensError
-        As `check`.
+        As `check_group`.
     """
     layers = [
         network.model_dump(),
@@ -285,7 +285,7 @@ def of_training(
                 value = {**values[key], **value}
             if value is not None or key not in OWN:
                 values[key] = value
-    return check(TrainParams, values, where)
+    return check_group(TrainParams, values, where)
 
 
 def unreached(trainings: Iterable[Training], arms: Mapping[str, ArmParams], shared: Mapping[str, Any]) -> list[str]:
@@ -321,7 +321,7 @@ def unreached(trainings: Iterable[Training], arms: Mapping[str, ArmParams], shar
 Group = TypeVar("Group", bound=BaseModel)
 
 
-def check(model: type[Group], values: Mapping[str, Any], where: str) -> Group:
+def check_group(model: type[Group], values: Mapping[str, Any], where: str) -> Group:
     """Check one group and return it as a frozen object.
 
     Parameters

@@ -9,7 +9,7 @@ from d4lens.files import atomic_path
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".parquet", ".json")
+TABLE_SUFFIXES = (".csv", ".parquet", ".json")
 
 
 def check_suffix(path: str | Path) -> None:
@@ -25,8 +25,10 @@ def check_suffix(path: str | Path) -> None:
     D4LensError
         Where it has none.
     """
-    if Path(path).suffix.lower() not in SUFFIXES:
-        raise D4LensError(f"{path} names no table format; end it in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    if Path(path).suffix.lower() not in TABLE_SUFFIXES:
+        raise D4LensError(
+            f"{path} names no table format; end it in {', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]}"
+        )
 
 
 def write_table(table: "pd.DataFrame", path: str | Path) -> None:

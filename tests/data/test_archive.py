@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from d4lens.data.archive import Archive, Limits, SafeZip, Writer, natural_key, publish
+from d4lens.data.archive import Archive, Limits, SafeZip, Writer, natural_key, publish_archive
 from d4lens.errors import D4LensError
 
 
@@ -247,14 +247,14 @@ def test_publish_gives_one_archive_for_a_folder_and_a_zip_with_or_without_the_to
     made = []
     sources = (folder, folder / "dataset", unpack(bare, tmp_path / "bare"), pack(bare, "bare.zip"))
     for number, source in enumerate(sources):
-        publish(source, tmp_path / f"{number}.zip")
+        publish_archive(source, tmp_path / f"{number}.zip")
         made.append((tmp_path / f"{number}.zip").read_bytes())
     assert made[0] == made[1] == made[2] == made[3]
     with Archive(tmp_path / "0.zip") as archive:
         assert {entry.member: archive.read(entry.member) for entry in archive.entries} == small_tree
         assert archive.read("dataset/truth.csv") == b"path\n"
     whole = pack({**files, "__MACOSX/._x": b"kept as it is"}, "whole.zip")
-    publish(whole, tmp_path / "copy.zip")
+    publish_archive(whole, tmp_path / "copy.zip")
     assert (tmp_path / "copy.zip").read_bytes() == whole.read_bytes()
 
 
@@ -264,13 +264,13 @@ def test_publish_leaves_nothing_behind_when_it_fails(small_tree, tmp_path, pack)
     (folder / "dataset/val/no/1.npy").unlink()
     (folder / "dataset/val/no/1.npy").symlink_to("nowhere.npy")
     with pytest.raises(D4LensError, match=r"val/no/1.npy cannot be read \(No such file"):
-        publish(folder, out / "lenses.zip")
+        publish_archive(folder, out / "lenses.zip")
     with pytest.raises(D4LensError, match="holds neither dataset/ nor train and val"):
-        publish(tmp_path / "user/dataset/train/no", out / "lenses.zip")
+        publish_archive(tmp_path / "user/dataset/train/no", out / "lenses.zip")
     path = pack(small_tree)
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 0xFF
     path.write_bytes(data)
     with pytest.raises(D4LensError, match="is damaged"):
-        publish(path, out / "lenses.zip")
+        publish_archive(path, out / "lenses.zip")
     assert not out.exists() or not list(out.iterdir())

@@ -11,7 +11,7 @@ from d4lens.data import arrays, preprocess
 from d4lens.data.archive import Entry
 from d4lens.data.images import prepare
 from d4lens.data.images.formats import read_npy
-from d4lens.data.preprocess import Row, build, carve, orbit_digest
+from d4lens.data.preprocess import Row, build_arrays, carve, orbit_digest
 from d4lens.errors import D4LensError
 from d4lens.simulator import preset, render
 from d4lens.simulator.dataset import DataSet, write_archive
@@ -20,7 +20,7 @@ TELESCOPE = {"pixel_scale": 0.05, "psf_sigma": 0.08625, "sky": 10.0}
 
 
 def run(archive, folder, **changes):
-    return build(archive, folder, **{**TELESCOPE, "select_fraction": 0.25, "seed": 1, **changes})
+    return build_arrays(archive, folder, **{**TELESCOPE, "select_fraction": 0.25, "seed": 1, **changes})
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d4lens.macrofit import fit, preset_model
+from d4lens.macrofit import fit_smooth_lens, preset_model
 from d4lens.observation import bin_pixels
 from d4lens.simulator import preset, render
 from d4lens.studies import physical_limit
@@ -20,7 +20,7 @@ def images(lens):
     masses, angles = [1e10] * 4 + [1e3], [0.4, 2.0, 3.7, 5.5, 1.0]
     truth = physical_limit.one_subhalo(made_by, 19, masses, [1.0] * 5, angles)
     counts = bin_pixels(render(truth, made_by), 2).float()
-    return truth, counts, fit(counts, lens)
+    return truth, counts, fit_smooth_lens(counts, lens)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from d4lens.inference.pipeline import (
     load_classifier,
     predict_table,
 )
-from d4lens.macrofit import FIT_COLUMNS, TABLE_COLUMNS, fit
+from d4lens.macrofit import FIT_COLUMNS, TABLE_COLUMNS, fit_smooth_lens
 from d4lens.models import weights
 from d4lens.observation import Observation
 from d4lens.simulator import PRESETS, draw, preset, render
@@ -498,7 +498,7 @@ def test_a_lens_at_the_centre_stays_there_to_the_bit():
     answer = load_model().predict(lenses, tta=False)
     assert not any("lens found at" in text for text in answer.processing)
     counts = torch.from_numpy(np.stack([image.reshape(75, 2, 75, 2).sum((1, 3)) for image in lenses]))
-    assert np.array_equal(answer.chi2, fit(counts, lens_of(load_model().classifier.grid)).chi2.numpy())
+    assert np.array_equal(answer.chi2, fit_smooth_lens(counts, lens_of(load_model().classifier.grid)).chi2.numpy())
 
 
 def test_a_psf_that_the_image_contradicts_is_flagged():

@@ -127,8 +127,6 @@ def test_other_bad_input_is_refused() -> None:
         "kappa must be a floating-point": lambda: solver.potential(torch.zeros(8, 8, dtype=torch.int64)),
         "image must be a floating-point": lambda: lensing.convolve_psf(torch.ones(8, 8, dtype=torch.int64), 1.0),
         "image must have the rays' .8, 8. pixels": lambda: lensing.to_source_plane(torch.ones(9, 9), X, Y, 8, 1.0),
-        "image must have sides that are multiples": lambda: lensing.bin_mean(ONES, 3),
-        "factor must be": lambda: lensing.bin_mean(ONES, 0),
         "weights must be at least 0, not -1": lambda: lensing.to_source_plane(ONES, X, Y, 8, 1.0, weights=-ONES),
         "weights must have the rays'": lambda: lensing.to_source_plane(ONES, X, Y, 8, 1.0, weights=ONES[:4]),
         "source must be square": lambda: lensing.to_image_plane(ONES[:4], X, Y, 1.0),

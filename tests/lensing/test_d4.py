@@ -15,6 +15,7 @@ from torch import Tensor
 from d4lens import lensing
 from d4lens.errors import PhysicsError
 from d4lens.lensing import d4, grid
+from d4lens.observation import bin_pixels
 
 ELEMENT = st.sampled_from(list(d4.ELEMENTS))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -140,7 +141,7 @@ def test_d4_of_psf_binning_and_derivatives(g: int, dtype: torch.dtype) -> None:
     image = torch.rand(2, 30, 30, dtype=dtype)
     turned = d4.transform(image, g)
     close(lensing.convolve_psf(turned, 1.7), d4.transform(lensing.convolve_psf(image, 1.7), g))
-    close(lensing.bin_mean(turned, 3), d4.transform(lensing.bin_mean(image, 3), g))
+    close(bin_pixels(turned, 3), d4.transform(bin_pixels(image, 3), g))
     ax, ay = image / 30
     close(
         lensing.determinant(lensing.jacobian_from_field(*d4.transform_vector(ax, ay, g), 0.1)),

@@ -6,7 +6,8 @@ import referees
 import torch
 from lenstronomy.Util.util import make_grid
 
-from d4lens.lensing import bin_mean, grid
+from d4lens.lensing import grid
+from d4lens.observation import bin_pixels
 
 
 @pytest.mark.parametrize("n", [8, 9, 149, 150, 151])
@@ -38,13 +39,13 @@ def test_default_dtype_is_torchs() -> None:
     assert grid(8, 0.1)[0].dtype == torch.get_default_dtype()
 
 
-def test_bin_mean_keeps_the_mean_and_the_place() -> None:
+def test_bin_pixels_keeps_the_sum_and_the_place() -> None:
     image = torch.rand(2, 3, 12, 8, dtype=torch.float64)
-    binned = bin_mean(image, 4)
+    binned = bin_pixels(image, 4)
     assert binned.shape == (2, 3, 3, 2)
-    torch.testing.assert_close(binned[1, 2, 2, 1], image[1, 2, 8:12, 4:8].mean())
+    torch.testing.assert_close(binned[1, 2, 2, 1], image[1, 2, 8:12, 4:8].sum())
     x, y = grid(32, 0.05, torch.float64)
-    for coarse, fine in zip(grid(8, 0.2, torch.float64), (bin_mean(x, 4), bin_mean(y, 4))):
+    for coarse, fine in zip(grid(8, 0.2, torch.float64), (bin_pixels(x, 4) / 16, bin_pixels(y, 4) / 16)):
         torch.testing.assert_close(coarse, fine)
 
 

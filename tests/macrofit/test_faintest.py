@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from d4lens import simulator
-from d4lens.macrofit import fit, fit_faintest, preset_model
+from d4lens.macrofit import fit_faintest, fit_smooth_lens, preset_model
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_the_fit_finds_the_faintest_pixel_s_count(lenses, sky):
     counts, result, raised = fit_faintest(lenses + 4.0 * wrong[:, None, None], model, [LIFT] * 6, [40.0] * 6)
     assert raised == (-wrong).tolist()
     torch.testing.assert_close(counts, lenses, rtol=0, atol=0)
-    torch.testing.assert_close(result.chi2, fit(lenses, model).chi2, rtol=1e-3, atol=0)
+    torch.testing.assert_close(result.chi2, fit_smooth_lens(lenses, model).chi2, rtol=1e-3, atol=0)
 
 
 def test_known_counts_stay_and_pixels_without_data_say_nothing(lenses):

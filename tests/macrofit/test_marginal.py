@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from d4lens.errors import PhysicsError
-from d4lens.macrofit import FIT_COLUMNS, fit, marginal, significance_maps
-from d4lens.macrofit.marginal import SingleImage, arcs, fit_marginal, joined, open_model
+from d4lens.macrofit import FIT_COLUMNS, fit_smooth_lens, marginal, significance_maps
+from d4lens.macrofit.marginal import SingleImage, arcs, fit_marginal, join_fits, open_model
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.observation import Observation, bin_pixels
@@ -62,7 +62,7 @@ def auc(score, positive):
 
 
 def test_without_room_for_corrections_it_is_the_smooth_fit(model, counts):
-    smooth = fit(counts, model, fine_iterations=30)
+    smooth = fit_smooth_lens(counts, model, fine_iterations=30)
     none = fit_marginal(counts, model, modes=SourceModes(60, 0.8, 0.1, 0.18, amplitude=1e-6), iterations=10)
     assert ((none.parameters - smooth.parameters).abs() < 0.1 * smooth.sigma).all()
     assert torch.allclose(none.sigma, smooth.sigma, rtol=0.02)
@@ -204,7 +204,7 @@ def test_shapes_and_noise_that_do_not_fit_are_refused(model, counts):
 def test_a_clumpy_source_is_no_substructure():
     counts, structured, _ = clumpy(12, clumps=2)
     model = open_model(preset("deeplense").observation, 2)
-    smooth = fit(counts, model, fine_iterations=6)
+    smooth = fit_smooth_lens(counts, model, fine_iterations=6)
     before = significance_maps(counts, smooth.parameters, model).flatten(1).amax(1).numpy()
     result = fit_marginal(counts, model, initial=smooth.parameters)
     after = result.significance.flatten(1).amax(1).numpy()
@@ -234,7 +234,7 @@ def test_survey_lenses_are_found_from_anywhere():
     for row, image in zip(truth.images.to_dict("records"), images, strict=True):
         lens = open_model(Observation(150, 0.05, row["image_psf_sigma"], row["image_sky"]), 2)
         found.append(fit_marginal(bin_pixels(image[None], 2), lens))
-    result = joined(found)
+    result = join_fits(found)
     radius = torch.tensor(truth.images["theta_E"].tolist(), dtype=torch.float64)
     assert result.converged.all()
     assert ((result.columns[:, 0] / radius - 1).abs() < 0.02).all()

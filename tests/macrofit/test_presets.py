@@ -3,7 +3,7 @@ import torch
 
 from d4lens import simulator
 from d4lens.errors import D4LensError
-from d4lens.macrofit import FIT_COLUMNS, PARAMETERS, fit, preset_model, pseudo_counts
+from d4lens.macrofit import FIT_COLUMNS, PARAMETERS, fit_smooth_lens, preset_model, pseudo_counts
 from d4lens.observation import Observation
 
 
@@ -40,7 +40,7 @@ def test_model_i_frees_the_photon_scale_and_fits():
     truth = simulator.draw(preset, 1, range(6), "none")
     # Photon noise alone on a known background: DeepLenseSim's own noise is not Poisson's.
     counts = torch.poisson(simulator.render(truth, preset, noise=False) + 5)
-    result = fit(counts, model, max_starts=6)
+    result = fit_smooth_lens(counts, model, max_starts=6)
     exact = torch.tensor(truth.images[list(FIT_COLUMNS)].to_numpy(float))
     assert abs(result.chi2.mean() - 1) < 0.02
     assert ((result.columns - exact).abs()[:, 0] < 0.01).all()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d4lens.lensing import d4, point_mass
-from d4lens.macrofit import FIT_COLUMNS, fit, preset_model, significance_maps
+from d4lens.macrofit import FIT_COLUMNS, fit_smooth_lens, preset_model, significance_maps
 
 TRUTH = {"theta_E": 1.3, "gamma1": 0.12, "gamma2": -0.01, "source_x": 0.1, "source_y": -0.15, "e1": 0.1, "e2": 0.03}
 
@@ -35,7 +35,7 @@ def lensed(model, masses, seed, n=1):
 
 
 def found(model, counts):
-    return significance_maps(counts, fit(counts, model).parameters, model)
+    return significance_maps(counts, fit_smooth_lens(counts, model).parameters, model)
 
 
 def test_noise_alone_has_the_standard_deviation_it_claims(model):
@@ -49,13 +49,13 @@ def test_noise_alone_has_the_standard_deviation_it_claims(model):
 @pytest.mark.parametrize("place", [(1.2, 0.3), (-0.5, -1.2)])
 def test_a_mass_peaks_where_it_stands_and_squares_to_the_chi_squared_it_costs(model, place):
     counts = lensed(model, [(0.006, *place)], seed=2)
-    result = fit(counts, model)
+    result = fit_smooth_lens(counts, model)
     found_map = significance_maps(counts, result.parameters, model)[0]
     row, column = divmod(int(found_map.argmax()), 75)
     x, y = model.pixel_centres()
     assert abs(x[row, column] - place[0]) <= 0.15
     assert abs(y[row, column] - place[1]) <= 0.15
-    gained = (float(result.chi2) - float(fit(lensed(model, [], seed=2), model).chi2)) * 75**2
+    gained = (float(result.chi2) - float(fit_smooth_lens(lensed(model, [], seed=2), model).chi2)) * 75**2
     assert found_map.max() > 5
     # First order in the mass, and the noise of two fits: a quarter.
     assert float(found_map.max()) ** 2 == pytest.approx(gained, rel=0.25)
@@ -65,7 +65,7 @@ def test_pixels_without_data_carry_no_weight(model):
     counts = lensed(model, [(0.006, 1.2, 0.3)], seed=2)
     hidden = torch.zeros(75, 75, dtype=torch.bool)
     hidden[36:44, 45:54] = True
-    gone, parameters = counts.masked_fill(hidden, torch.nan), fit(counts, model).parameters
+    gone, parameters = counts.masked_fill(hidden, torch.nan), fit_smooth_lens(counts, model).parameters
     seen = significance_maps(gone, parameters, model)
     assert torch.isfinite(seen).all()
     # The mass is behind the mask: less of what shows it is left.
@@ -88,7 +88,7 @@ def test_it_is_a_scalar_under_the_symmetries_of_the_square(model):
 
 def test_an_image_s_bytes_do_not_depend_on_the_others(model):
     counts = lensed(model, [(0.006, 1.2, 0.3)], seed=4, n=3)
-    parameters = fit(counts, model).parameters
+    parameters = fit_smooth_lens(counts, model).parameters
     together = significance_maps(counts, parameters, model)
     assert torch.equal(together[1:2], significance_maps(counts[1:2], parameters[1:2], model))
 

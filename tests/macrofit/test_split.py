@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from d4lens.errors import D4LensError
-from d4lens.macrofit import TABLE_COLUMNS, SmoothLensModel, fit, fit_marginal, open_model, preset_model, split
+from d4lens.macrofit import (
+    TABLE_COLUMNS,
+    SmoothLensModel,
+    fit_marginal,
+    fit_smooth_lens,
+    open_model,
+    preset_model,
+    split,
+)
 
 BINNED = preset_model("deeplense", binning=2)
 WRITTEN = ["train_fit.csv", "train_residual.npy", "train_significance.npy"]
@@ -30,7 +38,7 @@ def small_pieces(monkeypatch):
 
 
 class Interrupting:
-    """`fit` that stops at call number `at`, and counts the images it was given."""
+    """`fit_smooth_lens` that stops at call number `at`, and counts the images it was given."""
 
     def __init__(self, at=None):
         self.at, self.calls, self.seen = at, 0, 0
@@ -40,7 +48,7 @@ class Interrupting:
             raise KeyboardInterrupt
         self.calls += 1
         self.seen += len(counts)
-        return fit(counts, model, **options)
+        return fit_smooth_lens(counts, model, **options)
 
 
 def files(folder):
@@ -50,7 +58,7 @@ def files(folder):
 def test_a_split_becomes_files_that_hold_the_fit(counts, paths, tmp_path):
     folder = tmp_path / "macrofit"
     table = split.fit_split(counts, paths, BINNED, folder, "train", source="a", **OPTIONS)
-    result = fit(torch.from_numpy(counts.astype(np.float32)), BINNED, **OPTIONS)
+    result = fit_smooth_lens(torch.from_numpy(counts.astype(np.float32)), BINNED, **OPTIONS)
     assert sorted(files(folder)) == WRITTEN
     residual = np.load(folder / "train_residual.npy", allow_pickle=False)
     assert residual.dtype == np.float16
@@ -66,12 +74,12 @@ def test_an_interruption_costs_one_piece_and_no_byte(counts, paths, tmp_path, mo
     whole = tmp_path / "whole"
     split.fit_split(counts, paths, BINNED, whole, "train", source="a", **OPTIONS)
     folder = tmp_path / "cut"
-    monkeypatch.setattr(split, "fit", Interrupting(at=2))
+    monkeypatch.setattr(split, "fit_smooth_lens", Interrupting(at=2))
     with pytest.raises(KeyboardInterrupt):
         split.fit_split(counts, paths, BINNED, folder, "train", source="a", **OPTIONS)
     assert not folder.exists()
     again = Interrupting()
-    monkeypatch.setattr(split, "fit", again)
+    monkeypatch.setattr(split, "fit_smooth_lens", again)
     split.fit_split(counts, paths, BINNED, folder, "train", source="a", **OPTIONS)
     assert again.seen == 2  # 4 and 4 of 10 were done
     assert files(folder) == files(whole)
@@ -79,11 +87,11 @@ def test_an_interruption_costs_one_piece_and_no_byte(counts, paths, tmp_path, mo
 
 @pytest.mark.parametrize("change", ["source", "options", "model", "length", "damage"])
 def test_pieces_of_another_fit_are_not_used(change, counts, paths, tmp_path, monkeypatch):
-    monkeypatch.setattr(split, "fit", Interrupting(at=2))
+    monkeypatch.setattr(split, "fit_smooth_lens", Interrupting(at=2))
     with pytest.raises(KeyboardInterrupt):
         split.fit_split(counts, paths, BINNED, tmp_path / "m", "train", source="a", **OPTIONS)
     again = Interrupting()
-    monkeypatch.setattr(split, "fit", again)
+    monkeypatch.setattr(split, "fit_smooth_lens", again)
     arguments = {"source": "a", **OPTIONS}
     model = BINNED
     if change == "source":
@@ -101,13 +109,13 @@ def test_pieces_of_another_fit_are_not_used(change, counts, paths, tmp_path, mon
 
 
 def test_changed_code_starts_afresh(counts, paths, tmp_path, monkeypatch):
-    monkeypatch.setattr(split, "fit", Interrupting(at=1))
+    monkeypatch.setattr(split, "fit_smooth_lens", Interrupting(at=1))
     with pytest.raises(KeyboardInterrupt):
         split.fit_split(counts, paths, BINNED, tmp_path / "m", "train", source="a", **OPTIONS)
     note = tmp_path / "m.partial" / "train" / "fingerprint.json"
     note.write_text(json.dumps({**json.loads(note.read_text()), "code": "other"}))
     again = Interrupting()
-    monkeypatch.setattr(split, "fit", again)
+    monkeypatch.setattr(split, "fit_smooth_lens", again)
     split.fit_split(counts, paths, BINNED, tmp_path / "m", "train", source="a", **OPTIONS)
     assert again.seen == 10
 
@@ -125,7 +133,7 @@ def test_an_interruption_at_the_very_end_fits_nothing_again(counts, paths, tmp_p
         split.fit_split(counts, paths, BINNED, tmp_path / "m", "train", source="a", **OPTIONS)
     monkeypatch.setattr(split.os, "replace", real)
     again = Interrupting()
-    monkeypatch.setattr(split, "fit", again)
+    monkeypatch.setattr(split, "fit_smooth_lens", again)
     split.fit_split(counts, paths, BINNED, tmp_path / "m", "train", source="a", **OPTIONS)
     assert again.seen == 0
     assert sorted(files(tmp_path / "m")) == WRITTEN
@@ -148,7 +156,7 @@ def test_normalised_images_are_fitted_as_pseudo_counts(counts, paths, tmp_path):
     values = ((values - low) / (high - low)).astype(np.float32)
     model = preset_model("deeplense", binning=2, units="normalised")
     table = split.fit_split(values, paths, model, tmp_path / "m", "train", source="a", units="normalised", **OPTIONS)
-    known = fit(torch.from_numpy(counts.astype(np.float32)), BINNED, **OPTIONS)
+    known = fit_smooth_lens(torch.from_numpy(counts.astype(np.float32)), BINNED, **OPTIONS)
     smooth = [0, 3, 6, 9]  # class "no"
     found = torch.tensor(table[["theta_E", "source_x", "source_y"]].to_numpy()[smooth])
     assert (found - known.parameters[smooth][:, [0, 3, 4]]).abs().max() < 0.01

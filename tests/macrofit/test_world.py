@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import torch
 
-from d4lens.macrofit import fit, preset_model
+from d4lens.macrofit import fit_smooth_lens, preset_model
 from d4lens.macrofit.world import foreign
 from d4lens.observation import bin_pixels
 from d4lens.simulator import draw, preset, render
@@ -14,7 +14,11 @@ def fitted(n, **overrides):
     kind = preset("deeplense", overrides)
     truth = draw(kind, 41, range(n))
     counts = bin_pixels(render(truth, kind), 2).float()
-    return counts, fit(counts, LENS, max_starts=2), torch.tensor([name == "no" for name in truth.images["class"]])
+    return (
+        counts,
+        fit_smooth_lens(counts, LENS, max_starts=2),
+        torch.tensor([name == "no" for name in truth.images["class"]]),
+    )
 
 
 def test_images_of_the_preset_are_no_foreigners_and_smooth_ones_of_other_worlds_are():
@@ -40,7 +44,7 @@ def test_what_is_free_already_is_not_held_against_an_image():
     free = (*LENS.free, "lens_e1", "lens_e2", "n", "R_e", "amplitude")
     lens = preset_model("deeplense", binning=2, free=free)
     counts, _, smooth = fitted(3, sersic_n=1.0)
-    result = fit(counts[smooth], lens)
+    result = fit_smooth_lens(counts[smooth], lens)
     assert result.converged.all()
     assert not foreign(counts[smooth], result, lens).any()
 

@@ -47,9 +47,9 @@ def test_equal_seeds_make_equal_models(observation):
 
 
 def test_unknown_names_and_options_are_answered_with_the_known_ones(observation):
-    with pytest.raises(D4LensError, match="unknown model 'resnet19'; the models are resnet18, "):
+    with pytest.raises(D4LensError, match="unknown network 'resnet19'; the networks are resnet18, "):
         models.build("resnet19", observation(33))
-    with pytest.raises(D4LensError, match="unknown option 'width' of model d4cnn; its options are channels, fields"):
+    with pytest.raises(D4LensError, match="unknown option 'width' of network d4cnn; its options are channels, fields"):
         models.build("d4cnn", observation(33), width=3)
     with pytest.raises(D4LensError, match="model d4cnn cannot be built"):
         models.build("d4cnn", observation(33), fields=3)
@@ -143,7 +143,7 @@ def test_a_header_that_claims_what_is_not_there_is_refused(tmp_path, data):
 def test_weights_and_description_must_agree(saved):
     path, _ = saved
     rewrite(path, options={"fields": [1, 3]})
-    with pytest.raises(D4LensError, match="do not fit the model d4lenspinn"):
+    with pytest.raises(D4LensError, match="do not fit the network d4lenspinn"):
         models.load(path)
     rewrite(path, options=OPTIONS, classes=["no", "vort"])
     with pytest.raises(D4LensError, match=r"tells the classes \['no', 'vort'\] apart"):

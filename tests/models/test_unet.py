@@ -81,5 +81,5 @@ def test_too_few_fields_are_refused(fields):
 
 
 def test_an_image_of_another_size_is_refused():
-    with pytest.raises(D4LensError, match="10 x 10 pixels were given to a model built for 12 x 12"):
+    with pytest.raises(D4LensError, match="10 x 10 pixels were given to a network built for 12 x 12"):
         UNet(PlainLayers(), 12, 1, 1, (1, 2))(torch.zeros(1, 1, 10, 10))

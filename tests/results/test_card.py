@@ -94,7 +94,7 @@ def test_the_card_reports_genuine_images_of_these_weights_alone(tmp_path, descri
     path = tmp_path / "genuine.json"
 
     def sentence(**more):
-        outcome.write(path, outcome.Outcome("", [], [], [auc, right | more]))
+        outcome.write_outcome(path, outcome.Outcome("", [], [], [auc, right | more]))
         return card.genuine_sentence(description, path)
 
     assert sentence(weights=description["fingerprint"]) == (

@@ -112,4 +112,4 @@ def test_the_documents_of_a_project_are_those_at_its_root_and_in_docs(tmp_path):
     for name in ("README.md", "docs/results.md", "src/other.md", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    assert documents.of(tmp_path) == [tmp_path / "README.md", tmp_path / "docs/results.md"]
+    assert documents.find_documents(tmp_path) == [tmp_path / "README.md", tmp_path / "docs/results.md"]

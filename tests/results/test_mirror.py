@@ -127,7 +127,7 @@ def test_what_cannot_be_shown_is_one_warning(project, tmp_path, caplog, monkeypa
 
 def test_the_card_tells_the_weights_and_their_scores(project):
     _, description = weights.read(default_weights())
-    text = card.of(description, "small", project / "metrics")
+    text = card.model_card(description, "small", project / "metrics")
     assert f"{description['n_parameters']:,} parameters" in text
     assert description["fingerprint"][:16] in text
     assert "| accuracy | 0.9000 [0.8000, 0.9500] | 0.9000 [0.8000, 0.9500] |" in text

@@ -32,10 +32,10 @@ def test_the_table_survives_its_file_and_equal_tables_give_equal_bytes(tmp_path)
         "p_sphere",
         "p_vort",
     ]
-    predictions.write(tmp_path / "a.parquet", written)
-    predictions.write(tmp_path / "b.parquet", table())
+    predictions.write_predictions(tmp_path / "a.parquet", written)
+    predictions.write_predictions(tmp_path / "b.parquet", table())
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    pd.testing.assert_frame_equal(predictions.read(tmp_path / "a.parquet"), written)
+    pd.testing.assert_frame_equal(predictions.read_predictions(tmp_path / "a.parquet"), written)
     logits = written[predictions.LOGITS].to_numpy()
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(written[predictions.PROBABILITIES].to_numpy(), scores.softmax(logits))
@@ -44,18 +44,18 @@ def test_the_table_survives_its_file_and_equal_tables_give_equal_bytes(tmp_path)
 def test_a_damaged_table_is_refused(tmp_path):
     path = tmp_path / "predictions.parquet"
     with pytest.raises(D4LensError, match="run evaluate again"):
-        predictions.read(path)
-    predictions.write(path, table())
+        predictions.read_predictions(path)
+    predictions.write_predictions(path, table())
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(D4LensError, match="run evaluate again"):
-        predictions.read(path)
+        predictions.read_predictions(path)
     table().drop(columns="p_no").to_parquet(path)
     with pytest.raises(D4LensError, match="run evaluate again"):
-        predictions.read(path)
+        predictions.read_predictions(path)
 
 
 def test_scores_are_those_of_each_view():
-    found = predictions.score(table(), 100, 0)
+    found = predictions.score_predictions(table(), 100, 0)
     _, labels, probabilities = predictions.of_view(table(), "tta")
     assert found["tta"] == metrics.with_intervals(labels, probabilities, 100, 0)
     assert found["plain"]["auc_macro"]["value"] < found["tta"]["auc_macro"]["value"]
@@ -82,7 +82,9 @@ def test_arms_are_compared_pair_by_pair_over_their_seeds():
     with pytest.raises(D4LensError, match="a contrast names huge, which is not among weak, same, strong"):
         predictions.compare(tables, 2, 1, [("weak", "huge")])
     mean = {
-        arm: np.mean([predictions.score(tables[arm, seed], 1, 0)["tta"]["auc_macro"]["value"] for seed in (0, 1)])
+        arm: np.mean(
+            [predictions.score_predictions(tables[arm, seed], 1, 0)["tta"]["auc_macro"]["value"] for seed in (0, 1)]
+        )
         for arm in ("weak", "strong")
     }
     assert pairs["weak", "strong"]["difference"] == pytest.approx(mean["weak"] - mean["strong"], abs=2e-6)
@@ -102,7 +104,7 @@ def test_plot_tables_count_every_image_and_hold_every_curve():
     right = counts[counts["actual"] == counts["predicted"]].groupby(["arm", "seed"])["images"].sum()
     for (arm, seed), one in tables.items():
         assert right[arm, seed] / 90 == pytest.approx(
-            predictions.score(one, 1, 0)["tta"]["accuracy"]["value"], abs=1e-6
+            predictions.score_predictions(one, 1, 0)["tta"]["accuracy"]["value"], abs=1e-6
         )
     curves = plots.curves(tables, n_points=11)
     assert list(curves) == ["arm", "seed", "class", "fpr", "tpr"]

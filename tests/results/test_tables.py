@@ -25,15 +25,15 @@ def written(folder, evaluations, comparisons=(), caption="Small."):
 
 def test_columns_begin_as_promised_and_cover_every_metric():
     promised = "profile,arm,seed,tta,auc_macro,auc_no,auc_sphere,auc_vort,accuracy,n_train,n_test,params,train_minutes"
-    assert ",".join(tables.COLUMNS).startswith(promised)
-    assert set(scores.METRICS) <= set(tables.COLUMNS)
+    assert ",".join(tables.RESULT_COLUMNS).startswith(promised)
+    assert set(scores.METRICS) <= set(tables.RESULT_COLUMNS)
     assert {f"{name}_{end}" for name in scores.METRICS for end in ("low", "high")} == set(tables.INTERVALS)
-    assert len(set(tables.COLUMNS)) == len(tables.COLUMNS)
+    assert len(set(tables.RESULT_COLUMNS)) == len(tables.RESULT_COLUMNS)
 
 
 def test_an_evaluation_becomes_a_plain_row_and_one_with_tta():
     plain, tta = tables.rows(evaluation(), 3.6)
-    assert tuple(plain) == tuple(tta) == tables.COLUMNS
+    assert tuple(plain) == tuple(tta) == tables.RESULT_COLUMNS
     assert (plain["tta"], plain["auc_macro"], plain["ece_low"], plain["ece_high"]) == (False, 0.8, 0.78, 0.81)
     assert (tta["tta"], tta["auc_macro"]) == (True, pytest.approx(0.85))
     assert plain["train_minutes"] == 4
@@ -65,8 +65,8 @@ def test_files_of_a_profile_and_of_all_profiles_hold_the_same_numbers(tmp_path):
     pd.testing.assert_frame_equal(joined, pd.concat([full, quick], ignore_index=True))
     pd.testing.assert_frame_equal(tables.read_results(tmp_path / tables.RESULTS), joined)
     records = json.loads((tmp_path / tables.RESULTS_JSON).read_text())
-    assert [set(record) for record in records] == [set(tables.COLUMNS)] * 8
-    pd.testing.assert_frame_equal(pd.DataFrame(records)[list(tables.COLUMNS)], joined)
+    assert [set(record) for record in records] == [set(tables.RESULT_COLUMNS)] * 8
+    pd.testing.assert_frame_equal(pd.DataFrame(records)[list(tables.RESULT_COLUMNS)], joined)
     shown = json.loads((tmp_path / "quick" / tables.AUC_JSON).read_text())
     assert shown == {"resnet18": evaluation()["tta"]["auc_macro"]["value"], "d4cnn": 1 / 3 + 0.05}
 
@@ -88,12 +88,12 @@ def test_a_table_of_several_seeds_shows_mean_and_spread_and_of_one_the_interval(
     several = tables.table(
         row for seed, auc in enumerate((0.7, 0.8, 0.9)) for row in tables.rows(evaluation(seed=seed, auc=auc), 4)
     )
-    text = tables.markdown(several, "Why so.", [])
+    text = tables.results_markdown(several, "Why so.", [])
     assert "| resnet18 | – | 0.8000 ± 0.1000 | 0.800 |" in text
     assert "| resnet18 | D4 | 0.8500 ± 0.1000 |" in text
     assert "5,400 training and 1,500 test images of 75 × 75 pixels, 8 epochs, seeds 0, 1, 2. Why so. ±" in text
     one = tables.table(tables.rows(evaluation(epochs=1), 4))
-    text = tables.markdown(one, "", [])
+    text = tables.results_markdown(one, "", [])
     assert "| resnet18 | – | 0.8000 [0.7800, 0.8100] | 0.800 |" in text
     assert ", 1 epoch, seed 0. Brackets" in text
     columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
@@ -111,7 +111,7 @@ def test_comparisons_are_told_from_the_best_arm_whichever_side_it_stood_on():
         {"a": "resnet18", "b": "d4cnn", "difference": -0.2, "low": -0.25, "high": -0.1},
         {"a": "d4cnn", "b": "d4lenspinn", "difference": 0.1, "low": -0.01, "high": 0.2},
     ]
-    lines = tables.markdown(tables.table(rows), "", [{**pair, "seeds": 1} for pair in pairs]).splitlines()
+    lines = tables.results_markdown(tables.table(rows), "", [{**pair, "seeds": 1} for pair in pairs]).splitlines()
     assert lines[-4].startswith("For orientation, macro AUC with TTA of d4cnn minus")
     assert "over images;" in lines[-4]
     assert lines[-2:] == ["- resnet18: +0.2000 [+0.1000, +0.2500]", "- d4lenspinn: +0.1000 [-0.0100, +0.2000]"]
@@ -125,7 +125,7 @@ def test_comparisons_are_told_from_the_best_arm_whichever_side_it_stood_on():
 def test_baselines_without_a_network_stand_below_the_table(tmp_path):
     baselines = {"chi2 of the fit": {"auc_macro": {"value": 0.83, "low": 0.8, "high": 0.86}}}
     tables.write_profile(tmp_path, tables.table(tables.rows(evaluation(), 1)), "Small.", [], None, baselines)
-    text = tables.markdown(*tables.read_profile(tmp_path), {}, tables.read_baselines(tmp_path))
+    text = tables.results_markdown(*tables.read_profile(tmp_path), {}, tables.read_baselines(tmp_path))
     assert text.endswith("- chi2 of the fit: 0.8300 [0.8000, 0.8600]")
     written(tmp_path, [evaluation()])
     assert tables.read_baselines(tmp_path) == {}
@@ -137,7 +137,7 @@ def test_a_table_of_an_earlier_version_is_read_without_the_scores_it_lacks(tmp_p
     old.to_csv(tmp_path / tables.RESULTS, index=False)
     found = tables.read_results(tmp_path / tables.RESULTS)
     assert found["brier"].isna().all()
-    assert "| – | – | 2,000 |" in tables.markdown(found, "", [])
+    assert "| – | – | 2,000 |" in tables.results_markdown(found, "", [])
     tables.write_profile(tmp_path, found, "Small.", [])  # whose JSON knows no NaN
 
 
@@ -167,7 +167,7 @@ def test_families_are_tables_of_their_own_with_their_own_comparisons(tmp_path):
     family = tables.Family(("d4cnn_300", "resnet18_300"), pairs)
     tables.write_profile(tmp_path / "quick", tables.table(rows), "Small.", [], {"curve, 300 images": family})
     folder = tmp_path / "quick"
-    text = tables.markdown(*tables.read_profile(folder), tables.read_families(folder))
+    text = tables.results_markdown(*tables.read_profile(folder), tables.read_families(folder))
     own, further = text.split("Grid curve, 300 images.")
     assert "5,400 training" in own
     assert "| d4cnn | D4 |" in own

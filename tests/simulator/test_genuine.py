@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from d4lens.classes import CLASSES
-from d4lens.data.images import read, recover_counts
+from d4lens.data.images import read_image, recover_counts
 from d4lens.simulator import draw, preset, render
 
 # benchmarks/ is no package.
@@ -21,7 +21,7 @@ LIMIT_Z, LIMIT_P = 4.0, 2e-4
 
 @pytest.fixture(scope="module")
 def genuine(real_samples):
-    images = [read(path) for label in CLASSES for path in sorted((real_samples / label).glob("*.npy"))]
+    images = [read_image(path) for label in CLASSES for path in sorted((real_samples / label).glob("*.npy"))]
     counts = [recover_counts(image, sky=10.0) for image in images]
     assert all(c.is_counts for c in counts)
     return statistics(np.stack([c.k for c in counts]), 0.05, 10.0)

@@ -8,7 +8,7 @@ import yaml
 
 from d4lens import models
 from d4lens.errors import D4LensError
-from d4lens.params import ArmParams, DownloadParams, EvaluateParams, Training, check
+from d4lens.params import ArmParams, DownloadParams, EvaluateParams, Training, check_group
 from d4lens.studies import mismatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,8 +107,8 @@ def test_an_arm_with_a_first_phase_has_it_before_its_own(common):
 def test_a_group_that_is_no_group_is_refused():
     for value in (None, 3, "resnet18"):
         with pytest.raises(D4LensError, match="must be a group of keys"):
-            check(ArmParams, value, "arm 'resnet18'")
-    assert check(EvaluateParams, {"batch_size": 1, "bootstrap": 100, "seed": 0}, "x").bootstrap == 100
+            check_group(ArmParams, value, "arm 'resnet18'")
+    assert check_group(EvaluateParams, {"batch_size": 1, "bootstrap": 100, "seed": 0}, "x").bootstrap == 100
 
 
 def test_a_stage_ends_a_mistake_with_its_sentence_and_status_one(common, capsys):

@@ -28,7 +28,7 @@ def test_no_smooth_image_is_no_threshold():
 def test_scored_reads_the_view_asked_for(tmp_path):
     plain, tta = np.eye(3), 5 * np.eye(3)
     table = predictions.tabulate(["a", "b", "c"], [0, 1, 2], {"plain": plain, "tta": tta})
-    predictions.write(tmp_path / "d4cnn-0.parquet", table)
+    predictions.write_predictions(tmp_path / "d4cnn-0.parquet", table)
     for view, logits in (("plain", plain), ("tta", tta)):
         paths, labels, evidence = detectors.scored(tmp_path / "d4cnn-0.parquet", view)
         assert (paths, labels.tolist()) == (["a", "b", "c"], [0, 1, 2])

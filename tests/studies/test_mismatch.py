@@ -48,7 +48,7 @@ def test_wrong_constants_do_not_fit_and_right_ones_do(case):
 
 
 def test_the_right_psf_fits_better_than_the_wrong_one():
-    wrong, right, freed = (mean_chi2("psf_1.1", constants) for constants in mismatch.CONSTANTS)
+    wrong, right, freed = (mean_chi2("psf_1.1", constants) for constants in mismatch.KNOWLEDGE)
     assert right < wrong
     assert freed < wrong
 
@@ -145,7 +145,7 @@ def test_the_answers_name_what_fails_and_what_mends_it():
     scores |= {("psf", "default"): (0.99, 0.33), ("psf", "freed"): (0.98, 0.0)}
     # No false alarm, and no idea which substructure it is: another failure.
     scores |= {("wide", "default"): (0.5, 0.0), ("wide", "known"): (0.94, 0.01)}
-    own, good, alarming, blind, known, freed, lost, flags, _ = mismatch.answers(rows_of(scores), words, "net")
+    own, good, alarming, blind, known, freed, lost, flags, _ = mismatch.mismatch_answers(rows_of(scores), words, "net")
     assert "0.990" in own
     assert "0.970" in own
     assert good.endswith("a fine one (0.980, 2%).")

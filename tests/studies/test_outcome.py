@@ -17,8 +17,8 @@ def some(**changes) -> Outcome:
 
 
 def test_a_study_comes_back_and_what_is_undefined_is_null(tmp_path):
-    outcome.write(tmp_path / "s.json", some())
-    assert outcome.read(tmp_path / "s.json") == some()
+    outcome.write_outcome(tmp_path / "s.json", some())
+    assert outcome.read_outcome(tmp_path / "s.json") == some()
     kept = json.loads((tmp_path / "s.json").read_text())
     assert kept["name"] == "s"
     assert kept["records"] == [{"arm": "a", "value": 0.9, "ci_low": 0.8, "ci_high": None, "n": 12}]
@@ -26,7 +26,7 @@ def test_a_study_comes_back_and_what_is_undefined_is_null(tmp_path):
 
 def test_a_record_without_its_interval_is_no_record(tmp_path):
     with pytest.raises(ValueError, match="has no ci_high, ci_low"):
-        outcome.write(tmp_path / "s.json", some(records=[{"value": 1.0, "n": 3}]))
+        outcome.write_outcome(tmp_path / "s.json", some(records=[{"value": 1.0, "n": 3}]))
     assert not list(tmp_path.iterdir())
 
 
@@ -34,4 +34,4 @@ def test_a_record_without_its_interval_is_no_record(tmp_path):
 def test_a_damaged_file_is_refused(tmp_path, text):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(D4LensError, match="run the stage"):
-        outcome.read(tmp_path / "s.json")
+        outcome.read_outcome(tmp_path / "s.json")

@@ -8,7 +8,7 @@ from scipy.stats import norm, poisson
 
 from d4lens import simulator
 from d4lens.errors import PhysicsError
-from d4lens.macrofit import FIT_COLUMNS, fit, preset_model
+from d4lens.macrofit import FIT_COLUMNS, fit_smooth_lens, preset_model
 from d4lens.studies import physical_limit
 
 
@@ -56,7 +56,7 @@ def test_the_gain_measured_in_noise_is_the_one_expected(preset, lens):
     truth = physical_limit.one_subhalo(preset, 23, [4e9] * 40, [1.0] * 40, np.linspace(0, 2 * math.pi, 40))
     counts = torch.from_numpy(simulator.render(truth, preset).numpy().reshape(-1, 75, 2, 75, 2).sum((2, 4)))
     mean = physical_limit.mean_counts(truth, preset, 2)
-    result = fit(counts, lens)
+    result = fit_smooth_lens(counts, lens)
     expected = physical_limit.gain(mean, lens, result.parameters)
     measured = physical_limit.measured_gain(counts, result.model_counts, mean, len(lens.free))
     pull = (measured - expected) / np.sqrt(4 * expected + 2 * len(lens.free))

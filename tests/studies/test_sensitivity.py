@@ -51,7 +51,7 @@ def test_the_scale_comes_from_the_selection_split_alone(perfect):
 def test_predictions_of_other_images_are_refused(tmp_path):
     table = predictions.tabulate(["a", "b"], [0, 1], {"plain": np.zeros((2, 3)), "tta": np.zeros((2, 3))})
     path = tmp_path / "a.parquet"
-    predictions.write(path, table)
+    predictions.write_predictions(path, table)
     assert sensitivity.evidence_by_arm({"a": path}, "tta", np.array([0, 1]))["a"].shape == (2,)
     with pytest.raises(D4LensError, match="other images"):
         sensitivity.evidence_by_arm({"a": path}, "tta", np.array([1, 0]))

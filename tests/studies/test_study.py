@@ -15,14 +15,14 @@ from d4lens.results import charts
 from d4lens.studies import outcome
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
-from d4lens.studies.study import NEEDS, Drawing, Inputs, Study, publish
+from d4lens.studies.study import NEEDS, Drawing, Inputs, Study, publish_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", studies.NAMES)
+@pytest.mark.parametrize("name", studies.STUDY_NAMES)
 def test_every_module_that_is_not_shared_is_a_study_with_its_group_in_params_yaml(name):
-    study = studies.load(name)
+    study = studies.load_study(name)
     assert isinstance(study, Study)
     assert set(study.needs) <= set(NEEDS)
     group = yaml.safe_load((ROOT / "params.yaml").read_text())[name]
@@ -32,12 +32,12 @@ def test_every_module_that_is_not_shared_is_a_study_with_its_group_in_params_yam
 def test_a_name_that_is_no_study_is_told():
     for name in ("astrology", "layers"):
         with pytest.raises(D4LensError, match=f"no study is called '{name}'; the studies are attribution, "):
-            studies.load(name)
+            studies.load_study(name)
 
 
 def test_the_stage_depends_on_the_shared_modules_and_on_all_that_a_study_may_need():
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["study"]["do"]["deps"]
-    assert {f"src/d4lens/studies/{name}.py" for name in ("${key}", *studies.SHARED)} <= set(deps)
+    assert {f"src/d4lens/studies/{name}.py" for name in ("${key}", *studies.SHARED_MODULES)} <= set(deps)
     assert {folder.format(profile="${profile.name}") for folder in NEEDS.values()} <= set(deps)
 
 
@@ -79,12 +79,12 @@ def drawing(name: str, mark: str = "point") -> Drawing:
 def test_what_it_publishes_replaces_what_was_there_or_leaves_it(tmp_path):
     found = Outcome("?", ["Yes."], [], [record(1, 0, 2, 3)])
     folder, file = tmp_path / "plots" / "p" / "studies" / "s", tmp_path / "metrics" / "p" / "studies" / "s.json"
-    publish("s", "p", found, [drawing("a"), drawing("b")], tmp_path)
-    (figure, _) = outcome.read(file).figures
+    publish_study("s", "p", found, [drawing("a"), drawing("b")], tmp_path)
+    (figure, _) = outcome.read_outcome(file).figures
     assert figure == outcome.DrawingRecord(
         "plots/p/studies/s/a.csv", "A", "Drawn.", "python stages/study.py --profile p --study s"
     )
-    publish("s", "p", found, [drawing("a", "line")], tmp_path)
+    publish_study("s", "p", found, [drawing("a", "line")], tmp_path)
     assert {path.name for path in folder.iterdir()} == {"a.csv", "a.json"}
     assert (folder / "a.csv").read_text() == "a\n1\n"
     drawn = json.loads((folder / "a.json").read_text())
@@ -93,7 +93,7 @@ def test_what_it_publishes_replaces_what_was_there_or_leaves_it(tmp_path):
     before = file.read_bytes()
     broken = Drawing("c", "C", "Drawn.", pd.DataFrame({"a": [1]}), charts.panels("a", [object()], ()))
     with pytest.raises(TypeError):
-        publish("s", "p", found, [drawing("a", "other"), broken], tmp_path)
+        publish_study("s", "p", found, [drawing("a", "other"), broken], tmp_path)
     assert {path.name for path in folder.parent.iterdir()} == {"s"}
     assert json.loads((folder / "a.json").read_text()) == drawn
     assert file.read_bytes() == before

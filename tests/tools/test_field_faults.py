@@ -9,7 +9,7 @@ from astropy.io import fits
 from d4lens import load_model
 from d4lens.errors import D4LensError
 from d4lens.inference.api import Known
-from d4lens.studies.outcome import read, write
+from d4lens.studies.outcome import read_outcome, write_outcome
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "field_faults.py"
 PAGE = SCRIPT.parents[1] / "docs" / "reliability.md"
@@ -88,8 +88,8 @@ def test_a_few_images_go_the_whole_way(faults, tmp_path):
     assert whole.tried == 12
     assert whole.right + whole.flagged + whole.wrong == 12
     assert whole.right >= 10
-    write(tmp_path / "reliability.json", faults.summarise(found, "x"))
-    records = read(tmp_path / "reliability.json").records
+    write_outcome(tmp_path / "reliability.json", faults.summarise(found, "x"))
+    records = read_outcome(tmp_path / "reliability.json").records
     share = next(row for row in records if (row["kind"], row["variant"], row["quantity"]) == ("-", "", "right"))
     assert share["value"] == pytest.approx(whole.right / 12, abs=1e-6)
     assert share["ci_low"] < share["value"] <= share["ci_high"]

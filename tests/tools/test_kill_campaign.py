@@ -27,7 +27,7 @@ def test_stages_killed_at_random_moments_end_in_the_undisturbed_bytes(tmp_path):
 
 
 def test_every_study_is_among_its_stages_with_what_it_writes(campaign):
-    assert {f"study@{name}" for name in studies.NAMES} < set(campaign.STAGES)
+    assert {f"study@{name}" for name in studies.STUDY_NAMES} < set(campaign.STAGES)
     study = campaign.PIPELINE["study@probing"]
     assert study["command"] == ["stages/study.py", "--profile", "smoke", "--study", "probing"]
     assert study["outputs"] == ["metrics/smoke/studies/probing.json", "plots/smoke/studies/probing"]

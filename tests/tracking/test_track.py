@@ -56,13 +56,13 @@ def client(folder):
 @pytest.fixture
 def waits(monkeypatch):
     """Seconds given to each wait for the store: what a training may lose, on however loaded a machine."""
-    given, probe = [], places.probe
+    given, probe = [], places.check_store
 
     def recorded(store, seconds):
         given.append(seconds)
         probe(store, seconds)
 
-    monkeypatch.setattr(places, "probe", recorded)
+    monkeypatch.setattr(places, "check_store", recorded)
     return given
 
 

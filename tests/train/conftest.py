@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from d4lens.classes import CLASSES
-from d4lens.data.arrays import FACTS, MANIFEST, MANIFEST_COLUMNS
+from d4lens.data.arrays import MANIFEST, MANIFEST_COLUMNS, OBSERVATION_FILE
 from d4lens.files import write_json
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS
 from d4lens.macrofit.split import MAPS
@@ -47,7 +47,7 @@ def write(root: Path, sizes: dict[str, int] = SIZES, n_pixels: int = N_PIXELS) -
             rows.append([split, row, path, label, CLASSES[label], 700, 0, f"{start}{row}"])
     pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS)).to_csv(arrays / MANIFEST, index=False)
     facts = Observation(n_pixels, 7.5 / n_pixels, 0.08625, 40.0).to_dict()
-    write_json(arrays / FACTS, {**facts, "units": "counts", "bin": 2})
+    write_json(arrays / OBSERVATION_FILE, {**facts, "units": "counts", "bin": 2})
     return arrays, fits
 
 

@@ -21,7 +21,7 @@ from d4lens.models import scores, weights
 from d4lens.params import ArmParams, NetworkParams, Training, of_training
 from d4lens.simulator import substructure_convergence
 from d4lens.train import checkpoint, fingerprint, loop, train_network
-from d4lens.train.data import load
+from d4lens.train.lenses import load_lenses
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTS = ["history.csv", "model.safetensors", "timing.json"]
@@ -69,7 +69,7 @@ def test_the_outs_hold_the_best_epoch_and_all_about_it(dataset, tmp_path, params
     assert set(timing) == {"train_minutes", "images_per_second", "parameters"}
     assert timing["images_per_second"] > 0
     # What was selected is what was saved: the loaded weights give the epoch's score again.
-    select = load(*dataset, "select", net.needs, arrays.load_observation(dataset[0]))
+    select = load_lenses(*dataset, "select", net.needs, arrays.load_observation(dataset[0]))
     with torch.no_grad():
         logits = net(select[range(len(select))])["logits"]
     assert scores.score(select.labels, scores.softmax(logits))["auc_macro"] == pytest.approx(best["select_auc_macro"])
@@ -358,7 +358,7 @@ def test_the_published_recipe_trains_in_two_phases_from_one_set_of_weights(datas
 
 def test_a_limit_takes_so_many_images_and_the_larger_set_contains_the_smaller(dataset, tmp_path, params):
     observation = arrays.load_observation(dataset[0])
-    images = load(*dataset, "train", ["counts", "residual"], observation, convergence=substructure_convergence)
+    images = load_lenses(*dataset, "train", ["counts", "residual"], observation, convergence=substructure_convergence)
     few, more = images.first(4, seed=3), images.first(9, seed=3)
     assert set(few.rows) < set(more.rows)
     assert set(few.rows) != set(images.first(4, seed=4).rows)
@@ -396,7 +396,7 @@ def test_norms_and_biases_are_not_decayed(dataset, tmp_path, params):
 def test_missing_folders_and_unknown_names_are_one_sentence(dataset, tmp_path, params):
     with pytest.raises(D4LensError, match="there is no folder"):
         train_network(tmp_path / "none", None, tmp_path / "out", tmp_path / "work", *CNN, 1, params())
-    with pytest.raises(D4LensError, match="unknown model"):
+    with pytest.raises(D4LensError, match="unknown network"):
         run(dataset, tmp_path, ("resnet", {}), params=params())
     with pytest.raises(D4LensError, match="run the macrofit stage first"):
         train_network(dataset[0], None, tmp_path / "out", tmp_path / "work", "d4cnn_residual", {}, 1, params())

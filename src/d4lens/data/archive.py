@@ -19,9 +19,9 @@ from d4lens.files import atomic_path
 from d4lens.progress import with_progress
 
 TOP = "dataset"
-SPLITS = ("train", "val")
+ARCHIVE_SPLITS = ("train", "val")
 TABLES = ("truth.csv", "subhalos.csv")
-PRESET = "preset.json"
+PRESET_FILE = "preset.json"
 DARKEST = "darkest"
 """Column of truth.csv where images have skies of their own: the counts of the darkest pixel, which scaling to [0, 1] loses."""
 MAX_IMAGE_BYTES = 1 << 26
@@ -236,7 +236,7 @@ class Archive(SafeZip):
         dict of str to dict
             For each split the numbers by class.
         """
-        counts = {split: dict.fromkeys(CLASSES, 0) for split in SPLITS}
+        counts = {split: dict.fromkeys(CLASSES, 0) for split in ARCHIVE_SPLITS}
         for entry in self.entries:
             counts[entry.split][entry.name] += 1
         return counts
@@ -347,13 +347,15 @@ def sort_tree(names: Iterable[str], where: str) -> tuple[list[Entry], dict[str, 
     for name in names:
         parts = name.removeprefix(top).split("/")
         if not name.startswith(top) or len(parts) == 1:
-            if parts[-1] in (*TABLES, PRESET) and name == top + parts[-1]:
+            if parts[-1] in (*TABLES, PRESET_FILE) and name == top + parts[-1]:
                 beside[parts[-1]] = name
             elif name.endswith(".npy"):
                 raise D4LensError(f"{where}: {name!r} lies outside {TOP}/<train|val>/<class>/; move it there")
             continue
-        if parts[0] not in SPLITS:
-            raise D4LensError(f"{where}: {top + parts[0]!r} is no known folder; the splits are {_listed(SPLITS)}")
+        if parts[0] not in ARCHIVE_SPLITS:
+            raise D4LensError(
+                f"{where}: {top + parts[0]!r} is no known folder; the splits are {_listed(ARCHIVE_SPLITS)}"
+            )
         if len(parts) == 2:
             raise D4LensError(f"{where}: {name!r} lies beside the class folders; move or remove it")
         if parts[1] not in CLASSES:
@@ -363,15 +365,17 @@ def sort_tree(names: Iterable[str], where: str) -> tuple[list[Entry], dict[str, 
             raise D4LensError(f"{where}: {name!r} is not an .npy file in a class folder; move or remove it")
         entries.append(Entry(parts[0], parts[1], "/".join(parts), name))
     full = {(entry.split, entry.name) for entry in entries}
-    for split in SPLITS:
+    for split in ARCHIVE_SPLITS:
         for name in CLASSES:
             if (split, name) not in full:
                 raise D4LensError(f"{where} holds no image in {TOP}/{split}/{name}/; every class needs some")
-    entries.sort(key=lambda entry: (SPLITS.index(entry.split), CLASSES.index(entry.name), natural_key(entry.path)))
+    entries.sort(
+        key=lambda entry: (ARCHIVE_SPLITS.index(entry.split), CLASSES.index(entry.name), natural_key(entry.path))
+    )
     return entries, beside
 
 
-def publish(source: str | Path, destination: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
+def publish_archive(source: str | Path, destination: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
     """Make the one archive out of a zip or folder with the published tree, with or without its top folder `dataset/`.
 
     A zip that has the tree as published is copied byte for byte after its CRCs are checked. Anything else is packed anew in
@@ -424,8 +428,8 @@ def _walk(folder: Path) -> dict[str, Path]:
     Links are followed, as far down as the tree is deep.
     """
     root = folder / TOP if (folder / TOP).is_dir() else folder
-    if not any((root / split).is_dir() for split in SPLITS):
-        raise D4LensError(f"{folder} holds neither {TOP}/ nor {_listed(SPLITS)}; name the folder that does")
+    if not any((root / split).is_dir() for split in ARCHIVE_SPLITS):
+        raise D4LensError(f"{folder} holds neither {TOP}/ nor {_listed(ARCHIVE_SPLITS)}; name the folder that does")
     pattern = ("*", "*/*", "*/*/*", "*/*/*/*")
     paths = sorted(path for depth in pattern for path in root.glob(depth) if not path.is_dir())
     return {

@@ -30,7 +30,7 @@ from d4lens.observation import Observation
 SPLITS = ("train", "select", "test")
 MANIFEST_COLUMNS = ("split", "row", "path", "label", "class", "n_levels", "k_min", "sha256")
 MANIFEST = "manifest.csv"
-FACTS = "observation.json"
+OBSERVATION_FILE = "observation.json"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
     D4LensError
         If the file is missing or damaged.
     """
-    path = Path(folder) / FACTS
+    path = Path(folder) / OBSERVATION_FILE
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -139,7 +139,9 @@ def load_observation(folder: str | Path) -> Observation:
     try:
         return Observation.from_dict({field.name: facts[field.name] for field in fields(Observation)})
     except KeyError as error:
-        raise D4LensError(f"{Path(folder) / FACTS} has no {error.args[0]!r}; run the preprocess stage again") from None
+        raise D4LensError(
+            f"{Path(folder) / OBSERVATION_FILE} has no {error.args[0]!r}; run the preprocess stage again"
+        ) from None
 
 
 def load_truth(folder: str | Path, split: str) -> Truth | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from d4lens.data.archive import DEFAULT_LIMITS, Archive, Limits, publish
+from d4lens.data.archive import DEFAULT_LIMITS, Archive, Limits, publish_archive
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, sha256
 from d4lens.progress import Meter
@@ -64,7 +64,7 @@ class _Again(Exception):
 
 
 def from_path(path: str | Path | None, destination: str | Path, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Publish a user's zip or folder as the one archive; see `archive.publish`.
+    """Publish a user's zip or folder as the one archive; see `archive.publish_archive`.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def from_path(path: str | Path | None, destination: str | Path, limits: Limits =
     if not Path(path).exists():
         raise D4LensError(f"download.path names {path}, which does not exist; check the path")
     try:
-        publish(path, destination, limits)
+        publish_archive(path, destination, limits)
     except OSError as error:
         raise D4LensError(f"{destination} cannot be written: {_plain_os(error)}") from None
 

@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
-from d4lens.data.archive import DARKEST, DEFAULT_LIMITS, MAX_TABLE_BYTES, PRESET, TABLES, Archive, Entry, Limits
-from d4lens.data.arrays import FACTS, MANIFEST, MANIFEST_COLUMNS, SPLITS, RowWriter, atomic_folder
+from d4lens.data.archive import DARKEST, DEFAULT_LIMITS, MAX_TABLE_BYTES, PRESET_FILE, TABLES, Archive, Entry, Limits
+from d4lens.data.arrays import MANIFEST, MANIFEST_COLUMNS, OBSERVATION_FILE, SPLITS, RowWriter, atomic_folder
 from d4lens.data.images import (
     COUNTS,
     DARK_SHARE,
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     orbit: bytes
 
 
-def build(
+def build_arrays(
     archive: str | Path,
     folder: str | Path,
     pixel_scale: float,
@@ -136,7 +136,7 @@ def _build(
         "archive_sha256": sha256(source.path),
         "images": images,
     }
-    write_json(folder / FACTS, facts)
+    write_json(folder / OBSERVATION_FILE, facts)
     return facts
 
 
@@ -340,9 +340,9 @@ def _observe(
 
 def _check_preset(source: Archive, observation: Observation) -> None:
     """Refuse parameters that contradict the preset of a simulated archive: they would bias every fit."""
-    if PRESET not in source.beside:
+    if PRESET_FILE not in source.beside:
         return
-    member = source.beside[PRESET]
+    member = source.beside[PRESET_FILE]
     try:
         made = Observation.from_dict(json.loads(source.read(member))["observation"]).to_dict()
     except (ValueError, KeyError, TypeError):

@@ -13,7 +13,7 @@ from torch import Tensor
 from d4lens.detection.filters import MatchedFilter, Profile, matched_filter, power, whitened
 from d4lens.detection.masses import LensWithMasses, column, with_another
 from d4lens.macrofit.centre import deviance
-from d4lens.macrofit.fitting import FitResult, fit
+from d4lens.macrofit.fitting import FitResult, fit_smooth_lens
 from d4lens.macrofit.likelihood import covariance, objective
 from d4lens.macrofit.marginal import MarginalFit, SingleImage
 from d4lens.macrofit.smooth_lens import SmoothLensModel
@@ -176,7 +176,7 @@ class _Smooth:
         best, lowest = self._result, math.inf
         for right, up in _STARTS:
             start = with_another(self._parameters, strength, (place[0] + right * step, place[1] + up * step))
-            found = fit(self._counts, model, initial=start[None], fine_iterations=_ITERATIONS)
+            found = fit_smooth_lens(self._counts, model, initial=start[None], fine_iterations=_ITERATIONS)
             value = float(deviance(self._counts, found.parameters, model))
             if found.converged[0] and value < lowest:
                 best, lowest = found, value

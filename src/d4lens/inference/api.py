@@ -50,24 +50,24 @@ from d4lens.macrofit.world import AUTO
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset, render
 
-Images = Any
+AnyImages = Any
 """Whatever `d4lens.inference.arguments.sources` finds images in."""
-Number = Any
+AnyNumber = Any
 """A number, a text of one, or a Quantity of astropy."""
 
 
 class Known(TypedDict, total=False):
     """What is known of the instrument: see above."""
 
-    pixel_scale: Number
-    psf: Number | str | Path
-    gain: Number
-    exposure: Number
-    sky: Number
+    pixel_scale: AnyNumber
+    psf: AnyNumber | str | Path
+    gain: AnyNumber
+    exposure: AnyNumber
+    sky: AnyNumber
     band: str | int | None
     mask: Any
     noise: Any
-    einstein_radius: Number
+    einstein_radius: AnyNumber
 
 
 _SHOWN = 40  # images that a drawing has room for
@@ -289,7 +289,7 @@ class Model:
 
     def predict(
         self,
-        images: Images,
+        images: AnyImages,
         *,
         tta: bool = True,
         force_label: bool = False,
@@ -336,7 +336,7 @@ class Model:
 
     def explain(
         self,
-        image: Images,
+        image: AnyImages,
         *,
         free: str | Sequence[str] = (),
         model: str = AUTO,
@@ -393,7 +393,7 @@ def load_model(path: str | Path | None = None) -> Model:
 
 
 def predict(
-    images: Images,
+    images: AnyImages,
     weights: str | Path | None = None,
     *,
     tta: bool = True,
@@ -428,7 +428,7 @@ def predict(
 
 
 def fit(
-    images: Images,
+    images: AnyImages,
     *,
     free: str | Sequence[str] = (),
     model: str = AUTO,
@@ -458,12 +458,12 @@ def fit(
 
 
 def detect(
-    images: Images,
+    images: AnyImages,
     *,
     profile: str = "point",
     p_false: float = 0.01,
-    z_lens: Number = None,
-    z_source: Number = None,
+    z_lens: AnyNumber = None,
+    z_source: AnyNumber = None,
     sensitivity: str | Path | None = None,
     sigma: float = 5.0,
     force: bool = False,

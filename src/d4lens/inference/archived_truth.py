@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from torch import Tensor
 
-from d4lens.data.archive import MAX_TABLE_BYTES, PRESET, TABLES, SafeZip
+from d4lens.data.archive import MAX_TABLE_BYTES, PRESET_FILE, TABLES, SafeZip
 from d4lens.data.images import ImageSource
 from d4lens.data.truth import Truth
 from d4lens.errors import D4LensError
@@ -57,7 +57,7 @@ def true_substructure(source: ImageSource, grid: Observation) -> tuple[str, Tens
 @lru_cache(maxsize=1)  # the images of one archive follow each other
 def _tables(archive: str, root: PurePath) -> tuple[Truth, float] | None:
     """Truth and half the field's width in arcsec, from `root` in a zip, or on disk where `archive` is empty."""
-    names = [*TABLES, PRESET]
+    names = [*TABLES, PRESET_FILE]
     read: Callable[[str], bytes]
     if archive:
         zipped = SafeZip(archive)
@@ -70,7 +70,7 @@ def _tables(archive: str, root: PurePath) -> tuple[Truth, float] | None:
         return None
     try:
         truth = Truth.from_csv(*(io.BytesIO(read(name)) for name in TABLES))
-        return truth, Observation.from_dict(json.loads(read(PRESET))["observation"]).half_width
+        return truth, Observation.from_dict(json.loads(read(PRESET_FILE))["observation"]).half_width
     except (OSError, ValueError, KeyError, TypeError) as error:
         where = f"{archive}: {root}" if archive else root
         raise D4LensError(f"the truth tables in {where} cannot be read ({error}); mend or remove them") from None

@@ -11,7 +11,7 @@ from d4lens import lensing
 from d4lens.classes import CLASSES
 from d4lens.data.images import ImageSource, Instrument
 from d4lens.errors import D4LensError
-from d4lens.flags import Flag, Raised, abstains, joined
+from d4lens.flags import Flag, Raised, abstains, join_flags
 from d4lens.inference.archived_truth import true_substructure
 from d4lens.inference.pipeline import (
     Classifier,
@@ -219,7 +219,7 @@ def explain_source(
         source_half_width=engine.source_half_width if engine is not None else 0.0,
         probabilities=tuple(probabilities.tolist()),
         chi2=float(result.chi2[0]),
-        flag=joined(raised),
+        flag=join_flags(raised),
         abstains=abstains(raised),
         processing=fitted.images[0].notes,
         attribution=whence,

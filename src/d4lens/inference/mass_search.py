@@ -18,8 +18,8 @@ from d4lens.data.images import ImageSource, Instrument, Prepared
 from d4lens.detection import Candidate, Found, Profile, Scene, power, row_of, scene_of, search, sensitivity_map
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
-from d4lens.flags import Flag, Raised, abstains, joined
-from d4lens.inference.pipeline import PRESET, Answer, Fitted, centres_of, fitted_batches, flags_of, way_of
+from d4lens.flags import Flag, Raised, abstains, join_flags
+from d4lens.inference.pipeline import DEFAULT_PRESET, Answer, Fitted, centres_of, fitted_batches, flags_of, way_of
 from d4lens.lensing.cosmology import theta_E_point
 from d4lens.macrofit import preset_model
 from d4lens.macrofit.centre import promise
@@ -166,7 +166,7 @@ def detect_sources(
     """
     rows: dict[str, list[dict[str, object]]] = {}
     failures, maps = [], {}
-    way, grid = replace(way_of(model, instrument, free), published_alone=True), preset_model(PRESET).observation
+    way, grid = replace(way_of(model, instrument, free), published_alone=True), preset_model(DEFAULT_PRESET).observation
     for fitted, broken in fitted_batches(sources, grid, instrument, way, progress, own_pixels=True):
         failures += broken
         for name, reason in broken:
@@ -236,7 +236,7 @@ def _one(
     raised += _doubts(found, counts, part.images[i], rivals[i])
     if abstains(raised) and not wanted.force:
         return [_empty(name, raised, notes, found.chi2)], mass
-    common = {"path": name, "chi2": found.chi2, "flag": joined(raised), "processing": notes}
+    common = {"path": name, "chi2": found.chi2, "flag": join_flags(raised), "processing": notes}
     centre = centres_of([part.images[i]])[0].tolist()
     rows: list[dict[str, object]] = [
         {"rank": rank, **_values(candidate, centre, wanted), **common}
@@ -267,7 +267,7 @@ def _values(candidate: Candidate, centre: Sequence[float], wanted: Wanted) -> di
 
 
 def _empty(name: str, raised: Sequence[Raised], notes: str = "", chi2: float = math.nan) -> dict[str, object]:
-    return {"path": name, "rank": 0, "chi2": chi2, "flag": joined(raised), "processing": notes}
+    return {"path": name, "rank": 0, "chi2": chi2, "flag": join_flags(raised), "processing": notes}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from d4lens.detection import Candidate
 
 LAYOUTS = ("full", "talk")
-SUFFIXES = (".png", ".pdf", ".svg")
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 _MEANS = {"no": "smooth", "sphere": "subhalos", "vort": "vortex"}
 _WIDTH, _HEIGHT = 3.45, 3.15  # inches of a panel with its labels
 _LETTERS = 26  # of the title, above one panel
@@ -128,7 +128,7 @@ def check_format(path: Path) -> None:
     D4LensError
         If it does not.
     """
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise D4LensError(
             f"{path.name} names no picture format; end it in .png, .pdf or .svg, or name a folder without an ending"
         )

@@ -22,21 +22,21 @@ from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.data.images.counts import dark_sky
 from d4lens.errors import D4LensError
 from d4lens.files import readable
-from d4lens.flags import DECIDED, Flag, Raised, abstains, joined
+from d4lens.flags import DECIDED, Flag, Raised, abstains, join_flags
 from d4lens.macrofit import (
     TABLE_COLUMNS,
     FitResult,
     MarginalFit,
     SmoothLensModel,
-    fit,
     fit_faintest,
     fit_marginal,
+    fit_smooth_lens,
     open_model,
     preset_model,
     significance_maps,
 )
 from d4lens.macrofit.centre import CENTRE, GRACE, deviance, freed, places, promise, seen_from_lens, unexplained
-from d4lens.macrofit.lens_light import NAMES, shines
+from d4lens.macrofit.lens_light import LIGHT_NAMES, shines
 from d4lens.macrofit.marginal import NUISANCE
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
@@ -53,7 +53,7 @@ WEIGHTS = Path(str(files("d4lens"))) / "weights" / "d4lenspinn.safetensors"
 """The network that ships with the package."""
 SURVEY_WEIGHTS = WEIGHTS.with_name("survey.safetensors")
 """The one beside it, for the maps of the marginal fit."""
-PRESET = "deeplense"
+DEFAULT_PRESET = "deeplense"
 """What is known of a lens by default: the simulator's preset behind the shipped weights."""
 
 _BATCH = 64
@@ -192,7 +192,7 @@ class Fitted:
     @property
     def names_fitted(self) -> tuple[str, ...]:  # numpydoc ignore=RT01
         """The fitted quantities in the order of `result.parameters`."""
-        return (*self.lens.free, *NAMES)[: self.result.parameters.shape[1]]
+        return (*self.lens.free, *LIGHT_NAMES)[: self.result.parameters.shape[1]]
 
 
 def load_classifier(weights: str | Path | None = None) -> Classifier:
@@ -329,7 +329,7 @@ def classify(
                 raised += [Raised(Flag.UNSURE_CENTRE)] if doubts[i] else []
                 raised += undecided(p, its)
                 label = "" if abstains(raised) and not force_label else CLASSES[int(p.argmax())]
-                rows[name] = [name, label, *p.tolist(), chi2, joined(raised), "; ".join(part.images[i].notes)]
+                rows[name] = [name, label, *p.tolist(), chi2, join_flags(raised), "; ".join(part.images[i].notes)]
     table = pd.DataFrame([rows[source.name] for source in sources], columns=list(PREDICT_COLUMNS))
     return Answer(table, failures)
 
@@ -389,7 +389,7 @@ def fit_sources(
     """
     rows: dict[str, dict[str, object]] = {}
     failures = []
-    way, grid = way_of(model, instrument, free), preset_model(PRESET).observation
+    way, grid = way_of(model, instrument, free), preset_model(DEFAULT_PRESET).observation
     for fitted, broken in fitted_batches(sources, grid, instrument, way, progress, own_pixels=True):
         failures += broken
         for name, reason in broken:
@@ -406,7 +406,7 @@ def fit_sources(
             for axis, of_axis in enumerate((["source_x", "lens_x", "light_x"], ["source_y", "lens_y", "light_y"])):
                 for name in found.columns.intersection(of_axis):
                     found[name] -= centres[:, axis]
-            found["flag"] = [joined(flags_of(part, i)) for i in range(len(part.names))]
+            found["flag"] = [join_flags(flags_of(part, i)) for i in range(len(part.names))]
             found["processing"] = ["; ".join(image.notes) for image in part.images]
             rows |= zip(part.names, found.to_dict("records"), strict=True)
     table = pd.DataFrame([rows[source.name] for source in sources])
@@ -415,7 +415,7 @@ def fit_sources(
 
 def _more_columns(found: Sequence[str]) -> list[str]:
     """Order a fit's columns beyond FIT_TABLE_COLUMNS: deviations of the seven, then values and deviations of what else is found."""
-    others = [name for name in (*PARAMETERS, *NAMES) if name in found and name not in FIT_COLUMNS]
+    others = [name for name in (*PARAMETERS, *LIGHT_NAMES) if name in found and name not in FIT_COLUMNS]
     values = [each for name in others for each in (name, f"sigma_{name}")]
     return [*(f"sigma_{name}" for name in FIT_COLUMNS), *values, *([ARCS_CHI2] if ARCS_CHI2 in found else [])]
 
@@ -617,7 +617,7 @@ def _psf_checked(part: Fitted) -> Fitted:
     if not len(tried):
         return part
     lens = freed(part.lens, _PSF)
-    free = fit(part.counts[tried], lens, initial=begin[tried], fine_iterations=_CENTRE_ITERATIONS)
+    free = fit_smooth_lens(part.counts[tried], lens, initial=begin[tried], fine_iterations=_CENTRE_ITERATIONS)
     fixed = _rows(part, tried.tolist())
     known = torch.full((len(tried), 1), part.lens.constants[_PSF[0]], dtype=torch.float64)
     before = deviance(fixed.counts, torch.cat([fixed.result.parameters, known], 1), lens)
@@ -649,7 +649,7 @@ def _centred(part: Fitted) -> list[Fitted]:
     if not len(tried):
         return [part]
     lens = freed(part.lens)
-    moved = fit(part.counts[tried], lens, initial=begin[tried], fine_iterations=_CENTRE_ITERATIONS)
+    moved = fit_smooth_lens(part.counts[tried], lens, initial=begin[tried], fine_iterations=_CENTRE_ITERATIONS)
     fixed = _rows(part, tried.tolist())
     known = torch.cat([fixed.result.parameters, places(fixed.result, part.lens)], 1)
     gain = deviance(fixed.counts, known, lens) - deviance(fixed.counts, moved.parameters, lens)
@@ -777,7 +777,7 @@ def _scaled_by_source(prepared: Sequence[Prepared], grid: Observation) -> list[P
             lens = choose_lens(out[i], grid)
             groups.setdefault(id(lens), (lens, []))[1].append(i)
     for lens, members in groups.values():
-        result = fit(torch.from_numpy(np.stack([out[i].pixels for i in members])), lens)
+        result = fit_smooth_lens(torch.from_numpy(np.stack([out[i].pixels for i in members])), lens)
         columns = [lens.free.index(name) for name in ("amplitude", "sky")]
         for i, (amplitude, sky) in zip(members, result.parameters[:, columns].tolist(), strict=True):
             image, scale = out[i], standard.constants["amplitude"] / amplitude
@@ -932,11 +932,11 @@ def lens_of(observation: Observation) -> SmoothLensModel:
     SmoothLensModel
         The preset's lens.
     """
-    native = preset_model(PRESET).observation
+    native = preset_model(DEFAULT_PRESET).observation
     binning = max(1, round(observation.pixel_scale / native.pixel_scale))
     if native.binned(binning) != observation:
         native, binning = observation, 1
-    return preset_model(PRESET, native, binning)
+    return preset_model(DEFAULT_PRESET, native, binning)
 
 
 def choose_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) -> SmoothLensModel:
@@ -988,7 +988,7 @@ def _own_lens(
     sky_known: bool,
     extra: tuple[str, ...],
 ) -> SmoothLensModel:
-    step = preset_model(PRESET).observation.pixel_scale
+    step = preset_model(DEFAULT_PRESET).observation.pixel_scale
     b = max(1, round(grid.pixel_scale / step))
     fine = grid.pixel_scale / b
     # Summing b samples blurs by itself.
@@ -996,7 +996,7 @@ def _own_lens(
     observation = Observation(grid.n_pixels * b, fine, sigma, 1.0)
     unknown = ("amplitude",) if sky_known else ("amplitude", "sky")
     names = [name for name in PARAMETERS if name in (*FIT_COLUMNS, *unknown, *extra)]
-    base = preset_model(PRESET, observation, b, free=names, units="normalised")
+    base = preset_model(DEFAULT_PRESET, observation, b, free=names, units="normalised")
     constants = {**base.constants, "lens_x": centre[0], "lens_y": centre[1]}
     if scale is not None:
         constants |= {"amplitude": scale[0] / b**2, "sky": scale[1] / b**2}

@@ -17,7 +17,7 @@ from d4lens.classes import CLASSES
 from d4lens.inference.api import load_model
 from d4lens.macrofit.world import AUTO
 
-COLUMNS = ["label", *(f"p_{name}" for name in CLASSES), "chi2", "flag"]
+SERVED_COLUMNS = ["label", *(f"p_{name}" for name in CLASSES), "chi2", "flag"]
 
 
 class Served(PythonModel):
@@ -58,7 +58,7 @@ class Served(PythonModel):
             COLUMNS of `d4lens predict`, one row an image.
         """
         model = (params or {}).get("model", AUTO)
-        return self.model.predict(model_input, model=model).table[COLUMNS]
+        return self.model.predict(model_input, model=model).table[SERVED_COLUMNS]
 
 
 mlflow.models.set_model(Served())

@@ -22,14 +22,13 @@ from d4lens.lensing.distortion import (
     magnification_from_field,
 )
 from d4lens.lensing.light import axis_ratio_and_angle, ellipticity, sersic, sersic_ellipticity
-from d4lens.lensing.pixels import bin_mean, grid
+from d4lens.lensing.pixels import grid
 from d4lens.lensing.planes import to_image_plane, to_source_plane
 from d4lens.lensing.poisson import PoissonSolver
 
 __all__ = [
     "PoissonSolver",
     "axis_ratio_and_angle",
-    "bin_mean",
     "convolve_psf",
     "d4",
     "determinant",

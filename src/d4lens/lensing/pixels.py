@@ -1,4 +1,4 @@
-"""The coordinates of an image's pixels, and means over blocks of them."""
+"""The coordinates of an image's pixels."""
 
 import torch
 from torch import Tensor
@@ -47,32 +47,3 @@ def grid(
     # Whole and half numbers are exact, so the axis is antisymmetric to the last bit.
     axis = (torch.arange(n, dtype=dtype, device=device) - (n - 1) / 2) * h
     return axis.expand(n, n).contiguous(), axis[:, None].expand(n, n).contiguous()
-
-
-def bin_mean(image: Tensor, factor: int) -> Tensor:
-    """Average an image over blocks of pixels.
-
-    Parameters
-    ----------
-    image : Tensor
-        (..., N f, M f).
-    factor : int
-        Side f of a block in pixels.
-
-    Returns
-    -------
-    Tensor
-        (..., N, M).
-
-    Raises
-    ------
-    PhysicsError
-        If the sides are not multiples of `factor`.
-    """
-    f = checks.size("factor", factor, at_least=1)
-    image = checks.field("image", image, 2)
-    rows, columns = image.shape[-2:]
-    if rows % f or columns % f:
-        raise PhysicsError(f"image must have sides that are multiples of factor {f}, not {rows} x {columns}")
-    blocks: Tensor = image.unflatten(-1, (columns // f, f)).unflatten(-3, (rows // f, f))
-    return blocks.mean(dim=(-1, -3))

@@ -1,7 +1,7 @@
 """The smooth lens fitted to each image: where it sits, and what it cannot explain."""
 
 from d4lens.macrofit.faintest import fit_faintest
-from d4lens.macrofit.fitting import TABLE_COLUMNS, FitResult, fit
+from d4lens.macrofit.fitting import TABLE_COLUMNS, FitResult, fit_smooth_lens
 from d4lens.macrofit.marginal import MarginalFit, fit_marginal, open_model
 from d4lens.macrofit.presets import preset_model, pseudo_counts
 from d4lens.macrofit.significance import significance_maps
@@ -17,9 +17,9 @@ __all__ = [
     "Prior",
     "SmoothLensModel",
     "bounds",
-    "fit",
     "fit_faintest",
     "fit_marginal",
+    "fit_smooth_lens",
     "fit_split",
     "open_model",
     "preset_model",

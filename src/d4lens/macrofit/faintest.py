@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d4lens.macrofit.fitting import FitResult, fit
+from d4lens.macrofit.fitting import FitResult, fit_smooth_lens
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 
 _DOUBT = 0.25  # counts a native pixel; of a true model the light that is left over is a tenth of that
@@ -39,7 +39,7 @@ def fit_faintest(
     skies : sequence of float
         For each image the known mean of its sky, photons in a pixel of the grid.
     **options
-        Of `fit`.
+        Of `fit_smooth_lens`.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def fit_faintest(
     raised : list of int
         By how much each image was raised.
     """
-    result = fit(counts, model, **options)
+    result = fit_smooth_lens(counts, model, **options)
     raised = [0] * len(counts)
     doubtful = [i for i, lift in enumerate(lifts) if lift is not None]
     if not doubtful:
@@ -71,7 +71,7 @@ def fit_faintest(
             break
         rows, step = rows[new], torch.tensor(steps)[new]
         other = counts[rows] + (step[:, None, None] * lift[rows]).to(counts.dtype)
-        again = fit(other, model, **options)
+        again = fit_smooth_lens(other, model, **options)
         better = _missing(other, again, model, lift[rows], sky[rows]).abs() < missing[new].abs()
         for i, by in zip(rows.tolist(), step.tolist(), strict=True):
             tried[i].add(raised[i] + by)

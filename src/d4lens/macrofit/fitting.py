@@ -70,7 +70,7 @@ class FitResult:
         return pd.DataFrame(table, columns=list(TABLE_COLUMNS))
 
 
-def fit(
+def fit_smooth_lens(
     counts: Tensor,
     model: SmoothLensModel,
     *,

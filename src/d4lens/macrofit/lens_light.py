@@ -22,7 +22,7 @@ from d4lens.observation import bin_pixels
 SHAPE = ("light_x", "light_y", "light_e1", "light_e2")
 """Centre (arcsec) and ellipticity of the light, as the source's."""
 N_WIDTHS = 16
-NAMES = (*SHAPE, *(f"light_{i}" for i in range(N_WIDTHS)))
+LIGHT_NAMES = (*SHAPE, *(f"light_{i}" for i in range(N_WIDTHS)))
 """The light's parameters where there are as many Gaussians: shape, and heights in counts per native pixel."""
 
 _STEP = 1e-4  # of the finite differences by the shape

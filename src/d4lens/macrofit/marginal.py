@@ -23,7 +23,7 @@ from torch import Tensor
 from d4lens.errors import PhysicsError
 from d4lens.macrofit import likelihood
 from d4lens.macrofit.fitting import FitResult
-from d4lens.macrofit.lens_light import NAMES, LensLight, first_guesses
+from d4lens.macrofit.lens_light import LIGHT_NAMES, LensLight, first_guesses
 from d4lens.macrofit.lens_light import core as lens_light_core
 from d4lens.macrofit.levenberg import minimise
 from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
@@ -236,7 +236,7 @@ def fit_marginal(
     return MarginalFit(*(torch.stack([getattr(row, field.name) for row in rows]) for field in fields(MarginalFit)))
 
 
-def joined(fits: Sequence[MarginalFit]) -> MarginalFit:
+def join_fits(fits: Sequence[MarginalFit]) -> MarginalFit:
     """Put fits of the same parameters together.
 
     Parameters
@@ -657,7 +657,7 @@ def _failed(counts: Tensor, optics: _Optics, *, with_light: bool) -> MarginalFit
     """Return the row of an image that cannot be fitted: not converged, chi2 infinite, no structure."""
     model = optics.model
     known = torch.tensor([model.constants.get(name, math.nan) for name in model.free], dtype=torch.float64)
-    parameters = torch.cat([known, torch.full((len(NAMES) if with_light else 0,), math.nan, dtype=torch.float64)])
+    parameters = torch.cat([known, torch.full((len(LIGHT_NAMES) if with_light else 0,), math.nan, dtype=torch.float64)])
     columns = torch.tensor([model.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
     infinite, nothing = torch.tensor(math.inf, dtype=torch.float64), torch.zeros(counts.shape)
     return MarginalFit(

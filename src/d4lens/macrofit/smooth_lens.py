@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from d4lens.errors import PhysicsError
-from d4lens.lensing import axis_ratio_and_angle, bin_mean, convolve_psf, grid, sie, sis, unchecked
+from d4lens.lensing import axis_ratio_and_angle, convolve_psf, grid, sie, sis, unchecked
 from d4lens.lensing.light import b_n
-from d4lens.observation import Observation
+from d4lens.observation import Observation, bin_pixels
 
 FIT_COLUMNS = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", "e1", "e2")
 """The parameters a network is given: lengths in arcsec; e1, e2 the source's (1-q)/(1+q) (cos 2phi, sin 2phi)."""
 MAPS = ("residual", "significance")
 """What the networks read of a fit beside its parameters, each (n, N, N)."""
-FACTS = "smooth_lens.json"
+SMOOTH_LENS_FILE = "smooth_lens.json"
 """File beside the maps that says whose they are where they are not the specialist's."""
 
 PARAMETERS = (*FIT_COLUMNS, "lens_e1", "lens_e2", "lens_x", "lens_y", "n", "R_e", "amplitude", "sky", "psf_sigma")
@@ -217,7 +217,8 @@ class SmoothLensModel:
         """
         factor = self.binning // self.sampling
         kept = slice(self.n_pixels * factor)
-        return bin_mean(self._x[kept, kept], factor), bin_mean(self._y[kept, kept], factor)
+        x, y = (bin_pixels(native[kept, kept], factor) / factor**2 for native in (self._x, self._y))
+        return x, y
 
     def image(self, parameters: Tensor, modulation: Modulation | None = None) -> Tensor:
         """Compute the mean counts.

@@ -16,8 +16,8 @@ from torch import Tensor
 from d4lens import imports
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, write_json
-from d4lens.macrofit.fitting import fit
-from d4lens.macrofit.marginal import MarginalFit, fit_marginal, joined, open_model
+from d4lens.macrofit.fitting import fit_smooth_lens
+from d4lens.macrofit.marginal import MarginalFit, fit_marginal, join_fits, open_model
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.significance import significance_maps
 from d4lens.macrofit.smooth_lens import MAPS, SmoothLensModel
@@ -71,7 +71,7 @@ def fit_split(
     observations : sequence of Observation, optional
         What is known of each image before binning, for MARGINAL; by default the model's observation.
     **options
-        Of `fit`.
+        Of `fit_smooth_lens`.
 
     Returns
     -------
@@ -136,9 +136,9 @@ def _fitted(
             def alone(i: int) -> MarginalFit:
                 return fit_marginal(pixels[i : i + 1], open_model(observations[i], model.binning), threads=1)
 
-            result = joined(in_threads(alone, range(len(pixels)), torch.get_num_threads()))
+            result = join_fits(in_threads(alone, range(len(pixels)), torch.get_num_threads()))
         return {"residual": result.residual, "significance": result.significance}, result.table
-    first = fit(pixels, model, **options)
+    first = fit_smooth_lens(pixels, model, **options)
     found = {"residual": first.residual, "significance": significance_maps(pixels, first.parameters, model)}
     others = torch.nonzero(foreign(pixels, first, model))[:, 0] if smooth_lens == AUTO else torch.empty(0)
     if not len(others):
@@ -220,7 +220,7 @@ def fit_shared(
     counts, paths, model, folder, split, source
         As for `fit_split`.
     batch_size : int
-        As for `fit`.
+        As for `fit_smooth_lens`.
     observations : sequence of Observation, optional
         As for `fit_split`.
     **options

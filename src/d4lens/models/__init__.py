@@ -62,12 +62,12 @@ def build(name: str, observation: Observation, **options: Any) -> nn.Module:
         For an unknown name or option, or an option out of its range.
     """
     if name not in _MAKERS:
-        raise D4LensError(f"unknown model {name!r}; the models are {', '.join(NAMES)}")
+        raise D4LensError(f"unknown network {name!r}; the networks are {', '.join(NAMES)}")
     maker, defaults = _MAKERS[name]
     known = [key for key in inspect.signature(maker).parameters if key != "observation"]
     for key in options:
         if key not in known:
-            raise D4LensError(f"unknown option {key!r} of model {name}; its options are {', '.join(known)}")
+            raise D4LensError(f"unknown option {key!r} of network {name}; its options are {', '.join(known)}")
     try:
         return maker(observation, **{**defaults, **options})
     except (TypeError, ValueError, OSError) as error:  # OSError: pretrained weights that cannot be fetched
@@ -76,7 +76,7 @@ def build(name: str, observation: Observation, **options: Any) -> nn.Module:
         raise D4LensError(f"model {name} cannot be built with {options}: {error}") from error
 
 
-def describe(name: str, observation: Observation, options: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+def describe(name: str, observation: Observation, options: dict[str, Any], network: nn.Module) -> dict[str, Any]:
     """Describe what `load` needs to build the network again, as JSON.
 
     Parameters
@@ -87,7 +87,7 @@ def describe(name: str, observation: Observation, options: dict[str, Any], model
         The grid, pixel scale, PSF and sky it was built for.
     options : dict
         Its options, as `build` takes them.
-    model : nn.Module
+    network : nn.Module
         The network.
 
     Returns
@@ -100,26 +100,26 @@ def describe(name: str, observation: Observation, options: dict[str, Any], model
         "options": options,
         "observation": observation.to_dict(),
         "classes": list(CLASSES),
-        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_parameters": sum(p.numel() for p in network.parameters()),
     }
 
 
-def state(model: nn.Module) -> dict[str, Tensor]:
-    """Copy the state_dict of eval mode, since escnn's keys differ between the modes. The model keeps its mode.
+def state(network: nn.Module) -> dict[str, Tensor]:
+    """Copy the state_dict of eval mode, since escnn's keys differ between the modes. The network keeps its mode.
 
     Parameters
     ----------
-    model : nn.Module
+    network : nn.Module
         The network.
 
     Returns
     -------
     dict of str to Tensor
-        Copies, detached, on the model's device.
+        Copies, detached, on the network's device.
     """
-    training = model.training
-    tensors = {name: value.detach().clone() for name, value in model.eval().state_dict().items()}
-    model.train(training)
+    training = network.training
+    tensors = {name: value.detach().clone() for name, value in network.eval().state_dict().items()}
+    network.train(training)
     return tensors
 
 
@@ -147,15 +147,17 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     tensors, config = weights.read(path)
     missing = {"name", "options", "observation", "classes"} - set(config)
     if missing:
-        raise D4LensError(f"{path} is no model of d4lens: its description has no {', '.join(sorted(missing))}")
+        raise D4LensError(f"{path} is no network of d4lens: its description has no {', '.join(sorted(missing))}")
     if config["classes"] != list(CLASSES):
         raise D4LensError(f"{path} tells the classes {config['classes']} apart, this version {list(CLASSES)}")
     options = {key: value for key, value in config["options"].items() if key != "pretrained"}
     make = partial(build, config["name"], Observation.from_dict(config["observation"]))
-    model = make(**options).eval()
+    network = make(**options).eval()
     try:
-        model.load_state_dict(tensors)
+        network.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise D4LensError(f"the weights in {path} do not fit the model {config['name']} they name: {reason}") from None
-    return model, config
+        raise D4LensError(
+            f"the weights in {path} do not fit the network {config['name']} they name: {reason}"
+        ) from None
+    return network, config

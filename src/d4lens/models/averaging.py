@@ -20,36 +20,36 @@ from d4lens.models.batch import LensBatch
 from d4lens.parallel import Ranks, together
 
 
-def exported(model: nn.Module) -> nn.Module:
+def exported(network: nn.Module) -> nn.Module:
     """Make the network to predict with: float32, channels last, in eval mode.
 
-    It is of plain convolutions where the model has `export()`. The given model is left in eval mode.
+    It is of plain convolutions where the network has `export()`. The given network is left in eval mode.
 
     Parameters
     ----------
-    model : nn.Module
+    network : nn.Module
         The trained network.
 
     Returns
     -------
     nn.Module
-        The network to predict with; the model itself where it has no `export()`.
+        The network to predict with; the network itself where it has no `export()`.
     """
     # escnn keeps the filters that it expands on the way into eval mode; expanded under autograd they cannot be copied.
     with torch.no_grad():
-        model.train().eval()
-        export = getattr(model, "export", None)
-        network: nn.Module = (export() if callable(export) else model).float().eval()
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
+        network.train().eval()
+        export = getattr(network, "export", None)
+        to_predict: nn.Module = (export() if callable(export) else network).float().eval()
+        to_predict.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return to_predict
 
 
-def predict_logits(model: nn.Module, batches: Iterable[LensBatch], tta: bool) -> Tensor:
+def predict_logits(network: nn.Module, batches: Iterable[LensBatch], tta: bool) -> Tensor:
     """Predict images batch by batch.
 
     Parameters
     ----------
-    model : nn.Module
+    network : nn.Module
         Maps a batch to a dictionary with "logits" (B, C). It runs in eval mode (and gets its mode back), in float32
         without autocast, on the device of its parameters.
     batches : iterable of LensBatch
@@ -67,25 +67,25 @@ def predict_logits(model: nn.Module, batches: Iterable[LensBatch], tta: bool) ->
     D4LensError
         For no images, or logits that are not finite.
     """
-    training = model.training
-    model.eval()
+    training = network.training
+    network.eval()
     try:
         # on a GPU too: float32 and not TF32, and the same bits each time
         with torch.inference_mode(), torch.backends.cudnn.flags(True, deterministic=True, allow_tf32=False):
-            rows = [_batch_logits(model, batch, d4.ELEMENTS if tta else range(1)) for batch in batches]
+            rows = [_batch_logits(network, batch, d4.ELEMENTS if tta else range(1)) for batch in batches]
     finally:
-        model.train(training)
+        network.train(training)
     if not rows:
         raise D4LensError("there are no images to predict")
     result = torch.cat(rows)
     broken = (~torch.isfinite(result)).any(dim=1).nonzero()
     if len(broken):
-        raise D4LensError(f"the model's prediction of image {int(broken[0])} is not finite; train it anew")
+        raise D4LensError(f"the network's prediction of image {int(broken[0])} is not finite; train it anew")
     return result
 
 
 def predict_views(
-    model: nn.Module, batches: Callable[[], Iterable[LensBatch]]
+    network: nn.Module, batches: Callable[[], Iterable[LensBatch]]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Predict images in each of VIEWS.
 
@@ -93,7 +93,7 @@ def predict_views(
 
     Parameters
     ----------
-    model : nn.Module
+    network : nn.Module
         As in `predict_logits`.
     batches : callable
         Makes the batches anew for each view.
@@ -110,17 +110,17 @@ def predict_views(
     D4LensError
         As `predict_logits`.
     """
-    predict_logits(model, itertools.islice(batches(), 1), tta=False)
+    predict_logits(network, itertools.islice(batches(), 1), tta=False)
     logits, speed = {}, {}
     for view in VIEWS:
         start = time.perf_counter()
-        logits[view] = predict_logits(model, batches(), tta=view == "tta")
+        logits[view] = predict_logits(network, batches(), tta=view == "tta")
         speed[view] = round(len(logits[view]) / (time.perf_counter() - start), 1)
     return logits, speed
 
 
 class Images(Protocol):
-    """What hands out batches of rows, as `d4lens.train.data.Lenses` does."""
+    """What hands out batches of rows, as `d4lens.train.lenses.Lenses` does."""
 
     def __len__(self) -> int: ...
 
@@ -171,9 +171,9 @@ def predict_shared(
     return {view: ranks.gather(rows, values, n) for view, values in logits.items()}, dict(zip(speed, speeds))
 
 
-def _batch_logits(model: nn.Module, batch: LensBatch, elements: Iterable[int]) -> Tensor:
-    device = next(model.parameters(), torch.empty(0)).device
+def _batch_logits(network: nn.Module, batch: LensBatch, elements: Iterable[int]) -> Tensor:
+    device = next(network.parameters(), torch.empty(0)).device
     placed = batch.to(device, torch.float32)
     with torch.autocast(device.type, enabled=False):
-        views = [model(placed.turned(g))["logits"].double() for g in elements]
+        views = [network(placed.turned(g))["logits"].double() for g in elements]
     return torch.stack(views).mean(dim=0).float().cpu()

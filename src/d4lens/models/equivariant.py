@@ -93,7 +93,7 @@ class EquivariantConv(nn.Module):
             padding=kernel_size // 2 if padding is None else padding,
             # Scalars alone take a bias: a field's would be undone by the norm that follows every such convolution.
             bias=scalars_out > 0,
-            # A layer of its own: escnn would share one basis among layers, and `.double()` of one model reach another.
+            # A layer of its own: escnn would share one basis among layers, and `.double()` of one network reach another.
             recompute=True,
             initialize=False,
         )

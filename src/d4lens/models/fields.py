@@ -177,14 +177,14 @@ def downsample(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
 
 
-def without_escnn(model: nn.Module) -> nn.Module:
-    """Copy a model in eval mode, every escnn layer replaced by a plain torch one.
+def without_escnn(network: nn.Module) -> nn.Module:
+    """Copy a network in eval mode, every escnn layer replaced by a plain torch one.
 
-    The copy is faster, and torch alone can save and run it. The model keeps its mode.
+    The copy is faster, and torch alone can save and run it. The network keeps its mode.
 
     Parameters
     ----------
-    model : nn.Module
+    network : nn.Module
         A network with layers of escnn.
 
     Returns
@@ -192,12 +192,12 @@ def without_escnn(model: nn.Module) -> nn.Module:
     nn.Module
         The copy.
     """
-    training = model.training
+    training = network.training
     with torch.no_grad():  # escnn keeps the filters of eval mode; expanded under autograd they could not be copied
-        plain = copy.deepcopy(model.train().eval())
+        plain = copy.deepcopy(network.train().eval())
         for parent in list(plain.modules()):
             for name, child in list(parent.named_children()):
                 if callable(getattr(child, "plain", None)):
                     setattr(parent, name, child.plain().eval())  # type: ignore[operator]
-    model.train(training)
+    network.train(training)
     return plain

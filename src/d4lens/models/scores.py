@@ -130,7 +130,7 @@ def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int
     broken = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))
     if len(broken):
         raise D4LensError(
-            f"{len(broken)} predictions are not finite, the first for image {broken[0]}: train the model anew"
+            f"{len(broken)} predictions are not finite, the first for image {broken[0]}: train the network anew"
         )
     if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-4):
         raise D4LensError("predictions must be probabilities whose rows sum to 1: apply softmax to logits first")

@@ -303,7 +303,7 @@ class Lift(nn.Module):
         """
         if x.shape[-2:] != (self.n_pixels, self.n_pixels):
             raise D4LensError(
-                f"images of {x.shape[-2]} x {x.shape[-1]} pixels were given to a model built for {self.n_pixels} x "
+                f"images of {x.shape[-2]} x {x.shape[-1]} pixels were given to a network built for {self.n_pixels} x "
                 f"{self.n_pixels}; build it with the observation of these images"
             )
         x = F.pad(x, [self.margin] * 4) if self.margin else x

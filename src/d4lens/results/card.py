@@ -80,7 +80,7 @@ def of_package(metrics: str | Path) -> str:
             f"\nThat is profile `{largest['profile']}`, arm `{largest['arm']}`, seed {largest['seed']}, with {largest['n_train']:,} images. Until it is "
             "trained again the package keeps this network."
         )
-    card = of(description, description["profile"], metrics, shipped)
+    card = model_card(description, description["profile"], metrics, shipped)
     if not SURVEY_WEIGHTS.is_file():
         return card
     second = weights.read(SURVEY_WEIGHTS)[1]
@@ -88,7 +88,7 @@ def of_package(metrics: str | Path) -> str:
     return card + _second(second)
 
 
-def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shipped: str = "") -> str:
+def model_card(description: Mapping[str, Any], profile: str, metrics: str | Path, shipped: str = "") -> str:
     """Write the card of one training.
 
     Parameters
@@ -120,11 +120,11 @@ def of(description: Mapping[str, Any], profile: str, metrics: str | Path, shippe
 def _evaluation(description: Mapping[str, Any], profile: str, metrics: str | Path) -> Any:
     """Return the scores of one training, checked to be of these very weights."""
     scores = read_json(Path(metrics) / profile / "evaluation" / f"{_arm(description)}-{description['seed']}.json")
-    check(description, scores, f"the network of profile {profile}")
+    check_card(description, scores, f"the network of profile {profile}")
     return scores
 
 
-def check(description: Mapping[str, Any], scores: Mapping[str, Any], where: object) -> None:
+def check_card(description: Mapping[str, Any], scores: Mapping[str, Any], where: object) -> None:
     """Refuse scores that were measured with other weights.
 
     Parameters
@@ -170,7 +170,7 @@ def genuine_sentence(description: Mapping[str, Any], path: str | Path) -> str:
         For a study that cannot be read.
     """
     if Path(path).is_file():
-        for row in outcome.read(path).records:
+        for row in outcome.read_outcome(path).records:
             of_all = row["quantity"] == "right" and row["class"] == "all"
             if of_all and row.get("weights") == description["fingerprint"]:
                 return (

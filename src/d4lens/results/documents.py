@@ -21,11 +21,11 @@ from d4lens.results.tables import (
     ARCHIVE,
     REPORT,
     RESULTS,
-    markdown,
     read_baselines,
     read_families,
     read_profile,
     read_results,
+    results_markdown,
 )
 
 HEADLINE = {
@@ -38,7 +38,7 @@ _BLOCK = re.compile(r"<!-- (\w+):([\w-]+):(begin|end) -->")
 _NUMBER = re.compile(r"<!--n ([^>]+?)-->([^<]*)<!--/n-->")
 
 
-def of(root: str | Path) -> list[Path]:
+def find_documents(root: str | Path) -> list[Path]:
     """List the documents of a project.
 
     Parameters
@@ -74,7 +74,9 @@ def stale(root: str | Path) -> list[Path]:
         For a marker that leads nowhere.
     """
     metrics = Path(root) / "metrics"
-    return [path for path in of(root) if (text := path.read_text(encoding="utf-8")) != refreshed(text, metrics)]
+    return [
+        path for path in find_documents(root) if (text := path.read_text(encoding="utf-8")) != refreshed(text, metrics)
+    ]
 
 
 def update(root: str | Path) -> list[Path]:
@@ -143,7 +145,7 @@ def _folder(metrics: Path, profile: str) -> Path | None:
 
 
 def _results(folder: Path) -> str:
-    table = markdown(*read_profile(folder), read_families(folder), read_baselines(folder))
+    table = results_markdown(*read_profile(folder), read_families(folder), read_baselines(folder))
     version = read_json(folder / REPORT).get("version")
     note = f"\n\n*Measured with version {version} of the code; its rerun is pending.*"
     return table + (note if version else "")

@@ -127,7 +127,7 @@ def _mirror(root: Path, profile: str, arms: Sequence[tuple[str, int]], page: Pat
     name = f"{profile} @ {commit[:7]}{'-dirty' if commit.endswith('-dirty') else ''}"
     tags = {key: value for key, value in tags.items() if key not in ("arm", "seed")}
     results, caption, _ = tables.read_profile(metrics)
-    tags[NOTE] = f"A reproduction of profile `{profile}`.\n\n{tables.markdown(results, caption, ())}"
+    tags[NOTE] = f"A reproduction of profile `{profile}`.\n\n{tables.results_markdown(results, caption, ())}"
     took = {arm: _seconds(runs, arm, int(results["n_test"].iloc[0])) for arm in trained}
     arguments = True, root, f"d4lens-{profile}", name, hashlib.sha256("\n".join(parts).encode()).hexdigest()
     with Tracker(*arguments, _scale(metrics), tags, watch=False, seconds=sum(took.values())) as parent:
@@ -186,7 +186,7 @@ def _child(
         if arm[0] == card.MODEL:
             if run.run_id is not None:
                 run.log_text(_card(root, description, profile, run.run_id), card.FILE)
-            for path in _linked(root, card.of(description, profile, root / "metrics")):
+            for path in _linked(root, card.model_card(description, profile, root / "metrics")):
                 run.log_artifact(path, _DOCUMENTS)
     return run.run_id
 
@@ -199,7 +199,7 @@ def _linked(root: Path, text: str) -> list[Path]:
 
 def _card(root: Path, description: Mapping[str, Any], profile: str, run_id: str) -> str:
     """Write the card with its links to the copies of the documents among the artefacts of `run_id`."""
-    text = card.of(description, profile, root / "metrics")
+    text = card.model_card(description, profile, root / "metrics")
     known = {path.name for path in _linked(root, text)}
     run = f"#/experiments/{places.client(root.resolve()).get_run(run_id).info.experiment_id}/runs/{run_id}"
 

@@ -18,7 +18,7 @@ from d4lens.results import metrics
 
 LOGITS = [f"logit_{name}" for name in CLASSES]
 PROBABILITIES = [f"p_{name}" for name in CLASSES]
-COLUMNS = ["path", "label", "tta", *LOGITS, *PROBABILITIES]
+PREDICTION_COLUMNS = ["path", "label", "tta", *LOGITS, *PROBABILITIES]
 
 
 def tabulate(paths: list[str], labels: ArrayLike, logits: dict[str, ArrayLike]) -> pd.DataFrame:
@@ -44,11 +44,11 @@ def tabulate(paths: list[str], labels: ArrayLike, logits: dict[str, ArrayLike]) 
         part = pd.DataFrame({"path": paths, "label": np.asarray(labels, dtype=np.int64), "tta": view == "tta"})
         part[LOGITS] = values
         part[PROBABILITIES] = scores.softmax(values)
-        parts.append(part[COLUMNS])
+        parts.append(part[PREDICTION_COLUMNS])
     return pd.concat(parts, ignore_index=True)
 
 
-def write(path: str | Path, table: pd.DataFrame) -> None:
+def write_predictions(path: str | Path, table: pd.DataFrame) -> None:
     """Write the table as parquet; equal tables give equal bytes.
 
     Parameters
@@ -62,8 +62,8 @@ def write(path: str | Path, table: pd.DataFrame) -> None:
         table.to_parquet(temporary, index=False)
 
 
-def read(path: str | Path) -> pd.DataFrame:
-    """Read a table written by `write`.
+def read_predictions(path: str | Path) -> pd.DataFrame:
+    """Read a table written by `write_predictions`.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def read(path: str | Path) -> pd.DataFrame:
         If it is missing or damaged.
     """
     try:
-        return pd.read_parquet(path, columns=COLUMNS)
+        return pd.read_parquet(path, columns=PREDICTION_COLUMNS)
     except (OSError, ValueError, KeyError) as error:
         raise D4LensError(f"{path} is missing or damaged ({type(error).__name__}); run evaluate again") from None
 
@@ -105,7 +105,7 @@ def of_view(table: pd.DataFrame, view: str) -> tuple[list[str], NDArray[np.int64
     return part["path"].tolist(), part["label"].to_numpy(np.int64), part[PROBABILITIES].to_numpy(np.float64)
 
 
-def score(table: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, Any]:
+def score_predictions(table: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, Any]:
     """Measure the metrics with intervals by view; both views meet the same resamples.
 
     Parameters
@@ -126,7 +126,7 @@ def score(table: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, Any]:
 
 
 def flat(scored: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
-    """Name each metric of `score` by one key, the same for every arm.
+    """Name each metric of `score_predictions` by one key, the same for every arm.
 
     Parameters
     ----------

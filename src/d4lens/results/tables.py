@@ -20,11 +20,11 @@ from d4lens.models.scores import METRICS
 _MORE = tuple(name for name in METRICS if name.startswith(("recall_", "ece", "brier", "nll")))
 _VALUES = tuple(name for name in METRICS if name not in _MORE)
 INTERVALS = tuple(f"{name}_{end}" for name in (*_VALUES, *_MORE) for end in ("low", "high"))
-FACTS = ("n_train", "n_test", "params")
-COLUMNS = (
+COUNT_COLUMNS = ("n_train", "n_test", "params")
+RESULT_COLUMNS = (
     *("profile", "arm", "seed", "tta"),
     *_VALUES,
-    *FACTS,
+    *COUNT_COLUMNS,
     "train_minutes",
     *_MORE,
     *("n_pixels", "epochs"),
@@ -97,13 +97,13 @@ def rows(evaluation: Mapping[str, Any], train_minutes: float) -> list[dict[str, 
     for view in VIEWS:
         try:
             row: dict[str, Any] = {"tta": view == "tta", "train_minutes": round(train_minutes)}
-            row |= {key: evaluation[key] for key in ("profile", "arm", "seed", *FACTS, "n_pixels", "epochs")}
+            row |= {key: evaluation[key] for key in ("profile", "arm", "seed", *COUNT_COLUMNS, "n_pixels", "epochs")}
             for name in (*_VALUES, *_MORE):
                 measured = evaluation[view][name]
                 row |= {name: measured["value"], f"{name}_low": measured["low"], f"{name}_high": measured["high"]}
         except KeyError as error:
             raise D4LensError(f"an evaluation of {evaluation.get('arm')} has no {error}; run evaluate again") from None
-        result.append({column: row[column] for column in COLUMNS})
+        result.append({column: row[column] for column in RESULT_COLUMNS})
     return result
 
 
@@ -128,7 +128,7 @@ def table(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     ordered = sorted(
         records, key=lambda row: (row["profile"], _position(row["arm"]), row["arm"], row["seed"], row["tta"])
     )
-    frame = pd.DataFrame(ordered, columns=list(COLUMNS))
+    frame = pd.DataFrame(ordered, columns=list(RESULT_COLUMNS))
     twins = frame[frame.duplicated(list(KEYS))]
     if len(twins):
         raise D4LensError(f"two results for {', '.join(map(str, twins.iloc[0][list(KEYS)]))}; keep one")
@@ -208,10 +208,10 @@ def read_results(path: str | Path) -> pd.DataFrame:
         frame = pd.read_csv(path, float_precision="round_trip")
     except (OSError, ValueError):
         raise D4LensError(f"there are no results in {path}; run the pipeline (make reproduce)") from None
-    missing = [column for column in COLUMNS if column not in frame and not column.startswith(_ADDED)]
+    missing = [column for column in RESULT_COLUMNS if column not in frame and not column.startswith(_ADDED)]
     if missing:
         raise D4LensError(f"{path} has no column {', '.join(missing)}; run the table stage again")
-    return frame.reindex(columns=COLUMNS)  # an older table has no Brier score and no likelihood
+    return frame.reindex(columns=RESULT_COLUMNS)  # an older table has no Brier score and no likelihood
 
 
 def join_profiles(metrics: str | Path) -> pd.DataFrame:
@@ -256,7 +256,7 @@ def profiles(metrics: str | Path) -> list[str]:
     return sorted(path.parent.name for path in Path(metrics).glob(f"*/{RESULTS}"))
 
 
-def markdown(
+def results_markdown(
     results: pd.DataFrame,
     caption: str,
     comparisons: Sequence[Mapping[str, Any]],

@@ -26,8 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from d4lens.data.archive import DARKEST, SPLITS, TABLES, TOP, ZIP_DATE, Limits, SafeZip
-from d4lens.data.archive import PRESET as PRESET_FILE
+from d4lens.data.archive import ARCHIVE_SPLITS, DARKEST, PRESET_FILE, TABLES, TOP, ZIP_DATE, Limits, SafeZip
 from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
@@ -250,7 +249,7 @@ def _description(preset: Preset, train_presets: Iterable[Preset]) -> dict[str, A
 
 def _tasks(start: int, stop: int, n_train: int) -> Iterator[tuple[str, range]]:
     """Yield (split, indices) for the images start..stop of train followed by val, in pieces."""
-    for split, low, high in zip(SPLITS, (0, n_train), (n_train, stop)):
+    for split, low, high in zip(ARCHIVE_SPLITS, (0, n_train), (n_train, stop)):
         for a in range(max(start, low), min(stop, high), _CHUNK):
             yield split, range(a - low, min(a + _CHUNK, stop, high) - low)
 

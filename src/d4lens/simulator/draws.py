@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from d4lens.classes import CLASSES
-from d4lens.data.archive import SPLITS
+from d4lens.data.archive import ARCHIVE_SPLITS
 from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.lensing.cosmology import theta_E_luminosity
@@ -193,8 +193,8 @@ def draw(
     if isinstance(preset, str):
         raise D4LensError(f"draw takes a Preset: pass simulate.preset({preset!r})")
     check_seed(seed)
-    if split not in SPLITS:
-        raise D4LensError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+    if split not in ARCHIVE_SPLITS:
+        raise D4LensError(f"split must be one of {', '.join(ARCHIVE_SPLITS)}, not {split!r}")
     if substructure not in ("own", "none", *CLASSES):
         raise D4LensError(f"substructure must be own, none, {', '.join(CLASSES)}, not {substructure!r}")
     presets = preset if isinstance(preset, tuple) else (preset,)

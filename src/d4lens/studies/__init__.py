@@ -1,6 +1,6 @@
 """Studies beside the results table. A study is one file of this package, found by its name, which defines `STUDY`.
 
-The other modules, SHARED, are what several studies use. Whoever adds a study touches its file, its test and params.yaml;
+The other modules, SHARED_MODULES, are what several studies use. Whoever adds a study touches its file, its test and params.yaml;
 the stage, the page and the tools find it here.
 """
 
@@ -13,19 +13,31 @@ from d4lens.errors import D4LensError
 if TYPE_CHECKING:
     from d4lens.studies.study import Study
 
-SHARED = ("detectors", "error_bars", "layers", "networks", "outcome", "physical_limit", "recovery", "samples", "study")
+SHARED_MODULES = (
+    "detectors",
+    "error_bars",
+    "layers",
+    "networks",
+    "outcome",
+    "physical_limit",
+    "recovery",
+    "samples",
+    "study",
+)
 """Modules of this package that are no study."""
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED))
+STUDY_NAMES = tuple(
+    sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SHARED_MODULES)
+)
 """The studies: the names of their files, of their groups in params.yaml and of their outputs."""
 
 
-def load(name: str) -> "Study":
+def load_study(name: str) -> "Study":
     """Import the study of that name, and what it needs.
 
     Parameters
     ----------
     name : str
-        One of NAMES.
+        One of STUDY_NAMES.
 
     Returns
     -------
@@ -36,7 +48,7 @@ def load(name: str) -> "Study":
     D4LensError
         If no study has that name.
     """
-    if name not in NAMES:
-        raise D4LensError(f"no study is called {name!r}; the studies are {', '.join(NAMES)}")
+    if name not in STUDY_NAMES:
+        raise D4LensError(f"no study is called {name!r}; the studies are {', '.join(STUDY_NAMES)}")
     study: Study = importlib.import_module(f"{__name__}.{name}").STUDY
     return study

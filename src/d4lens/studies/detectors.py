@@ -10,7 +10,7 @@ from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.models.averaging import predict_logits
 from d4lens.models.batch import LensBatch
-from d4lens.results.predictions import LOGITS, read
+from d4lens.results.predictions import LOGITS, read_predictions
 
 _NO = CLASSES.index("no")
 _BATCH = 64
@@ -98,6 +98,6 @@ def scored(path: str | Path, view: str) -> tuple[list[str], NDArray[np.int64], N
     evidence : numpy.ndarray
         (n,) the evidence for substructure.
     """
-    table = read(path)
+    table = read_predictions(path)
     table = table[table["tta"] == (view == "tta")]
     return table["path"].tolist(), table["label"].to_numpy(np.int64), evidence(table[LOGITS].to_numpy())

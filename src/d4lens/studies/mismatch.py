@@ -21,7 +21,15 @@ from d4lens import flags
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.data.images import recover_counts
-from d4lens.macrofit import FIT_COLUMNS, FitResult, SmoothLensModel, fit, preset_model, pseudo_counts, significance_maps
+from d4lens.macrofit import (
+    FIT_COLUMNS,
+    FitResult,
+    SmoothLensModel,
+    fit_smooth_lens,
+    preset_model,
+    pseudo_counts,
+    significance_maps,
+)
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation, bin_pixels
@@ -37,7 +45,7 @@ from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.physical_limit import mean_counts
 from d4lens.studies.study import Drawing, Inputs, Study
 
-CONSTANTS = ("default", "known", "freed")
+KNOWLEDGE = ("default", "known", "freed")
 _LABELS = ("case", "constants", "arm", "quantity")
 _GOOD, _ALARMS = 0.95, 0.1  # macro AUC at least, and share of `no` images called something else at most
 _STARTS = 2  # with wrong constants no start leads to a fit that would end the search for a better one
@@ -173,7 +181,7 @@ class CaseFit:
 
 
 def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -> Iterator[CaseFit]:
-    """Fit images under each of CONSTANTS that the case has, one at a time to keep memory flat.
+    """Fit images under each of KNOWLEDGE that the case has, one at a time to keep memory flat.
 
     Parameters
     ----------
@@ -189,7 +197,7 @@ def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -
     Yields
     ------
     CaseFit
-        The fit under one of CONSTANTS.
+        The fit under one of KNOWLEDGE.
     """
     standard = preset_model("deeplense", native, binning)
     if case.simulator == "deeplense":
@@ -242,7 +250,7 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
 
 
 def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> CaseFit:
-    result = fit(counts, lens, max_starts=_STARTS)
+    result = fit_smooth_lens(counts, lens, max_starts=_STARTS)
     return CaseFit(
         constants, LensBatch.of_fit(counts, result, significance_maps(counts, result.parameters, lens)), result
     )
@@ -314,7 +322,7 @@ def measure_case(
     return rows
 
 
-def answers(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str], arm: str) -> list[str]:
+def mismatch_answers(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str], arm: str) -> list[str]:
     """Say in sentences with figures what a user should do.
 
     Parameters
@@ -445,7 +453,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], native: Observation, arm: str) 
     ]
     return Outcome(
         question="What do networks trained on one kind of lens say of others, and what should a user do?",
-        answers=answers(rows, words, arm),
+        answers=mismatch_answers(rows, words, arm),
         cannot_tell=[
             "Each set changes one thing; real images differ in several at once.",
             "The network is not retrained: one trained on the other kind may do as well there as this one does here.",

@@ -69,7 +69,7 @@ def record(value: float, low: float, high: float, n: int, **labels: Any) -> dict
     return labels | dict(zip(MEASURED, (*measured, int(n)), strict=True))
 
 
-def write(path: str | Path, outcome: Outcome) -> None:
+def write_outcome(path: str | Path, outcome: Outcome) -> None:
     """Write it atomically, with the file's name as the study's.
 
     Parameters
@@ -91,7 +91,7 @@ def write(path: str | Path, outcome: Outcome) -> None:
     write_json(path, {"name": name, **asdict(outcome)})
 
 
-def read(path: str | Path) -> Outcome:
+def read_outcome(path: str | Path) -> Outcome:
     """Read an outcome from its file.
 
     Parameters

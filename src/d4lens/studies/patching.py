@@ -39,7 +39,7 @@ REGIONS = ("whole", "ring", "substructure", "mirrored", "elsewhere")
 """Where a map is patched: everywhere; on the ring; around the true substructure; as far on the lens's other side, which is
 as large; on all that is neither ring nor substructure."""
 SPATIAL = {"maps_of_the_fit": ("residual", "significance"), "image": ("counts",), "convergence": ("convergence",)}
-PHYSICS = ("convergence", "deflection", "source")
+PHYSICS_STEPS = ("convergence", "deflection", "source")
 HEAD_PHYSICS = tuple(f"head.{name}" for name in ("kappa", "psi", "alpha_x", "alpha_y", "source", "unexplained"))
 DRAWN = ("denoising", "noising", "same_class_donor", "shuffled_donor", "random_init")
 WIRING = {"denoising": "random_init", "noising": "random_init_noising", "path": "random_init_path"} | {
@@ -513,7 +513,7 @@ def _answer(arm: str, rows: Sequence[Mapping[str, Any]], params: Parameters) -> 
         f"{len(null)} of {len(inner)} inner layers carry less than {params.margin:g} of it beyond another image's activation"
         + (f": {', '.join(null)}" if null else "")
     )
-    physics = [row for row in inner if row["layer"] in PHYSICS + HEAD_PHYSICS]
+    physics = [row for row in inner if row["layer"] in PHYSICS_STEPS + HEAD_PHYSICS]
     if physics:
         strongest = max(physics, key=lambda row: row["value"])
         said.append(f"Of the physical channels {strongest['layer']} restores most, {text(strongest['layer'])}")

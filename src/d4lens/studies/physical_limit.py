@@ -22,8 +22,8 @@ from torch import Tensor
 
 from d4lens.detection import matched_filter, whitened
 from d4lens.errors import PhysicsError
-from d4lens.lensing import bin_mean
-from d4lens.macrofit import SmoothLensModel, fit
+from d4lens.macrofit import SmoothLensModel, fit_smooth_lens
+from d4lens.observation import bin_pixels
 from d4lens.results.metrics import wilson
 from d4lens.simulator import SUBHALO_COLUMNS, Preset, Truth, draw, render
 
@@ -71,7 +71,7 @@ def mean_counts(truth: Truth, preset: Preset, binning: int) -> Tensor:
     Tensor
         (B, N, N) float64, photons summed over binning x binning pixels.
     """
-    return bin_mean(render(truth, preset, noise=False), binning) * binning**2
+    return bin_pixels(render(truth, preset, noise=False), binning)
 
 
 def gain(mean: Tensor, lens: SmoothLensModel, initial: Tensor | None = None) -> Array:
@@ -94,7 +94,9 @@ def gain(mean: Tensor, lens: SmoothLensModel, initial: Tensor | None = None) -> 
     ndarray
         (B,) chi-squared.
     """
-    return np.asarray(poisson_deviance(mean, fit(mean, lens, initial=initial).model_counts).numpy(), np.float64)
+    return np.asarray(
+        poisson_deviance(mean, fit_smooth_lens(mean, lens, initial=initial).model_counts).numpy(), np.float64
+    )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from d4lens.studies.study import Drawing, Inputs, Study
 Array = NDArray[np.float64]
 
 TARGETS = ("class", "theta_E", "shear", "mass_sphere", "mass_vort", "position")
-PHYSICS = TARGETS[1:]
+PHYSICAL_TARGETS = TARGETS[1:]
 ERASED = ("theta_E", "position")
 """Targets that are erased, each where it is read best."""
 PIXELS = "pixels"
@@ -476,7 +476,7 @@ def earlier(equivariant: Probed, plain: Probed, n: int) -> list[dict[str, Any]]:
         (a, drawn_a), (b, drawn_b) = area(equivariant, target), area(plain, target)
         if np.isfinite(a - b):
             found[target] = a - b, drawn_a - drawn_b
-    several = [found[target] for target in PHYSICS if target in found]
+    several = [found[target] for target in PHYSICAL_TARGETS if target in found]
     if several:
         found["physics"] = float(np.mean([d for d, _ in several])), np.mean([drawn for _, drawn in several], axis=0)
     about: dict[str, Any] = {
@@ -742,7 +742,7 @@ def _earlier(rows: Sequence[Mapping[str, Any]], twins: Mapping[str, str]) -> lis
             else "no difference is shown"
         )
         text = f"Do the equivariant layers of {arm} hold physics earlier than those of {own['twin']}? {verdict.capitalize()}: from the "
-        text += f"U-Net's first layer to the convergence the mean score of {', '.join(PHYSICS)} differs by {_in_words(own, 3)}"
+        text += f"U-Net's first layer to the convergence the mean score of {', '.join(PHYSICAL_TARGETS)} differs by {_in_words(own, 3)}"
         text += f", before training by {_in_words(begun, 3)}" if begun and begun["value"] is not None else ""
         by_class = found.get((arm, "trained", "class"))
         text += f"; that of the class by {_in_words(by_class, 3)}" if by_class else ""

@@ -10,8 +10,8 @@ from torch import Tensor
 from d4lens import lensing
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.inference.pipeline import PRESET, lens_of, network_batch
-from d4lens.macrofit import fit
+from d4lens.inference.pipeline import DEFAULT_PRESET, lens_of, network_batch
+from d4lens.macrofit import fit_smooth_lens
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation, bin_pixels
 from d4lens.simulator import Truth, draw, preset, render
@@ -89,7 +89,7 @@ def simulate_samples(
     D4LensError
         For pixels that are no whole multiple of the preset's.
     """
-    chosen = preset(PRESET)
+    chosen = preset(DEFAULT_PRESET)
     native = chosen.observation
     factor = max(1, round(observation.pixel_scale / native.pixel_scale))
     if native.binned(factor) != observation:
@@ -101,7 +101,7 @@ def simulate_samples(
     truth = draw(chosen, seed, wanted, substructure, split="val")
     counts = bin_pixels(render(truth, chosen), factor).float()
     lens = lens_of(observation)
-    result = fit(counts, lens)
+    result = fit_smooth_lens(counts, lens)
     return Samples(observation, network_batch(counts, result, lens), result.model_counts, truth)
 
 

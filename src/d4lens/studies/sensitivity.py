@@ -18,7 +18,7 @@ from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.detection import matched_filter, simulate_false_alarms, whitened
 from d4lens.errors import D4LensError
-from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit, preset_model, significance_maps
+from d4lens.macrofit import FIT_COLUMNS, SmoothLensModel, fit_smooth_lens, preset_model, significance_maps
 from d4lens.macrofit.threads import in_threads
 from d4lens.models.averaging import Images
 from d4lens.models.batch import LensBatch
@@ -31,11 +31,11 @@ from d4lens.studies import detectors, physical_limit, recovery
 from d4lens.studies.networks import first_networks
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.study import Drawing, Inputs, Study
-from d4lens.train.data import load
+from d4lens.train.lenses import load_lenses
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
-NEEDS = ("counts", "residual", "significance", "fit")
+MAPS_READ = ("counts", "residual", "significance", "fit")
 """What a batch holds for any arm and for the recovery."""
 NETWORK, NO_NETWORK, OTHER = "network", "significance map, no network", "network, truth of another image"
 STRONGEST = "largest significance, no network"
@@ -85,7 +85,7 @@ class Parameters(ParameterGroup):
 
 def _row(
     quantity: str, of: str, by: str, measured: Sequence[float], n: int, bins: Mapping[str, float] | None = None
-) -> Row:
+) -> Record:
     """Make a record of the study; `measured` holds the value, and its interval where it has one."""
     value, low, high = (*measured, math.nan, math.nan)[:3]
     return record(value, low, high, n) | {"quantity": quantity, "class": of, "by": by, **(bins or {})}
@@ -285,7 +285,7 @@ class Limit:
     gain: NDArray[np.float64]
     measured: NDArray[np.float64]
     curve: pd.DataFrame
-    records: list[Row]
+    records: list[Record]
 
 
 def limit(split: FittedSplit, predicted: Mapping[str, Path], false_positive_rate: float) -> Limit:
@@ -397,7 +397,7 @@ def detections(
         for first in range(0, n, _CHUNK):
             part = truth.rows(np.arange(first, min(first + _CHUNK, n)))
             counts = bin_pixels(render(part, made_by), lens.binning).float()
-            result = fit(counts, lens)
+            result = fit_smooth_lens(counts, lens)
             batch = LensBatch.of_fit(counts, result, significance_maps(counts, result.parameters, lens))
             gained = physical_limit.gain(
                 physical_limit.mean_counts(part, made_by, lens.binning), lens, result.parameters
@@ -507,7 +507,7 @@ def recovered_maps(network: nn.Module, images: Images, truth: Truth | None, at_m
     network : nn.Module
         The network.
     images : Images
-        `images[rows]` is the batch of these rows, as `train.data.Lenses` gives it with NEEDS and the convergence.
+        `images[rows]` is the batch of these rows, as `train.lenses.Lenses` gives it with MAPS_READ and the convergence.
     truth : Truth
         Of the split.
     at_most : int
@@ -528,7 +528,7 @@ def recovered_maps(network: nn.Module, images: Images, truth: Truth | None, at_m
 class Recovered:
     """records of the study, and `masses`: estimator, true, found (arcsec²) of every rod of the test split."""
 
-    records: list[Row]
+    records: list[Record]
     masses: pd.DataFrame
 
 
@@ -601,7 +601,7 @@ def recover(select: recovery.Maps, test: recovery.Maps, pixel_scale: float, n_re
     return Recovered(records, pd.concat(parts[1:] or parts, ignore_index=True))
 
 
-def curve_records(curve: pd.DataFrame, of: str) -> list[Row]:
+def curve_records(curve: pd.DataFrame, of: str) -> list[Record]:
     """Turn detection rates over significance into rows of the study.
 
     Parameters
@@ -623,7 +623,7 @@ def curve_records(curve: pd.DataFrame, of: str) -> list[Row]:
     return rows
 
 
-def map_records(table: pd.DataFrame) -> list[Row]:
+def map_records(table: pd.DataFrame) -> list[Record]:
     """Turn the map over mass and radius into rows of the study.
 
     Parameters
@@ -651,7 +651,7 @@ def map_records(table: pd.DataFrame) -> list[Row]:
     ]
 
 
-def place_records(table: pd.DataFrame) -> list[Row]:
+def place_records(table: pd.DataFrame) -> list[Record]:
     """Take the mean detection rate over all places of the fiducial lens: what share of the field is open to a subhalo of its mass.
 
     Parameters
@@ -670,7 +670,7 @@ def place_records(table: pd.DataFrame) -> list[Row]:
     return found
 
 
-def false_alarm_records(p_false: NDArray[np.float64], false_positive_rate: float) -> list[Row]:
+def false_alarm_records(p_false: NDArray[np.float64], false_positive_rate: float) -> list[Record]:
     """Say how often DETECT alarms falsely, and how likely its probabilities are uniform as they should be (Kolmogorov-Smirnov).
 
     Parameters
@@ -695,7 +695,7 @@ def false_alarm_records(p_false: NDArray[np.float64], false_positive_rate: float
     ]
 
 
-def half_masses(table: pd.DataFrame) -> list[Row]:
+def half_masses(table: pd.DataFrame) -> list[Record]:
     """Find the mass that each arm detects every second time on the ring.
 
     Parameters
@@ -717,7 +717,7 @@ def half_masses(table: pd.DataFrame) -> list[Row]:
     return rows
 
 
-def answers(records: Sequence[Row], arm: str, false_positive_rate: float) -> list[str]:
+def sensitivity_answers(records: Sequence[Record], arm: str, false_positive_rate: float) -> list[str]:
     """Say the study's outcome in sentences.
 
     Parameters
@@ -824,7 +824,7 @@ def summarise(
     rate = f"{params.false_positive_rate:.0%}"
     return Outcome(
         question="How near do the networks come to what the images allow, and what do they recover of the substructure?",
-        answers=answers(records, params.recover, params.false_positive_rate),
+        answers=sensitivity_answers(records, params.recover, params.false_positive_rate),
         cannot_tell=[
             "The dashed curve is a detector that knows the substructure's place and shape. The one that must search knows "
             "the shape and how masses and places are distributed: only the gap to its curve is a detector's own fault.",
@@ -1056,7 +1056,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     observation = arrays.load_observation(folder)
     of_split = {}
     for split in ("select", "test"):
-        images = load(folder, fits, split, NEEDS, observation, convergence=substructure_convergence)
+        images = load_lenses(folder, fits, split, MAPS_READ, observation, convergence=substructure_convergence)
         of_split[split] = recovered_maps(
             arms[params.recover], images, arrays.load_truth(folder, split), params.recover_images
         )

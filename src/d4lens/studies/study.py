@@ -17,7 +17,7 @@ from d4lens.params import ParameterGroup
 from d4lens.results import charts
 from d4lens.results.tables import write_csv
 from d4lens.studies.networks import TrainedArm, load_arms
-from d4lens.studies.outcome import DrawingRecord, Outcome, write
+from d4lens.studies.outcome import DrawingRecord, Outcome, write_outcome
 
 NEEDS = {
     "arrays": "data/{profile}/arrays",
@@ -138,7 +138,9 @@ class Study:
     run: Callable[[Any, Inputs], tuple[Outcome, Sequence[Drawing]]]
 
 
-def publish(name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawing], root: Path = Path(".")) -> None:
+def publish_study(
+    name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawing], root: Path = Path(".")
+) -> None:
     """Write what a study found: metrics/PROFILE/studies/NAME.json and the folder plots/PROFILE/studies/NAME.
 
     The folder takes its place as a whole, before the outcome that names its files.
@@ -164,4 +166,4 @@ def publish(name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawin
             write_json(temporary / f"{drawing.name}.json", charts.template(drawing.spec))
     command = f"python stages/study.py --profile {profile} --study {name}"
     figures = [DrawingRecord(f"{folder}/{d.name}.csv", d.title, d.caption, command) for d in drawings]
-    write(root / "metrics" / profile / "studies" / f"{name}.json", replace(outcome, figures=figures))
+    write_outcome(root / "metrics" / profile / "studies" / f"{name}.json", replace(outcome, figures=figures))

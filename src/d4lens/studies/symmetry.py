@@ -29,7 +29,7 @@ from d4lens.studies.error_bars import interval_drawing
 from d4lens.studies.layers import Layer, capture, layers_of, turned
 from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.study import Drawing, Inputs, Study
-from d4lens.train.data import load
+from d4lens.train.lenses import load_lenses
 
 Array = NDArray[np.float64]
 
@@ -364,7 +364,7 @@ def run(params: Parameters, inputs: Inputs) -> tuple[Outcome, list[Drawing]]:
     """
     folder, fits = inputs.folder("arrays"), inputs.folder("fits")
     arms = inputs.arms(params.arms or inputs.profile_arms)
-    lenses = load(folder, fits, "test", ("counts", *MAPS, "fit"), arrays.load_observation(folder))
+    lenses = load_lenses(folder, fits, "test", ("counts", *MAPS, "fit"), arrays.load_observation(folder))
     rows = np.linspace(0, len(lenses) - 1, min(params.images, len(lenses))).round().astype(int)
     batches = [lenses[part.tolist()] for part in np.array_split(rows, -(-len(rows) // 40))]
     few, labels = lenses[rows[:: max(1, len(rows) // params.layer_images)].tolist()], lenses.labels[rows]

@@ -70,7 +70,7 @@ def client(store: Path) -> Any:
     return mlflow_client()(tracking_uri=uri(store))
 
 
-def probe(store: Path, seconds: float) -> None:
+def check_store(store: Path, seconds: float) -> None:
     """Check that the database can be written now.
 
     MLflow itself would wait 20 s for a lock at each call, and retry for minutes to open a file that is no database.

@@ -202,7 +202,7 @@ class Tracker:
             if self.run_id is None:
                 self._open()
             while self._pending:
-                store.probe(self._store, self._patience)
+                store.check_store(self._store, self._patience)
                 self._try(self._pending[0])
                 self._pending.pop(0)
             self._patience, self._warned = store.PATIENCE_SECONDS, False
@@ -236,7 +236,7 @@ class Tracker:
 
         store.mlflow_client()  # the import is slow: no other process should wait for it
         with FileLock(self._store / f"{store.DATABASE}.lock", timeout=store.CREATION_SECONDS):
-            store.probe(self._store, self._patience)
+            store.check_store(self._store, self._patience)
             client = store.client(self._store)
             experiment = client.get_experiment_by_name(self._experiment)
             if experiment is None:

@@ -38,7 +38,7 @@ def compare_urls(folder: str | Path, address: str) -> dict[str, str]:
     place = Path(folder).resolve()
     if not (place / DATABASE).exists():
         return {}
-    store.probe(place, store.PATIENCE_SECONDS)
+    store.check_store(place, store.PATIENCE_SECONDS)
     client = store.client(place)
     result = {}
     for experiment in client.search_experiments():
@@ -64,7 +64,7 @@ def list_urls(folder: str | Path, address: str) -> dict[str, str]:
     dict of str to str
         The page of each experiment by its name.
     """
-    store.probe(Path(folder).resolve(), store.PATIENCE_SECONDS)
+    store.check_store(Path(folder).resolve(), store.PATIENCE_SECONDS)
     order = f"orderByKey={quote(f'metrics.`{BEST}`')}&orderByAsc=false"
     found = store.client(Path(folder).resolve()).search_experiments()
     return {one.name: f"{address}/#/experiments/{one.experiment_id}/runs?{order}" for one in found}

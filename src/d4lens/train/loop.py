@@ -1,4 +1,4 @@
-"""From folders to a trained model: the loop is Lightning's, the checkpoints are ours (Lightning's are pickles)."""
+"""From folders to a trained network: the loop is Lightning's, the checkpoints are ours (Lightning's are pickles)."""
 
 import json
 import logging
@@ -23,12 +23,12 @@ from d4lens import models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, sha256, sole_writer, write_json
-from d4lens.macrofit.smooth_lens import FACTS
+from d4lens.macrofit.smooth_lens import SMOOTH_LENS_FILE
 from d4lens.models import weights
 from d4lens.parallel import Ranks, ranks, together
 from d4lens.params import TrainParams
 from d4lens.train import checkpoint
-from d4lens.train.data import EpochBatches, InOrder, Lenses, epoch_seed, load
+from d4lens.train.lenses import EpochBatches, InOrder, Lenses, epoch_seed, load_lenses
 from d4lens.train.module import SELECTION, TrainingModule
 from d4lens.train.norms import synchronise
 
@@ -55,7 +55,7 @@ class Mirror(Protocol):
 def fingerprint(
     arrays_folder: str | Path,
     macrofit_folder: str | Path | None,
-    model_name: str,
+    network_name: str,
     options: dict[str, Any],
     seed: int,
     params: TrainParams,
@@ -68,7 +68,7 @@ def fingerprint(
 
     Parameters
     ----------
-    arrays_folder, macrofit_folder, model_name, options, seed, params
+    arrays_folder, macrofit_folder, network_name, options, seed, params
         As for `train_network`.
     devices : int
         Number of processes.
@@ -81,21 +81,21 @@ def fingerprint(
         SHA-256 in hexadecimal.
     """
     return checkpoint.combined(
-        _digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices, start)
+        _digests(arrays_folder, macrofit_folder, network_name, options, seed, params, devices, start)
     )
 
 
 def _digests(
     arrays_folder: str | Path,
     macrofit_folder: str | Path | None,
-    model_name: str,
+    network_name: str,
     options: dict[str, Any],
     seed: int,
     params: TrainParams,
     devices: int,
     start: str | Path | None = None,
 ) -> checkpoint.Digests:
-    parameters = {"model": model_name, "options": options, "seed": seed, "train": params.model_dump()}
+    parameters = {"network": network_name, "options": options, "seed": seed, "train": params.model_dump()}
     if start is not None:
         parameters["start"] = sha256(Path(start))
     folders = [arrays_folder, *([macrofit_folder] if macrofit_folder is not None else [])]
@@ -134,7 +134,7 @@ def train_network(
     macrofit_folder: str | Path | None,
     out_folder: str | Path,
     work_folder: str | Path,
-    model_name: str,
+    network_name: str,
     options: dict[str, Any],
     seed: int,
     params: TrainParams,
@@ -147,14 +147,14 @@ def train_network(
     Parameters
     ----------
     arrays_folder, macrofit_folder : str or Path
-        Outs of the stages `preprocess` and `macrofit`; the latter is None where the model needs no fit.
+        Outs of the stages `preprocess` and `macrofit`; the latter is None where the network needs no fit.
     out_folder : str or Path
         Gets model.safetensors (weights and description), history.csv (one row an epoch) and timing.json.
     work_folder : str or Path
         Checkpoints, one an epoch. The same call after any interruption goes on from the last, and ends with the weights
         and history of a training never interrupted (bit for bit on one machine's CPU with as many threads). At the end
         the folder keeps the result: the same call then trains nothing and writes the same outs.
-    model_name : str
+    network_name : str
         One of `models.NAMES`.
     options : dict
         Of the network, as `models.build` takes them.
@@ -182,7 +182,7 @@ def train_network(
         For unusable folders, options or parameters, for a loss that is not finite, and while another process trains in
         `work_folder`.
     """
-    digests = _digests(arrays_folder, macrofit_folder, model_name, options, seed, params, devices, start)
+    digests = _digests(arrays_folder, macrofit_folder, network_name, options, seed, params, devices, start)
     observation = arrays.load_observation(arrays_folder)
     out_folder, work_folder = Path(out_folder), Path(work_folder)
     # Lightning starts the other ranks as further processes of this same script.
@@ -191,7 +191,7 @@ def train_network(
     with sole_writer(work_folder) if is_main else nullcontext():
         # The network is built before the checkpoint is looked at, so that a fresh start and a resumed one draw alike.
         torch.manual_seed(epoch_seed(seed, _BUILD))
-        net = models.build(model_name, observation, **options)
+        net = models.build(network_name, observation, **options)
         if start is not None:
             net.eval().load_state_dict(weights.read(start)[0])  # escnn's keys are those of eval mode
             net.train()
@@ -207,12 +207,12 @@ def train_network(
                 if done
                 else "going on"
             )
-            _log.warning("%s, seed %d: %s after epoch %d of %d", model_name, seed, how, progress.epoch, params.epochs)
+            _log.warning("%s, seed %d: %s after epoch %d of %d", network_name, seed, how, progress.epoch, params.epochs)
         module = TrainingModule(net, observation, params, seed, progress, work_folder)
         keeper = _Keeper(work_folder, digests, tracker)
         if not done:
             images, select = (
-                load(
+                load_lenses(
                     arrays_folder,
                     macrofit_folder,
                     split,
@@ -231,7 +231,7 @@ def train_network(
             keeper.mirror(progress.history)
         best = progress.history[progress.best_epoch - 1]
         if is_main:
-            _publish(out_folder, module, model_name, options, _facts(macrofit_folder, checkpoint.combined(digests)))
+            _publish(out_folder, module, network_name, options, _facts(macrofit_folder, checkpoint.combined(digests)))
             checkpoint.finish(work_folder, progress, digests)
     return best
 
@@ -357,7 +357,7 @@ class _Keeper(L.Callback):
 
 def _facts(macrofit_folder: str | Path | None, fingerprint: str) -> dict[str, Any]:
     """Collect what the weights say of their origin: fingerprint, and whose maps they read if not the specialist's."""
-    beside = Path(macrofit_folder) / FACTS if macrofit_folder is not None else None
+    beside = Path(macrofit_folder) / SMOOTH_LENS_FILE if macrofit_folder is not None else None
     whose = json.loads(beside.read_text(encoding="utf-8")) if beside is not None and beside.is_file() else {}
     return {"fingerprint": fingerprint, **whose}
 

@@ -1,6 +1,6 @@
 """The losses beside the cross-entropy. Each is one number of order one, without unit; its weight is a parameter.
 
-A model names in its attribute `losses` those that have a meaning for what it computes.
+A network names in its attribute `losses` those that have a meaning for what it computes.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from d4lens.observation import Observation
 from d4lens.params import TrainParams
 from d4lens.train import losses
 from d4lens.train.checkpoint import Progress
-from d4lens.train.data import augment, epoch_seed
+from d4lens.train.lenses import augment, epoch_seed
 
 SELECTION = "auc_macro"
 NONFINITE = "nonfinite.safetensors"

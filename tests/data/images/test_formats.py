@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from d4lens.data.images.formats import Header, choose, parse_npy, read_fits, read_npy, read_npz, read_picture
+from d4lens.data.images.formats import Header, choose_image, parse_npy, read_fits, read_npy, read_npz, read_picture
 from d4lens.errors import D4LensError
 
 
@@ -113,7 +113,7 @@ def test_one_of_a_file_s_images_is_chosen():
         (("G", "ERR"), ("MASK", "DQ"), 0),
         (("G", "R"), "1", 1),
     ):
-        assert choose(names, band, "x") == place
+        assert choose_image(names, band, "x") == place
     for names, band, sentence in (
         (("G", "R", "DQ"), None, r"x holds 2 images \(G, R\); choose one"),
         (("DQ", "ERR"), None, r"x holds 2 images \(DQ, ERR\); choose one"),
@@ -121,7 +121,7 @@ def test_one_of_a_file_s_images_is_chosen():
         (("SCI", "DQ", "DQ"), ("MASK", "DQ"), "x has several bands 'DQ'; it holds SCI, DQ, DQ"),
     ):
         with pytest.raises(D4LensError, match=sentence):
-            choose(names, band, "x")
+            choose_image(names, band, "x")
 
 
 def npz(**arrays: np.ndarray) -> bytes:

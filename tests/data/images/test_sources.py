@@ -3,7 +3,7 @@ import pytest
 from astropy.io import fits
 from PIL import Image
 
-from d4lens.data.images import find, read
+from d4lens.data.images import find, read_image
 from d4lens.data.images.sources import masked, read_masks
 from d4lens.errors import D4LensError
 
@@ -75,13 +75,13 @@ def test_what_holds_no_image_is_named(make, tmp_path, pack):
         with pytest.raises(D4LensError, match=sentence):
             list(find([path]))
     with pytest.raises(D4LensError, match="cannot be read: no such file"):
-        read(tmp_path / "absent.npy")
+        read_image(tmp_path / "absent.npy")
     with pytest.raises(D4LensError, match="of no readable format"):
-        read(tmp_path / "a.jpg")
+        read_image(tmp_path / "a.jpg")
     with open(tmp_path / "huge.npy", "wb") as file:
         file.truncate(1 << 27)
     with pytest.raises(D4LensError, match="larger than 67 MB"):
-        read(tmp_path / "huge.npy")
+        read_image(tmp_path / "huge.npy")
 
 
 def test_masks_come_from_files_and_arrays(make, tmp_path):

@@ -13,7 +13,7 @@ import yaml
 
 from d4lens.classes import CLASSES, VIEWS
 from d4lens.data import arrays
-from d4lens.data.preprocess import build
+from d4lens.data.preprocess import build_arrays
 from d4lens.errors import D4LensError
 from d4lens.files import write_json
 from d4lens.inference.pipeline import default_weights
@@ -36,7 +36,7 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     data = root / "data" / "small"
     write_archive(data / "lenses.zip", DataSet(preset("deeplense"), 1, 12, N_TEST))
-    build(data / "lenses.zip", data / "arrays", 0.05, 0.08625, 10.0, 2, 0.25, 1)
+    build_arrays(data / "lenses.zip", data / "arrays", 0.05, 0.08625, 10.0, 2, 0.25, 1)
     facts, split = arrays.load_facts(data / "arrays"), arrays.load_split(data / "arrays", "test")
     lens = preset_model("deeplense", Observation.from_dict(facts["native"]), facts["bin"])
     fit_split(split.counts, split.paths, lens, data / "macrofit", "test", source="", max_starts=1)
@@ -47,7 +47,7 @@ def project(tmp_path_factory):
         name, runs = f"{arm}-{seed}", root / "runs" / "small"
         logits = np.eye(len(CLASSES))[split.labels] + rng.normal(size=(N_TEST, len(CLASSES)))
         table = predictions.tabulate(split.paths, split.labels, {view: logits for view in VIEWS})
-        predictions.write(runs / "predicted" / f"{name}.parquet", table)
+        predictions.write_predictions(runs / "predicted" / f"{name}.parquet", table)
         measured = {metric: {"value": 0.9, "low": 0.8, "high": 0.95} for metric in scores.METRICS}
         sizes = {"n_train": 9, "n_test": N_TEST, "params": 10, "n_pixels": 75, "epochs": 2}
         evaluation = {"profile": "small", "arm": arm, "seed": seed, **sizes, "plain": measured, "tta": measured}
@@ -79,14 +79,14 @@ def project(tmp_path_factory):
             [figure],
             {"control": "0"},
         )
-        outcome.write(folder / "studies" / f"{name}.json", study)
+        outcome.write_outcome(folder / "studies" / f"{name}.json", study)
     return root
 
 
 @pytest.fixture(scope="module")
 def written(project):
     path = project / "reports" / "report.html"
-    page.write(path, project, "small", ARMS, ["sensitivity", "patching"], 4)
+    page.write_page(path, project, "small", ARMS, ["sensitivity", "patching"], 4)
     return path
 
 
@@ -114,14 +114,14 @@ def test_it_holds_every_part_and_fetches_nothing(written):
 
 def test_a_study_that_is_declared_must_be_there_with_its_figures(project, tmp_path):
     with pytest.raises(D4LensError, match=r"mismatch\.json is missing"):
-        page.write(tmp_path / "a.html", project, "small", ARMS, ["mismatch"], 4)
+        page.write_page(tmp_path / "a.html", project, "small", ARMS, ["mismatch"], 4)
     with pytest.raises(D4LensError, match="no study is called 'astrology'"):
-        page.write(tmp_path / "a.html", project, "small", ARMS, ["astrology"], 4)
+        page.write_page(tmp_path / "a.html", project, "small", ARMS, ["astrology"], 4)
     drawing = project / "plots" / "map.json"
     drawing.rename(drawing.with_suffix(".away"))
     try:
         with pytest.raises(D4LensError, match=r"plots/map\.csv, which is missing or damaged, or its \.json is"):
-            page.write(tmp_path / "a.html", project, "small", ARMS, ["sensitivity"], 4)
+            page.write_page(tmp_path / "a.html", project, "small", ARMS, ["sensitivity"], 4)
     finally:
         drawing.with_suffix(".away").rename(drawing)
     assert list(tmp_path.iterdir()) == []
@@ -180,7 +180,7 @@ def test_the_gallery_takes_the_surest_of_each_class_in_turn():
     sure = np.array([1.0, 3.0, 1.0, 2.0, 1.0, 4.0, 2.0])
     logits = np.eye(3)[answers] * sure[:, None]
     table = predictions.tabulate([str(i) for i in range(7)], labels, {view: logits for view in VIEWS})
-    right, wrong = gallery.choose(table, 4)
+    right, wrong = gallery.choose_examples(table, 4)
     assert right == [1, 3, 4, 0]
     assert wrong == [6, 5]
 

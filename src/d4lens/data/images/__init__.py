@@ -14,7 +14,7 @@ from d4lens.data.images.headers import Header, header_of
 from d4lens.data.images.instruments import Instrument, read_instrument
 from d4lens.data.images.psf import Psf
 from d4lens.data.images.regrid import SAME_SCALE, Prepared, prepare
-from d4lens.data.images.sources import ImageSource, find, read
+from d4lens.data.images.sources import ImageSource, find, read_image
 
 __all__ = [
     "COUNTS",
@@ -35,7 +35,7 @@ __all__ = [
     "header_of",
     "parse_npy",
     "prepare",
-    "read",
+    "read_image",
     "read_instrument",
     "recover_counts",
 ]

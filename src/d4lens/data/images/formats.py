@@ -96,7 +96,7 @@ def parse_npy(data: bytes, where: str, kinds: str = "fiu") -> Array:
     return np.ascontiguousarray(array, dtype.newbyteorder("="))
 
 
-def choose(names: Sequence[str], band: Band, where: str) -> int:
+def choose_image(names: Sequence[str], band: Band, where: str) -> int:
     """Find the image that is meant among several of a file.
 
     Parameters
@@ -192,7 +192,7 @@ def read_npz(data: bytes, where: str, band: Band = None) -> Raw:
                 raise D4LensError(f"{where} holds no array; save the image again with numpy.savez")
             names = list(members)
             # With one array of several planes, the band is the plane's.
-            name = names[0] if len(names) == 1 and band not in names else names[choose(names, band, where)]
+            name = names[0] if len(names) == 1 and band not in names else names[choose_image(names, band, where)]
             companion = is_companion(name)
 
             def unpack(member: str, kinds: str = "fiu") -> Array:
@@ -258,7 +258,7 @@ def read_fits(data: bytes, where: str, band: Band = None) -> Raw:
                 planes = [(name, hdu, index) for hdu in hdus for name, index in _fits_planes(hdu, hdus)]
                 if not planes:
                     raise D4LensError(f"{where} holds no image, only tables or headers; name a file that has one")
-                name, hdu, index = planes[choose([plane[0] for plane in planes], band, where)]
+                name, hdu, index = planes[choose_image([plane[0] for plane in planes], band, where)]
                 blank = _blank(hdu.header)  # astropy drops it where BZERO makes the values unsigned
                 if prod(hdu.shape) > MAX_PIXELS:
                     raise D4LensError(f"{where}: {name} has shape {hdu.shape}, too large for one image; cut it out")
@@ -363,12 +363,12 @@ def _plane(array: Array, where: str, band: Band) -> Raw:
     while array.ndim > 2 and len(array) == 1:
         array = array[0]
     if array.ndim == 2:
-        choose(["0"], band, where)
+        choose_image(["0"], band, where)
         return Raw(array)
     if array.ndim != 3 or 0 in array.shape:
         raise D4LensError(f"{where} has shape {array.shape}; an image is (H, W), or (bands, H, W)")
     axis = int(np.argmin(array.shape))
-    index = choose([str(i) for i in range(array.shape[axis])], band, where)
+    index = choose_image([str(i) for i in range(array.shape[axis])], band, where)
     return Raw(np.ascontiguousarray(np.moveaxis(array, axis, 0)[index]), Header(), str(index))
 
 
@@ -413,7 +413,7 @@ def _picture_band(picture: Any, data: bytes, where: str, band: Band) -> Raw:
     deep = data[24:25] == b"\x10" if picture.format == "PNG" else max(picture.tag_v2.get(258) or (8,)) > 8
     frames = getattr(picture, "n_frames", 1)
     if picture.mode in ("L", "F", "I") or picture.mode.startswith("I;16"):
-        index = choose([str(i) for i in range(frames)], band, where)
+        index = choose_image([str(i) for i in range(frames)], band, where)
         picture.seek(index)
         values = np.asarray(picture)
         return Raw(np.ascontiguousarray(values, values.dtype.newbyteorder("=")), band=str(index) if frames > 1 else "")
@@ -430,5 +430,5 @@ def _picture_band(picture: Any, data: bytes, where: str, band: Band) -> Raw:
     names, planes = list(channels), list(channels.values())
     if all(np.array_equal(planes[0], plane) for plane in planes[1:]) and not isinstance(band, str):
         return Raw(np.ascontiguousarray(planes[0]))  # grey saved as colour
-    index = choose(names, band, where)
+    index = choose_image(names, band, where)
     return Raw(np.ascontiguousarray(planes[index]), band=names[index])

@@ -44,7 +44,7 @@ class ImageSource:
         return as_image(self.read(None).pixels, self.name)
 
 
-def read(path: str | Path) -> Array:
+def read_image(path: str | Path) -> Array:
     """Return the image in one file, as `as_image` gives it.
 
     Parameters

@@ -51,7 +51,7 @@ class Plot:
     command: str
 
 
-def write(
+def write_page(
     path: str | Path, root: str | Path, profile: str, arms: Sequence[tuple[str, int]], declared: Sequence[str], n: int
 ) -> None:
     """Write the page of `profile` atomically.
@@ -79,7 +79,7 @@ def write(
     root = Path(root)
     results, caption, comparisons = tables.read_profile(root / "metrics" / profile)
     runs = root / "runs" / profile
-    predicted = {arm: predictions.read(runs / "predicted" / f"{_name(arm)}.parquet") for arm in arms}
+    predicted = {arm: predictions.read_predictions(runs / "predicted" / f"{_name(arm)}.parquet") for arm in arms}
     colours = {
         name: f"var(--c{index % N_COLOURS})"
         for index, name in enumerate(dict.fromkeys([*(arm for arm, _ in arms), *results["arm"], *tables.ARM_ORDER]))
@@ -109,7 +109,7 @@ def write(
         classes=CLASSES,
         galleries=_galleries(root, profile, predicted, n),
         studies=[_section(root, profile, name, colours) for name in declared],
-        not_run=[name.replace("_", " ") for name in studies.NAMES if name not in declared],
+        not_run=[name.replace("_", " ") for name in studies.STUDY_NAMES if name not in declared],
         command=f"make reproduce PROFILE={profile}",
         commit=facts.commit(root),
         facts={
@@ -329,7 +329,7 @@ def _galleries(
     arm = next((arm for arm in tables if arm[0] == _EXPLAINED), None)
     if arm is None:
         return None
-    right, wrong = gallery.choose(tables[arm], n)
+    right, wrong = gallery.choose_examples(tables[arm], n)
     weights = root / "runs" / profile / _name(arm) / "model.safetensors"
     shown = gallery.examples(root / "data" / profile, weights, tables[arm], [*wrong, *right])
     _, labels, probabilities = predictions.of_view(tables[arm], "tta")
@@ -344,8 +344,8 @@ def _galleries(
 
 def _section(root: Path, profile: str, name: str, colours: Mapping[str, str]) -> dict[str, Any]:
     """One study for the template, its records as a table and its figures with their charts."""
-    title = studies.load(name).title
-    found = outcome.read(root / "metrics" / profile / "studies" / f"{name}.json")
+    title = studies.load_study(name).title
+    found = outcome.read_outcome(root / "metrics" / profile / "studies" / f"{name}.json")
     labels = dict.fromkeys(label for row in found.records for label in row if label not in outcome.MEASURED)
     head = [*labels, *outcome.MEASURED]
     cells = [[row.get(label) for label in head] for row in found.records]

@@ -20,7 +20,7 @@ from d4lens.macrofit.smooth_lens import MAPS
 from d4lens.models.averaging import exported
 from d4lens.results import predictions
 from d4lens.simulator import substructure_convergence
-from d4lens.train.data import load
+from d4lens.train.lenses import load_lenses
 
 RESIDUAL, SIGNIFICANCE = 5, 10
 """Ends of the maps' scales in standard deviations: fixed, so that noise looks like noise."""
@@ -52,7 +52,7 @@ class Example:
     facts: str
 
 
-def choose(table: pd.DataFrame, n: int) -> tuple[list[int], list[int]]:
+def choose_examples(table: pd.DataFrame, n: int) -> tuple[list[int], list[int]]:
     """Choose images that were right and that were wrong, with TTA, the surest of each class in turn.
 
     Parameters
@@ -107,7 +107,7 @@ def examples(data: Path, weights: Path, table: pd.DataFrame, rows: list[int]) ->
     network, _ = models.load(weights)
     observation = arrays.load_observation(data / "arrays")
     needs: Sequence[str] = network.needs  # type: ignore[assignment]
-    lenses = load(data / "arrays", data / "macrofit", "test", (*MAPS, *needs), observation)
+    lenses = load_lenses(data / "arrays", data / "macrofit", "test", (*MAPS, *needs), observation)
     with torch.inference_mode():
         batch = lenses[rows]
         drawn = exported(network)(batch)

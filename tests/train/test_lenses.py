@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.simulator import substructure_convergence
-from d4lens.train.data import EpochBatches, InOrder, augment, epoch_seed, load
+from d4lens.train.lenses import EpochBatches, InOrder, augment, epoch_seed, load_lenses
 
 EVERYTHING = ("counts", "residual", "significance", "fit")
 
@@ -50,7 +50,7 @@ def test_selection_runs_in_order_with_a_ragged_end():
 def test_a_batch_is_the_rows_asked_for(dataset):
     folder, fits = dataset
     observation = arrays.load_observation(folder)
-    lenses = load(folder, fits, "train", EVERYTHING, observation)
+    lenses = load_lenses(folder, fits, "train", EVERYTHING, observation)
     batch = lenses[[4, 0]]
     counts = np.load(folder / "train.npy")
     assert batch.counts.dtype == torch.float32
@@ -60,13 +60,17 @@ def test_a_batch_is_the_rows_asked_for(dataset):
     assert batch.index.tolist() == [4, 0]
     assert batch.fit.shape == (2, 7)
     assert batch.kappa is None
-    assert set(load(folder, None, "train", ("counts",), observation)[[0]].entries()) == {"counts", "label", "index"}
+    assert set(load_lenses(folder, None, "train", ("counts",), observation)[[0]].entries()) == {
+        "counts",
+        "label",
+        "index",
+    }
 
 
 def test_the_truth_is_the_simulators_own_convergence(dataset):
     folder, fits = dataset
     observation = arrays.load_observation(folder)
-    lenses = load(folder, fits, "train", ("counts",), observation, convergence=substructure_convergence)
+    lenses = load_lenses(folder, fits, "train", ("counts",), observation, convergence=substructure_convergence)
     truth = arrays.load_truth(folder, "train")
     expected = substructure_convergence(truth, observation)
     kappa = lenses[range(len(lenses))].kappa
@@ -87,23 +91,23 @@ def test_a_training_may_keep_to_some_presets(dataset):
     wanted = np.flatnonzero(truth["preset"] == "deeplense")
     assert 0 < len(wanted) < len(truth)
     options = dict(presets=["deeplense"], convergence=substructure_convergence)
-    whole = load(folder, fits, "train", EVERYTHING, observation, convergence=substructure_convergence)
-    kept = load(folder, fits, "train", EVERYTHING, observation, **options)
+    whole = load_lenses(folder, fits, "train", EVERYTHING, observation, convergence=substructure_convergence)
+    kept = load_lenses(folder, fits, "train", EVERYTHING, observation, **options)
     assert kept[range(len(kept))].index.tolist() == wanted.tolist()
     for name, values in kept[range(len(kept))].entries().items():
         assert torch.equal(values, whole[wanted].entries()[name]), name
     fewer = kept.first(2, 0)
     assert set(fewer[[0, 1]].index.tolist()) < set(wanted.tolist())
     with pytest.raises(D4LensError, match=r"no image of the split train was drawn from survey; mend train\.presets"):
-        load(folder, fits, "train", EVERYTHING, observation, presets=["survey"])
+        load_lenses(folder, fits, "train", EVERYTHING, observation, presets=["survey"])
     (folder / "truth.csv").unlink()
-    assert len(load(folder, fits, "train", EVERYTHING, observation, presets=["deeplense"])) == len(whole)
+    assert len(load_lenses(folder, fits, "train", EVERYTHING, observation, presets=["deeplense"])) == len(whole)
 
 
 def test_without_truth_there_is_no_kappa(dataset):
     folder, fits = dataset
     (folder / "truth.csv").unlink()
-    lenses = load(
+    lenses = load_lenses(
         folder, fits, "train", ("counts",), arrays.load_observation(folder), convergence=substructure_convergence
     )
     assert lenses[[0]].kappa is None
@@ -111,7 +115,7 @@ def test_without_truth_there_is_no_kappa(dataset):
 
 def test_augmentation_turns_each_image_with_all_that_belongs_to_it(dataset):
     folder, fits = dataset
-    lenses = load(
+    lenses = load_lenses(
         folder, fits, "train", EVERYTHING, arrays.load_observation(folder), convergence=substructure_convergence
     )
     batch = lenses[[0, 1, 2, 3, 4]]
@@ -135,19 +139,19 @@ def test_a_fit_that_is_missing_or_of_other_images_is_refused(dataset, tmp_path):
     folder, fits = dataset
     observation = arrays.load_observation(folder)
     with pytest.raises(D4LensError, match="run the macrofit stage first"):
-        load(folder, None, "train", EVERYTHING, observation)
+        load_lenses(folder, None, "train", EVERYTHING, observation)
     with pytest.raises(D4LensError, match=r"cannot be read .* run macrofit again"):
-        load(folder, tmp_path, "train", EVERYTHING, observation)
+        load_lenses(folder, tmp_path, "train", EVERYTHING, observation)
     change_fit(fits, gamma1=(3, float("nan")))
     with pytest.raises(D4LensError, match=r"train_fit.csv row 3 holds a value that is not finite"):
-        load(folder, fits, "train", EVERYTHING, observation)
+        load_lenses(folder, fits, "train", EVERYTHING, observation)
     change_fit(fits, path=(2, "train/no/999.npy"), gamma1=(3, 0.1))
     with pytest.raises(D4LensError, match="is of other images"):
-        load(folder, fits, "train", EVERYTHING, observation)
+        load_lenses(folder, fits, "train", EVERYTHING, observation)
 
 
 def test_a_pickled_residual_is_refused(dataset):
     folder, fits = dataset
     np.save(fits / "train_residual.npy", np.array([{"a": 1}], dtype=object))
     with pytest.raises(D4LensError, match="cannot be read"):
-        load(folder, fits, "train", EVERYTHING, arrays.load_observation(folder))
+        load_lenses(folder, fits, "train", EVERYTHING, arrays.load_observation(folder))

@@ -107,7 +107,7 @@ class Lenses(Dataset):  # type: ignore[type-arg]
         )
 
 
-def load(
+def load_lenses(
     arrays_folder: str | Path,
     macrofit_folder: str | Path | None,
     split: str,
@@ -117,7 +117,7 @@ def load(
     presets: Sequence[str] | None = None,
     convergence: Callable[[Truth, Observation], Tensor] | None = None,
 ) -> Lenses:
-    """Load a split with what a model needs.
+    """Load a split with what a network needs.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def load(
     lenses = Lenses(images.counts, images.labels)
     if set(needs) & {*MAPS, "fit"}:
         if macrofit_folder is None:
-            raise D4LensError("this model reads the residual of the smooth-lens fit; run the macrofit stage first")
+            raise D4LensError("this network reads the residual of the smooth-lens fit; run the macrofit stage first")
         maps, lenses.fit = _fit(Path(macrofit_folder), split, images)
         lenses.residual, lenses.significance = (maps[name] if name in needs else None for name in MAPS)
     truth = arrays.load_truth(arrays_folder, split) if convergence or presets is not None else None
