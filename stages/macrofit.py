@@ -10,7 +10,7 @@ from pydantic import Field
 from d4lens.data import arrays
 from d4lens.files import require_space, sha256, sole_writer, write_json, writing
 from d4lens.macrofit import preset_model
-from d4lens.macrofit.smooth_lens import SMOOTH_LENS_FILE
+from d4lens.macrofit.columns import SMOOTH_LENS_FILE
 from d4lens.macrofit.split import fit_shared, remove_parts
 from d4lens.macrofit.world import SPECIALIST
 from d4lens.observation import Observation

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.results import shallow
 
 

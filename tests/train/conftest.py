@@ -10,8 +10,7 @@ import pytest
 from d4lens.classes import CLASSES
 from d4lens.data.arrays import MANIFEST, MANIFEST_COLUMNS, OBSERVATION_FILE
 from d4lens.files import write_json
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
-from d4lens.macrofit.split import MAPS
+from d4lens.macrofit.columns import FIT_COLUMNS, MAPS
 from d4lens.observation import Observation
 from d4lens.params import LossWeights, TrainParams
 from d4lens.simulator import draw, preset

@@ -45,7 +45,7 @@ from d4lens.inference import arguments
 from d4lens.inference.explain import Explanation, explain_source
 from d4lens.inference.mass_search import Wanted, detect_sources
 from d4lens.inference.pipeline import ARCS_CHI2, FIT_TABLE_COLUMNS, Classifier, classify, fit_sources, load_classifier
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.world import AUTO
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset, render

@@ -38,8 +38,9 @@ from d4lens.macrofit import (
 from d4lens.macrofit.centre import CENTRE, GRACE, deviance, freed, places, promise, seen_from_lens, unexplained
 from d4lens.macrofit.lens_light import LIGHT_NAMES, shines
 from d4lens.macrofit.marginal import NUISANCE
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.presets import pseudo_counts
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS
+from d4lens.macrofit.smooth_lens import PARAMETERS
 from d4lens.macrofit.threads import in_threads
 from d4lens.macrofit.world import AUTO, MARGINAL, MODELS, SPECIALIST, foreign
 from d4lens.models.averaging import exported, predict_logits

@@ -3,9 +3,10 @@
 from d4lens.macrofit.faintest import fit_faintest
 from d4lens.macrofit.fitting import TABLE_COLUMNS, FitResult, fit_smooth_lens
 from d4lens.macrofit.marginal import MarginalFit, fit_marginal, open_model
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.presets import preset_model, pseudo_counts
 from d4lens.macrofit.significance import significance_maps
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
+from d4lens.macrofit.smooth_lens import PARAMETERS, Prior, SmoothLensModel, bounds
 from d4lens.macrofit.split import fit_split
 
 __all__ = [

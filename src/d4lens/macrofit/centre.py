@@ -9,7 +9,8 @@ from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.levenberg import undamped
 from d4lens.macrofit.likelihood import in_groups, objective
 from d4lens.macrofit.marginal import MarginalFit, arcs
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
+from d4lens.macrofit.columns import FIT_COLUMNS
+from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.macrofit.threads import in_threads
 
 CENTRE = ("lens_x", "lens_y")

@@ -11,7 +11,8 @@ from torch import Tensor
 from d4lens.errors import PhysicsError
 from d4lens.macrofit.levenberg import Minimum, minimise
 from d4lens.macrofit.likelihood import covariance, in_groups, objective
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS, SmoothLensModel
+from d4lens.macrofit.columns import FIT_COLUMNS
+from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.macrofit.start import VARIANTS, moments, starting_point
 from d4lens.macrofit.threads import in_threads
 from d4lens.observation import bin_pixels

@@ -26,8 +26,9 @@ from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.lens_light import LIGHT_NAMES, LensLight, first_guesses
 from d4lens.macrofit.lens_light import core as lens_light_core
 from d4lens.macrofit.levenberg import minimise
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bands, bounds
+from d4lens.macrofit.smooth_lens import PARAMETERS, Prior, SmoothLensModel, bands, bounds
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.macrofit.start import VARIANTS, moments, starting_point
 from d4lens.macrofit.threads import in_threads

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS, PARAMETERS, Prior, SmoothLensModel, bounds
+from d4lens.macrofit.columns import FIT_COLUMNS
+from d4lens.macrofit.smooth_lens import PARAMETERS, Prior, SmoothLensModel, bounds
 from d4lens.observation import Observation
 from d4lens.simulator.priors import preset
 

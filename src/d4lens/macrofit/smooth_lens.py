@@ -21,14 +21,8 @@ from torch import Tensor
 from d4lens.errors import PhysicsError
 from d4lens.lensing import axis_ratio_and_angle, convolve_psf, grid, sie, sis, unchecked
 from d4lens.lensing.light import b_n
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.observation import Observation, bin_pixels
-
-FIT_COLUMNS = ("theta_E", "gamma1", "gamma2", "source_x", "source_y", "e1", "e2")
-"""The parameters a network is given: lengths in arcsec; e1, e2 the source's (1-q)/(1+q) (cos 2phi, sin 2phi)."""
-MAPS = ("residual", "significance")
-"""What the networks read of a fit beside its parameters, each (n, N, N)."""
-SMOOTH_LENS_FILE = "smooth_lens.json"
-"""File beside the maps that says whose they are where they are not the specialist's."""
 
 PARAMETERS = (*FIT_COLUMNS, "lens_e1", "lens_e2", "lens_x", "lens_y", "n", "R_e", "amplitude", "sky", "psf_sigma")
 """All that can be freed. `amplitude` (at R_e) and `sky` are counts per native pixel, whatever the binning."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS  # no more of macrofit: a training does not depend on how it fits
+from d4lens.macrofit.columns import FIT_COLUMNS
 
 
 class SmoothFit(Protocol):

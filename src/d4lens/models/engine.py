@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from d4lens.errors import PhysicsError
 from d4lens.lensing import PoissonSolver, grid, shear, sis, to_image_plane, to_source_plane, unchecked
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.observation import Observation
 
 # Coverage, in rays, below which a source pixel counts as unseen: it bounds the gradient at the rim of the caustics.

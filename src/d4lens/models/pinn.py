@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.models.batch import LensBatch
 from d4lens.models.channels import channel, needs_of, stack
 from d4lens.models.engine import LensEngine

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
 from d4lens.data import arrays
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.results import metrics
 
 INPUTS = {

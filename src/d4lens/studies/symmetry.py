@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.lensing import d4
-from d4lens.macrofit.smooth_lens import MAPS
+from d4lens.macrofit.columns import MAPS
 from d4lens.models import scores
 from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed

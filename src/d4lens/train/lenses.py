@@ -16,7 +16,7 @@ from d4lens.data import arrays
 from d4lens.data.truth import Truth
 from d4lens.errors import D4LensError
 from d4lens.lensing import d4
-from d4lens.macrofit.smooth_lens import FIT_COLUMNS, MAPS
+from d4lens.macrofit.columns import FIT_COLUMNS, MAPS
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 

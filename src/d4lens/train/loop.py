@@ -23,7 +23,7 @@ from d4lens import models
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, sha256, sole_writer, write_json
-from d4lens.macrofit.smooth_lens import SMOOTH_LENS_FILE
+from d4lens.macrofit.columns import SMOOTH_LENS_FILE
 from d4lens.models import weights
 from d4lens.parallel import Ranks, ranks, together
 from d4lens.params import TrainParams

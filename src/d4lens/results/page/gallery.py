@@ -16,7 +16,7 @@ from PIL import Image
 from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
-from d4lens.macrofit.smooth_lens import MAPS
+from d4lens.macrofit.columns import MAPS
 from d4lens.models.averaging import exported
 from d4lens.results import predictions
 from d4lens.simulator import substructure_convergence
