@@ -135,8 +135,8 @@ class Flag(Enum):
     )
     NOT_GAUSSIAN = (
         "PSF is not Gaussian",
-        "the Gaussian fitted to your PSF's image would leave a residual in this image that passes for structure",
-        "do not trust `sphere` or `vort`; there is no model of such a PSF yet",
+        "the round Gaussians fitted to your PSF's image would leave a residual in this image that passes for structure",
+        "do not trust `sphere` or `vort`; the PSF is modelled as a sum of round Gaussians",
         False,
     )
     PSF_DISAGREES = (

@@ -7,7 +7,7 @@ import torch
 from d4lens.errors import PhysicsError
 from d4lens.macrofit import FIT_COLUMNS, fit_smooth_lens, marginal, significance_maps
 from d4lens.macrofit.marginal import SingleImage, arcs, fit_marginal, join_fits, open_model
-from d4lens.macrofit.smooth_lens import SmoothLensModel
+from d4lens.macrofit.smooth_lens import ONE_GAUSSIAN, SmoothLensModel
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.observation import Observation, bin_pixels
 from d4lens.simulator import Truth, draw, preset, render
@@ -18,6 +18,9 @@ from d4lens.studies.physical_limit import mean_counts
 OBSERVATION = Observation(41, 0.12, 0.12, 30.0)
 TRUTH = {"theta_E": 1.2, "gamma1": 0.05, "gamma2": -0.03, "source_x": 0.12, "source_y": -0.1, "e1": 0.1, "e2": 0.05}
 CONSTANTS = {"n": 1.5, "R_e": 0.4, "amplitude": 400.0}
+
+
+WINGS = ((0.75, 1.0), (0.25, 3.0))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +80,12 @@ def test_without_room_for_corrections_it_is_the_smooth_fit(model, counts):
     assert none.converged.all()
 
 
-def test_the_evidence_is_that_of_a_dense_gaussian(counts, monkeypatch):
+@pytest.mark.parametrize("psf_shape", [ONE_GAUSSIAN, WINGS])
+def test_the_evidence_is_that_of_a_dense_gaussian(counts, monkeypatch, psf_shape):
     monkeypatch.setattr(marginal, "_LIT", 0.0)  # every pixel that the source reaches
     few = SourceModes(n_modes=60, half_width=0.8, step=0.1, length=0.18, dtype=torch.float64)
     free = ("theta_E", "source_x", "source_y")
-    model = SmoothLensModel(OBSERVATION, {**CONSTANTS, **TRUTH}, free, dtype=torch.float64)
+    model = SmoothLensModel(OBSERVATION, {**CONSTANTS, **TRUTH}, free, psf_shape=psf_shape, dtype=torch.float64)
     noise = torch.full((1, 41, 41), 200.0)
     result = fit_marginal(counts[:1], model, noise=noise, modes=few, iterations=12)
     found = result.parameters
@@ -111,6 +115,19 @@ def test_the_evidence_is_that_of_a_dense_gaussian(counts, monkeypatch):
     degrees = torch.linalg.solve(fisher + prior, fisher).trace()
     assert float(result.degrees[0]) == pytest.approx(float(degrees), abs=0.02)
     assert 10 < degrees < 55
+
+
+def test_wings_of_a_psf_pass_for_structure_unless_they_are_known():
+    native = preset("deeplense").observation
+    lens = SmoothLensModel(native, CONSTANTS, binning=2, psf_shape=WINGS)
+    mean = lens.image(torch.tensor([[TRUTH[name] for name in FIT_COLUMNS]], dtype=torch.float64))
+    counts = torch.poisson(mean, generator=torch.Generator().manual_seed(2))
+    known, ignored = (fit_marginal(counts, open_model(native, 2, psf_shape=shape)) for shape in (WINGS, ONE_GAUSSIAN))
+    assert known.converged.all()
+    assert known.chi2[0] < 1.05
+    assert known.significance.abs().max() < 4.5
+    # Corrections of the source take up some of the wings, and what they leave looks like masses.
+    assert ignored.significance.abs().max() > 10
 
 
 def test_masked_pixels_carry_no_weight(model, counts, few):

@@ -9,6 +9,7 @@ from d4lens import lensing, simulator
 from d4lens.errors import PhysicsError
 from d4lens.lensing import d4
 from d4lens.macrofit import FIT_COLUMNS, PARAMETERS, SmoothLensModel, preset_model
+from d4lens.macrofit.smooth_lens import ONE_GAUSSIAN
 from d4lens.observation import Observation
 
 OBSERVATION = Observation(32, 0.11, 0.13, 7.0)
@@ -31,6 +32,9 @@ VALUES = {
     "sky": 10.0,
     "psf_sigma": 0.12,
 }
+
+
+WINGS = ((0.75, 1.0), (0.25, 2.5))
 
 
 def independent_image(values, observation):
@@ -98,9 +102,10 @@ def test_coarse_sampling_keeps_the_counts_of_a_smooth_image():
 
 @pytest.mark.parametrize("binning", [1, 2])
 @pytest.mark.parametrize("rounder", [False, True])
-def test_every_derivative_is_the_difference_quotient(binning, rounder):
+@pytest.mark.parametrize("psf_shape", [ONE_GAUSSIAN, WINGS])
+def test_every_derivative_is_the_difference_quotient(binning, rounder, psf_shape):
     values = {**VALUES, "lens_e1": 0.002, "lens_e2": -0.001} if rounder else VALUES
-    model, parameters = everything_free(binning=binning), row(values)
+    model, parameters = everything_free(binning=binning, psf_shape=psf_shape), row(values)
     jacobian = model.jacobian(parameters)[0]
     for i, name in enumerate(PARAMETERS):
         step = torch.zeros_like(parameters)
@@ -108,6 +113,18 @@ def test_every_derivative_is_the_difference_quotient(binning, rounder):
         quotient = (model.image(parameters + step) - model.image(parameters - step))[0] / (2 * step.sum())
         error = (jacobian[i] - quotient).abs().max() / quotient.abs().max()
         assert error < 2e-6, name
+
+
+@pytest.mark.parametrize("free", [PARAMETERS, FIT_COLUMNS])
+def test_a_psf_of_several_gaussians_makes_the_sum_of_their_images(free):
+    def light(sigma, psf_shape=ONE_GAUSSIAN):
+        values = {**VALUES, "psf_sigma": sigma}
+        model = SmoothLensModel(OBSERVATION, values, free, binning=2, psf_shape=psf_shape, dtype=torch.float64)
+        return model.image(row(values, free)) - 4 * values["sky"]
+
+    whole = light(0.12, WINGS)
+    torch.testing.assert_close(whole, 0.75 * light(0.12) + 0.25 * light(0.3), rtol=1e-9, atol=1e-9)
+    assert (whole - light(0.12)).abs().max() > 0.02 * whole.max()
 
 
 def test_a_round_lens_has_the_derivatives_of_an_almost_round_one():
@@ -154,6 +171,9 @@ def test_an_odd_image_with_a_pixel_on_the_lens_centre_is_finite():
         ({"free": ("theta_e",)}, "'theta_e' is no parameter"),
         ({"constants": {"n": 1.0, "R_e": 0.5}}, "amplitude has no value"),
         ({"constants": {**CONSTANTS, "n": math.nan}}, "n must be above 0 and finite, not nan"),
+        ({"psf_shape": [(0.5, 1.0), (0.5, 0.0)]}, "psf_shape must be shares and widths above 0"),
+        ({"psf_shape": []}, "psf_shape must be shares and widths above 0"),
+        ({"psf_shape": [(0.5, 1.0), (0.4, 3.0)]}, "the shares of psf_shape must sum to 1"),
         ({"free": ("gamma1",)}, "theta_E has no value"),
         ({"binning": 2, "sampling": 3}, "sampling must divide binning"),
         ({"binning": 8}, "leaves 4 pixels"),

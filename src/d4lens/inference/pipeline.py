@@ -20,6 +20,7 @@ from d4lens.classes import CLASSES
 from d4lens.data import images
 from d4lens.data.images import COUNTS, ImageSource, Instrument, Prepared
 from d4lens.data.images.counts import dark_sky
+from d4lens.data.images.psf import Gaussians, with_variance
 from d4lens.errors import D4LensError
 from d4lens.files import readable
 from d4lens.flags import DECIDED, Flag, Raised, abstains, join_flags
@@ -36,9 +37,9 @@ from d4lens.macrofit import (
     significance_maps,
 )
 from d4lens.macrofit.centre import CENTRE, GRACE, deviance, freed, places, promise, seen_from_lens, unexplained
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.lens_light import LIGHT_NAMES, shines
 from d4lens.macrofit.marginal import NUISANCE
-from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.smooth_lens import PARAMETERS
 from d4lens.macrofit.threads import in_threads
@@ -561,12 +562,12 @@ def _marginal(names: Sequence[str], prepared: Sequence[Prepared], way: Way) -> l
         light = way.einstein_radius is not None or shines(
             counts[i], variance.reciprocal().where(counts[i].isfinite(), 0.0), lens
         )
-        key = (lens.observation, lens.binning, sky, light, image.variance is None)
+        key = (lens.observation, lens.psf_shape, lens.binning, sky, light, image.variance is None)
         groups.setdefault(key, []).append(i)
 
     def work(group: tuple[tuple[Any, ...], list[int]]) -> Fitted:
-        (observation, binning, sky, light, _), members = group
-        lens = open_model(observation, binning, {"sky": sky}, psf=_PSF[0] in way.free)
+        (observation, psf_shape, binning, sky, light, _), members = group
+        lens = open_model(observation, binning, {"sky": sky}, psf=_PSF[0] in way.free, psf_shape=psf_shape)
         taken = [prepared[i] for i in members]
         stack = torch.stack([counts[i] for i in members])
         variances = [image.variance for image in taken if image.variance is not None]
@@ -977,13 +978,14 @@ def choose_lens(image: Prepared, grid: Observation, free: tuple[str, ...] = ()) 
     if image.units == COUNTS:
         peak = max(float(np.nanmax(image.pixels)) - image.sky, 1.0)
         scale = _near(peak / 10), image.sky if image.sky_known else _near(image.sky)
-    return _own_lens(grid, image.psf_sigma, image.centre, scale, image.sky_known, free)
+    return _own_lens(grid, image.psf_sigma, image.psf_shape, image.centre, scale, image.sky_known, free)
 
 
 @lru_cache(maxsize=64)
 def _own_lens(
     grid: Observation,
     psf_sigma: float,
+    psf_shape: Gaussians,
     centre: tuple[float, float],
     scale: tuple[float, float] | None,
     sky_known: bool,
@@ -993,7 +995,7 @@ def _own_lens(
     b = max(1, round(grid.pixel_scale / step))
     fine = grid.pixel_scale / b
     # Summing b samples blurs by itself.
-    sigma = max(psf_sigma**2 - (grid.pixel_scale**2 - fine**2) / 12, (fine / 4) ** 2) ** 0.5
+    sigma, shape = with_variance(psf_sigma, psf_shape, -(grid.pixel_scale**2 - fine**2) / 12, fine / 4)
     observation = Observation(grid.n_pixels * b, fine, sigma, 1.0)
     unknown = ("amplitude",) if sky_known else ("amplitude", "sky")
     names = [name for name in PARAMETERS if name in (*FIT_COLUMNS, *unknown, *extra)]
@@ -1001,7 +1003,7 @@ def _own_lens(
     constants = {**base.constants, "lens_x": centre[0], "lens_y": centre[1]}
     if scale is not None:
         constants |= {"amplitude": scale[0] / b**2, "sky": scale[1] / b**2}
-    return SmoothLensModel(observation, constants, names, base.priors, binning=b)
+    return SmoothLensModel(observation, constants, names, base.priors, binning=b, psf_shape=shape)
 
 
 def _near(value: float) -> float:

@@ -1,9 +1,9 @@
 """The smooth lens fitted to each image: where it sits, and what it cannot explain."""
 
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.faintest import fit_faintest
 from d4lens.macrofit.fitting import TABLE_COLUMNS, FitResult, fit_smooth_lens
 from d4lens.macrofit.marginal import MarginalFit, fit_marginal, open_model
-from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.presets import preset_model, pseudo_counts
 from d4lens.macrofit.significance import significance_maps
 from d4lens.macrofit.smooth_lens import PARAMETERS, Prior, SmoothLensModel, bounds

@@ -5,11 +5,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.levenberg import undamped
 from d4lens.macrofit.likelihood import in_groups, objective
 from d4lens.macrofit.marginal import MarginalFit, arcs
-from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.macrofit.threads import in_threads
 
@@ -50,6 +50,7 @@ def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, .
         lens.priors,
         binning=lens.binning,
         sampling=lens.sampling,
+        psf_shape=lens.psf_shape,
         dtype=lens.dtype,
         device=lens.device,
     )

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from d4lens.errors import PhysicsError
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.levenberg import Minimum, minimise
 from d4lens.macrofit.likelihood import covariance, in_groups, objective
-from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 from d4lens.macrofit.start import VARIANTS, moments, starting_point
 from d4lens.macrofit.threads import in_threads

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from d4lens.macrofit.smooth_lens import Prior, SmoothLensModel
+from d4lens.macrofit.smooth_lens import Prior, SmoothLensModel, total
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.observation import bin_pixels
 
@@ -93,12 +93,13 @@ class LensLight:
         angle = 0.5 * torch.atan2(e2, e1)
         cos, sin = torch.cos(angle), torch.sin(angle)
         u, v = (cos * dx + sin * dy).square(), (cos * dy - sin * dx).square()
-        blur = self.model.constants["psf_sigma"] ** 2
-        squared = self.widths.square()[:, None, None]
-        a, b = squared * long + blur, squared / long + blur
-        height = squared / (a * b).sqrt()
-        counts: Tensor = self.model.binning**2 * height * torch.exp(-0.5 * (u / a + v / b))
-        return counts
+        squared, parts = self.widths.square()[:, None, None], []
+        for share, ratio in self.model.psf_shape:
+            blur = (ratio * self.model.constants["psf_sigma"]) ** 2
+            a, b = squared * long + blur, squared / long + blur
+            height = share * squared / (a * b).sqrt()
+            parts.append(self.model.binning**2 * height * torch.exp(-0.5 * (u / a + v / b)))
+        return total(parts)
 
     def image_and_jacobian(self, values: Tensor) -> Tensor:
         """Compute the light and its derivatives.
@@ -311,9 +312,8 @@ def _trial(
     model.image(torch.tensor([[constants[name] for name in model.free]], dtype=torch.float64), rays)
     u, v = (beta - values[name] for beta, name in zip(seen["beta"], ("lens_x", "lens_y")))
     n = len(u)
-    blur = model.blur(model.constants["psf_sigma"])
-    columns = modes.at(u.flatten(), v.flatten())
-    columns = blur @ (blur @ columns.view(n, -1)).view(n, n, -1)
+    columns, blurs = modes.at(u.flatten(), v.flatten()).view(n, -1), model.blurs(model.constants["psf_sigma"])
+    columns = total(along @ (down @ columns).view(n, n, -1) for down, along in blurs)
     columns = columns[used] * root[:, None].to(columns)
     fisher = (columns.T @ columns).double()
     cross, right = (

@@ -14,7 +14,7 @@ in one image of 300.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from d4lens.errors import PhysicsError
 from d4lens.macrofit import likelihood
+from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.lens_light import LIGHT_NAMES, LensLight, first_guesses
 from d4lens.macrofit.lens_light import core as lens_light_core
 from d4lens.macrofit.levenberg import minimise
-from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
-from d4lens.macrofit.smooth_lens import PARAMETERS, Prior, SmoothLensModel, bands, bounds
+from d4lens.macrofit.smooth_lens import ONE_GAUSSIAN, PARAMETERS, Prior, SmoothLensModel, bands, bounds, total
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.macrofit.start import VARIANTS, moments, starting_point
 from d4lens.macrofit.threads import in_threads
@@ -57,7 +57,12 @@ NUISANCE = ("n", "sky")
 
 
 def open_model(
-    observation: Observation, binning: int = 1, constants: dict[str, float] | None = None, *, psf: bool = False
+    observation: Observation,
+    binning: int = 1,
+    constants: dict[str, float] | None = None,
+    *,
+    psf: bool = False,
+    psf_shape: Sequence[tuple[float, float]] = ONE_GAUSSIAN,
 ) -> SmoothLensModel:
     """Return the smooth lens with all free that a telescope does not fix: priors as wide as lenses are.
 
@@ -71,6 +76,8 @@ def open_model(
         Starts of the free parameters, where a better one than usual is known.
     psf : bool
         Whether the PSF's width is free too, known to 5 %.
+    psf_shape : sequence of (float, float)
+        The PSF's Gaussians, as `SmoothLensModel` takes them.
 
     Returns
     -------
@@ -95,7 +102,7 @@ def open_model(
     limits = {name: (wall.lower, wall.upper) for name, wall in walls.items()} | {"n": (0.6, 5.0)}
     priors = {name: Prior(*limits[name], *gaussian) for name, gaussian in gaussians.items()}
     free = [name for name in PARAMETERS if psf or name != "psf_sigma"]
-    return SmoothLensModel(observation, begin, free, priors, binning=binning)
+    return SmoothLensModel(observation, begin, free, priors, binning=binning, psf_shape=psf_shape)
 
 
 @dataclass(frozen=True)
@@ -301,9 +308,9 @@ class _Optics:
         self.precision = torch.tensor([prior.sigma**-2 for prior in priors], dtype=torch.float64)
         self.floor = _DARKEST * model.constants["sky"] * model.binning**2
         self.rays = model.at(model.binning, model.binning)
-        self.blur = None
+        self.blurs = None
         if "psf_sigma" not in model.free:
-            self.blur = self.rays.blur(model.constants["psf_sigma"])
+            self.blurs = self.rays.blurs(model.constants["psf_sigma"])
 
 
 @dataclass
@@ -340,20 +347,24 @@ class _Corrections:
             by_v[box] = (mixed * d_v).sum(1).view(shape)
         return factor, by_u, by_v
 
-    def columns(self, blur: Tensor) -> tuple[Tensor, Tensor]:
+    def columns(self, blurs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return counts of the pixels in a rectangle by each coefficient (n, m, K), and those pixels' places (n, m) in (N, N)."""
         light = self.light.reshape(-1, 1) * self.modes.product(self.f_u, self.f_v)
-        down, along = blur[:, self.rows], blur[:, self.across]
-        rows, across = _span(_reached(down)), _span(_reached(along))
+        parts = [(down[:, self.rows], along[:, self.across]) for down, along in blurs]
+        rows, across = _reached([down for down, _ in parts]), _reached([along for _, along in parts])
         height, width = self.light.shape
-        n, k = len(blur), self.modes.n_modes
-        place = torch.arange(n * n, device=blur.device).view(n, n)[rows, across]
+        n, k = len(parts[0][0]), self.modes.n_modes
+        place = torch.arange(n * n, device=light.device).view(n, n)[rows, across]
         if not place.numel():
             return light.new_empty((*place.shape, k)), place
         light = light.view(height, width * k)
-        out = torch.cat([band @ light[take] for take, band in bands(_narrow(down[rows]), _BANDS)])
-        out = out.view(len(out), width, k)
-        return torch.cat([band @ out[:, take] for take, band in bands(_narrow(along[across]), _BANDS)], 1), place
+
+        def through(down: Tensor, along: Tensor) -> Tensor:
+            out = torch.cat([band @ light[take] for take, band in bands(_narrow(down[rows]), _BANDS)])
+            out = out.view(len(out), width, k)
+            return torch.cat([band @ out[:, take] for take, band in bands(_narrow(along[across]), _BANDS)], 1)
+
+        return total(through(down, along) for down, along in parts), place
 
 
 def _span(flags: Tensor) -> slice:
@@ -366,8 +377,13 @@ def _narrow(blur: Tensor) -> Tensor:
     return blur.where(blur > 1e-7 * blur.max(), 0.0)
 
 
-def _reached(blur: Tensor) -> Tensor:
-    return blur.sum(1) > 1e-3 * blur.max() if blur.shape[1] else blur.new_zeros(len(blur), dtype=torch.bool)
+def _reached(blurs: Sequence[Tensor]) -> slice:
+    """Return the rows from the first to the last that one of the matrices (N, m) brings light to."""
+    reached = torch.zeros(len(blurs[0]), dtype=torch.bool, device=blurs[0].device)
+    for blur in blurs:
+        if blur.shape[1]:
+            reached |= blur.sum(1) > 1e-3 * blur.max()
+    return _span(reached)
 
 
 def _expand(z: Tensor, optics: _Optics) -> _State:
@@ -386,11 +402,11 @@ def _columns(state: _State, noise: Tensor, optics: _Optics) -> tuple[Tensor, Ten
     z = state.z
     bend = _Corrections(optics.modes, torch.zeros_like(z[optics.n_dense :]), slopes=False)
     optics.rays.image(z[None, : optics.n_lens], bend)
-    blur = optics.blur
-    if blur is None:
-        blur = optics.rays.blur(float(z[optics.model.free.index("psf_sigma")]))
-    columns, place = bend.columns(blur)
-    plain = blur[:, bend.rows] @ bend.light @ blur[:, bend.across].mT
+    blurs = optics.blurs
+    if blurs is None:
+        blurs = optics.rays.blurs(float(z[optics.model.free.index("psf_sigma")]))
+    columns, place = bend.columns(blurs)
+    plain = total(down[:, bend.rows] @ bend.light @ along[:, bend.across].mT for down, along in blurs)
     bright = plain.flatten()[place] > _LIT * noise.flatten()[place]
     return place[bright], columns[bright]
 
@@ -489,7 +505,19 @@ def _brighter(model: SmoothLensModel, scale: float) -> SmoothLensModel:
     for name in _BRIGHTNESS:
         p = priors[name]
         priors[name] = Prior(*(value * scale for value in (p.lower, p.upper, p.mean, p.sigma)))
-    return SmoothLensModel(model.observation, constants, model.free, priors, binning=model.binning, dtype=model.dtype)
+    return _with(model, constants, priors)
+
+
+def _with(model: SmoothLensModel, constants: Mapping[str, float], priors: Mapping[str, Prior]) -> SmoothLensModel:
+    return SmoothLensModel(
+        model.observation,
+        constants,
+        model.free,
+        priors,
+        binning=model.binning,
+        psf_shape=model.psf_shape,
+        dtype=model.dtype,
+    )
 
 
 def _fit_from_anywhere(image: _Image, optics: _Optics, iterations: int) -> MarginalFit:
@@ -578,9 +606,7 @@ def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
         priors["sky"] = replace(priors["sky"], sigma=priors["sky"].mean)
     for name in ("gamma1", "gamma2"):
         priors[name] = Prior(-_SHEAR * 3, _SHEAR * 3, 0.0, _SHEAR)
-    return SmoothLensModel(
-        model.observation, model.constants, model.free, priors, binning=model.binning, dtype=model.dtype
-    )
+    return _with(model, model.constants, priors)
 
 
 def _step(z: Tensor, normal: _Normal, damping: float, optics: _Optics) -> Tensor | None:

@@ -1,6 +1,6 @@
 """A lens without substructure: the image it makes and the image's derivatives, for a batch of parameters at once.
 
-SIE + external shear + Sérsic source, seen through a Gaussian PSF over a flat sky. Counts are sampled at the centres of
+SIE + external shear + Sérsic source, seen through a PSF of one or several Gaussians over a flat sky. Counts are sampled at the centres of
 the native pixels and then blurred, as the simulator renders them, so a fit to a simulated image has no model error;
 binned counts are sums of native pixels, never a coarser sampling.
 
@@ -11,7 +11,7 @@ stand here a second time because their derivatives need the intermediate terms; 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ PARAMETERS = (*FIT_COLUMNS, "lens_e1", "lens_e2", "lens_x", "lens_y", "n", "R_e"
 Modulation = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """What multiplies the Sérsic source: places (u, v) from its centre, each (B, S, S) in arcsec, and its light there, to a
 factor and the factor's slopes by u and v."""
+
+ONE_GAUSSIAN = ((1.0, 1.0),)
+"""The shape of a PSF that is one Gaussian: all of the light, as wide as `psf_sigma`."""
 
 _LENS = ("lens_e1", "lens_e2", "lens_x", "lens_y")
 _POSITIVE = ("theta_E", "n", "R_e", "amplitude", "sky", "psf_sigma")
@@ -101,6 +104,8 @@ class SmoothLensModel:
     sampling : int
         The image is computed at the centres of sampling x sampling blocks of native pixels. 1 is exact; a larger one, a
         divisor of binning, is for the coarse steps of a fit.
+    psf_shape : sequence of (float, float)
+        The PSF's round, concentric Gaussians: share of the light, and standard deviation in units of `psf_sigma`.
     dtype : torch.dtype
         Of the image and its derivatives.
     device : torch.device or str
@@ -121,6 +126,7 @@ class SmoothLensModel:
         *,
         binning: int = 1,
         sampling: int = 1,
+        psf_shape: Sequence[tuple[float, float]] = ONE_GAUSSIAN,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -138,6 +144,11 @@ class SmoothLensModel:
                 raise PhysicsError(f"{name} must be above 0 and finite, not {known[name]}")
         if binning < 1 or sampling < 1 or binning % sampling:
             raise PhysicsError(f"sampling must divide binning, not be {sampling} of {binning}")
+        self.psf_shape = tuple((float(share), float(ratio)) for share, ratio in psf_shape)
+        if not self.psf_shape or not all(share > 0 and 0 < ratio < math.inf for share, ratio in self.psf_shape):
+            raise PhysicsError(f"psf_shape must be shares and widths above 0, not {self.psf_shape}")
+        if abs(sum(share for share, _ in self.psf_shape) - 1) > 1e-6:
+            raise PhysicsError(f"the shares of psf_shape must sum to 1, not {self.psf_shape}")
         self.observation, self.constants, self.free = observation, known, tuple(free)
         self.priors = {**bounds(observation), **(priors or {})}
         self.binning, self.sampling, self.dtype, self.device = binning, sampling, dtype, torch.device(device)
@@ -149,8 +160,9 @@ class SmoothLensModel:
         x, y = grid(samples, step, torch.float64)
         crop = samples * step / 2 - observation.half_width
         self._x, self._y = ((axis + crop).to(self.device, dtype) for axis in (x, y))
-        sigma = torch.tensor([known["psf_sigma"]], dtype=torch.float64)
-        self._bands = None if "psf_sigma" in self.free else bands(self._blur(sigma)[0])
+        self._bands = None
+        if "psf_sigma" not in self.free:
+            self._bands = [(bands(down), bands(along)) for down, along in self.blurs(known["psf_sigma"])]
         self._round = not any(name in self.free or known[name] for name in _LENS)
         if self._round:
             self._direction = sis(self._x, self._y, 1.0)
@@ -177,6 +189,7 @@ class SmoothLensModel:
             self.priors,
             binning=binning,
             sampling=sampling,
+            psf_shape=self.psf_shape,
             dtype=self.dtype,
             device=self.device,
         )
@@ -197,6 +210,7 @@ class SmoothLensModel:
             "priors": priors,
             "binning": self.binning,
             "sampling": self.sampling,
+            "psf_shape": [list(one) for one in self.psf_shape],
             "dtype": str(self.dtype),
             "device": self.device.type,
         }
@@ -272,8 +286,7 @@ class SmoothLensModel:
         wanted = self.free if derivatives else ()
         light = self._sample(values, wanted, len(parameters), modulation)
         if self._bands is not None:
-            out = torch.cat([band @ light[..., take, :] for take, band in self._bands], -2)
-            out = torch.cat([out[..., take] @ band.mT for take, band in self._bands], -1)
+            out = total(_through(light, down, along) for down, along in self._bands)
         else:
             out = self._blur_each(light, values["psf_sigma"], wanted)
         if "sky" in wanted:
@@ -283,20 +296,21 @@ class SmoothLensModel:
 
     def _blur_each(self, light: Tensor, sigma: Tensor, wanted: Sequence[str]) -> Tensor:
         """Every image blurred by its own PSF, and the derivative by its width in the column of that name."""
-        blur = self._blur(sigma)
-        out = blur[:, None] @ light @ blur[:, None].mT
+        blurs = [(share, ratio, self._blur(ratio * sigma)) for share, ratio in self.psf_shape]
+        out = total(share * (blur[:, None] @ light @ blur[:, None].mT) for share, _, blur in blurs)
         if wanted:
             step = 1e-4 * self.observation.pixel_scale
-            wider, narrower = (self._blur(s, torch.float64) for s in (sigma + step, sigma - step))
-            change = ((wider - narrower) / (2 * step)).to(self.dtype)
-            image = light[:, 0]
-            # Down the rows, then along them.
-            slope = change @ image @ blur.mT + blur @ image @ change.mT
-            out[:, 1 + self.free.index("psf_sigma")] = slope
+            image, slopes = light[:, 0], []
+            for share, ratio, blur in blurs:
+                wider, narrower = (self._blur(ratio * s, torch.float64) for s in (sigma + step, sigma - step))
+                change = ((wider - narrower) / (2 * step)).to(self.dtype)
+                # Down the rows, then along them.
+                slopes.append(share * (change @ image @ blur.mT + blur @ image @ change.mT))
+            out[:, 1 + self.free.index("psf_sigma")] = total(slopes)
         return out
 
-    def blur(self, sigma: float) -> Tensor:
-        """Return the matrix that blurs one axis of the sampled pixels into that of the counts.
+    def blurs(self, sigma: float) -> list[tuple[Tensor, Tensor]]:
+        """Return the matrices that blur the sampled pixels into those of the counts.
 
         Parameters
         ----------
@@ -305,10 +319,13 @@ class SmoothLensModel:
 
         Returns
         -------
-        Tensor
-            (N, S), where S samples make N pixels.
+        list of (Tensor, Tensor)
+            For each Gaussian of the PSF the matrix down the rows, with its share of the light, and the one along them. Each
+            is (N, S), where S samples make N pixels. The blurred image is the sum of `down @ image @ along.mT`.
         """
-        return self._blur(torch.tensor([sigma], dtype=torch.float64))[0]
+        widths = torch.tensor([sigma], dtype=torch.float64)
+        found = [(share, self._blur(ratio * widths)[0]) for share, ratio in self.psf_shape]
+        return [(share * matrix, matrix) for share, matrix in found]
 
     def _blur(self, sigma: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Matrices (B, N, samples) that blur one axis of the sampled image and sum its samples to counts."""
@@ -389,6 +406,31 @@ class SmoothLensModel:
             return *alpha, {}
         slopes = _sie_slopes(self._x - p["lens_x"], self._y - p["lens_y"], theta_E, e1, e2)
         return *alpha, {name: pair for name, pair in slopes.items() if name in wanted}
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """Add tensors of one shape, the first to the last bit where it is alone.
+
+    Parameters
+    ----------
+    parts : iterable of Tensor
+        At least one. The first is changed in place.
+
+    Returns
+    -------
+    Tensor
+        Their sum.
+    """
+    first, *others = parts
+    for other in others:
+        first += other
+    return first
+
+
+def _through(light: Tensor, down: list[tuple[slice, Tensor]], along: list[tuple[slice, Tensor]]) -> Tensor:
+    """Blur (..., S, S) by the bands of a matrix down the rows, then of one along them."""
+    out = torch.cat([band @ light[..., take, :] for take, band in down], -2)
+    return torch.cat([out[..., take] @ band.mT for take, band in along], -1)
 
 
 def bands(matrix: Tensor, n_bands: int = 3) -> list[tuple[slice, Tensor]]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from d4lens import imports
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, write_json
+from d4lens.macrofit.columns import MAPS
 from d4lens.macrofit.fitting import fit_smooth_lens
 from d4lens.macrofit.marginal import MarginalFit, fit_marginal, join_fits, open_model
-from d4lens.macrofit.columns import MAPS
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.significance import significance_maps
 from d4lens.macrofit.smooth_lens import SmoothLensModel

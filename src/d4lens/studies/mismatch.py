@@ -244,6 +244,7 @@ def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> Smoot
         model.free,
         model.priors,
         binning=model.binning,
+        psf_shape=model.psf_shape,
         dtype=model.dtype,
         device=model.device,
     )

@@ -224,10 +224,11 @@ def test_an_8_bit_picture_with_masked_pixels_keeps_its_photon_scale():
 def test_masked_pixels_change_nothing_of_what_a_psf_that_is_no_gaussian_leaves():
     counts, hidden = lit(0)
     r = np.hypot(*(np.indices((41, 41)) - 20.0))
-    wings = (1 + (r / 5) ** 2) ** -4.7
+    companion = np.exp(-0.5 * (r / 1.7) ** 2)
+    companion += 0.2 * np.roll(companion, 6, 1)
     scale = {"pixel_scale": 0.05, "gain": 1, "sky": 10.0}
     flagged = []
-    for psf in (wings, np.exp(-0.5 * (r / 1.7) ** 2)):
+    for psf in (companion, np.exp(-0.5 * (r / 1.7) ** 2)):
         for mask in (None, hidden, counts > 250):
             image = counts if mask is None else np.where(mask, np.nan, counts)
             done = prepare(Raw(image), FINE, read_instrument(psf=psf, **scale))

@@ -1,4 +1,4 @@
-"""The PSF: a Gaussian's width, given as a number or measured in the image of a point source."""
+"""The PSF: a Gaussian's width, given as a number, or round Gaussians fitted to the image of a point source."""
 
 import math
 import os
@@ -12,22 +12,31 @@ from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.sources import file_and_band, read_raw
 from d4lens.errors import D4LensError
 
-_MISFIT = 0.1  # light of a PSF, as a share of all, in other places than the fitted Gaussian's: above, it is said
+_MISFIT = 0.1  # light of a PSF, as a share of all, in other places than the fitted Gaussians': above, it is said
+_ONE = 0.02  # the same share up to which a single Gaussian is enough
+_WIDTHS, _NARROWEST, _WIDEST = 12, 0.5, 8.0  # Gaussians to choose from, and their range in widths of the single one
+_LEAST = 0.005  # share of the light below which a Gaussian is left out
+_FAINT = 1e-3  # of the peak, below which the PSF's light is fitted as if it were this bright
 _NEGATIVE = 0.05  # depth of the deepest pixel over the peak's height, beyond noise, that no PSF has
 _CALCULATED = ("DET_DIST", "DET_SAMP", "OVERDIST", "OVERSAMP")  # STPSF's extensions, as the detector shows it first
 
 
+Gaussians = tuple[tuple[float, float], ...]
+"""Share of the light and width of each of a PSF's round, concentric Gaussians; the width in units of a given one."""
+
+
 @dataclass(frozen=True)
 class Psf:
-    """A Gaussian PSF.
+    """A PSF of round, concentric Gaussians.
 
     Attributes
     ----------
-    sigma: standard deviation in arcsec, or in the image's pixels if `in_pixels`.
+    sigma: standard deviation of the single Gaussian nearest to it, in arcsec, or in the image's pixels if `in_pixels`.
     note: what it is not, to be said aloud.
     how: what was done to the image that it was measured in.
     disputed: statements of that image's header that disagree.
-    image, gaussian: (h, w) that image and the Gaussian fitted to it, the light of each 1, centred on the middle pixel
+    shape: share of the light and standard deviation of each of its Gaussians, in units of `sigma`.
+    image, model: (h, w) that image and the Gaussians fitted to it, the light of each 1, centred on the middle pixel
         to a fraction `centre` (x, y); None where it was given as a number.
     step: arcsec, or pixels of the image if `in_pixels`, of one pixel of these.
     """
@@ -38,9 +47,10 @@ class Psf:
     how: tuple[str, ...] = field(default=(), compare=False)
     disputed: str = field(default="", compare=False)
     image: Array | None = field(default=None, compare=False, repr=False)
-    gaussian: Array | None = field(default=None, compare=False, repr=False)
+    model: Array | None = field(default=None, compare=False, repr=False)
     centre: tuple[float, float] = field(default=(0.0, 0.0), compare=False)
     step: float = field(default=0.0, compare=False)
+    shape: Gaussians = field(default=((1.0, 1.0),), compare=False)
 
     @property
     def notes(self) -> tuple[str, ...]:  # numpydoc ignore=RT01
@@ -63,7 +73,7 @@ class Psf:
         return self.sigma * pixel_scale if self.in_pixels else self.sigma
 
     def residual(self, light: Array, variance: Array, pixel_scale: float, grid_scale: float) -> float:
-        """Return the largest residual that its Gaussian leaves where the PSF is its image.
+        """Return the largest residual that its Gaussians leave where the PSF is its image.
 
         The brightness is free, as in the fit.
 
@@ -85,12 +95,12 @@ class Psf:
         """
         from scipy.signal import fftconvolve
 
-        if self.image is None or self.gaussian is None:
+        if self.image is None or self.model is None:
             return 0.0
         factor = grid_scale / (self.step * (pixel_scale if self.in_pixels else 1.0))
         true, model = (
             fftconvolve(light, self._binned(kernel, factor, 2 * len(light) - 1), "same")
-            for kernel in (self.image, self.gaussian)
+            for kernel in (self.image, self.model)
         )
         brightness = (true * model / variance).sum() / max((model**2 / variance).sum(), 1e-12)
         return float((np.abs(true - brightness * model) / np.sqrt(variance)).max())
@@ -105,6 +115,35 @@ class Psf:
             at = np.array([np.interp(edges, np.arange(side + 1), column) for column in total.T])
             kernel = np.moveaxis(np.diff(at, axis=1).T, 0, axis)
         return kernel
+
+
+def with_variance(sigma: float, shape: Gaussians, variance: float, least: float = 0.0) -> tuple[float, Gaussians]:
+    """Blur a PSF by one more Gaussian, or take one away.
+
+    Parameters
+    ----------
+    sigma : float
+        Width of the PSF in arcsec.
+    shape : Gaussians
+        Its Gaussians in units of `sigma`.
+    variance : float
+        To be added to that of each Gaussian, in arcsec²; negative to take it away.
+    least : float
+        Width in arcsec below which none falls.
+
+    Returns
+    -------
+    float
+        The new width in arcsec.
+    Gaussians
+        The new Gaussians, in units of that.
+    """
+
+    def blurred(width: float) -> float:
+        return float(max(width**2 + variance, least**2) ** 0.5)
+
+    new = blurred(sigma)
+    return new, tuple((share, blurred(ratio * sigma) / new) for share, ratio in shape)
 
 
 def read_psf(given: Any) -> Psf:
@@ -169,12 +208,15 @@ def _measured(raw: Raw, where: str, how: tuple[str, ...]) -> Psf:
     image = raw.pixels
     while image.ndim > 2 and len(image) == 1:
         image = image[0]
-    sigma, centre, light, gaussian, misfit = _fit(image, where)
+    sigma, centre, light, model, misfit, widths = _fit(image, where)
     note = ""
     if misfit > _MISFIT:
-        note = (
-            f"the PSF in {where} is no Gaussian: {misfit:.0%} of its light lies elsewhere than in the fitted one of "
-            f"{sigma:.2f} pixels"
+        note = f"the PSF in {where} is not round: {misfit:.0%} of its light lies elsewhere than in the round one fitted to it"
+    if len(widths) > 1:
+        how += (
+            "PSF of "
+            + ", ".join(f"{share:.0%} within a Gaussian of {width:.2f}" for share, width in widths)
+            + " pixels",
         )
     offset = tuple(at - (side - 1) / 2 for at, side in zip(centre, image.shape[::-1], strict=True))
     if math.hypot(*offset) > 0.2:
@@ -184,7 +226,8 @@ def _measured(raw: Raw, where: str, how: tuple[str, ...]) -> Psf:
     finer = header.oversampling
     if finer > 1:
         # What is calculated on finer pixels has not yet been through the detector's.
-        sigma = math.sqrt(sigma**2 + (finer**2 - 1) / 12)
+        sigma, *broader = (math.sqrt(width**2 + (finer**2 - 1) / 12) for width in (sigma, *(w for _, w in widths)))
+        widths = tuple((share, width) for (share, _), width in zip(widths, broader, strict=True))
         how += (f"PSF calculated on pixels {finer:g} times as fine: the detector's pixel added",)
     step = header.pixel_scale or 1 / finer
     if not header.pixel_scale:
@@ -192,11 +235,17 @@ def _measured(raw: Raw, where: str, how: tuple[str, ...]) -> Psf:
     else:
         how += (f"PSF pixels of {step:.4g} arcsec by its header{header.said('pixel scale')}",)
     disputed = header.disputed("pixel scale")
-    return Psf(sigma * step, not header.pixel_scale, note, how, disputed, light, gaussian, (offset[0], offset[1]), step)
+    shape = tuple((share, width / sigma) for share, width in widths)
+    given = not header.pixel_scale, note, how, disputed, light, model
+    return Psf(sigma * step, *given, (offset[0], offset[1]), step, shape)
 
 
-def _fit(image: Array, where: str) -> tuple[float, tuple[float, float], Array, Array, float]:
-    """Sigma and centre (x, y) in pixels of the Gaussian, the image and the Gaussian (H, W) with light of 1, the misfit."""
+def _fit(image: Array, where: str) -> tuple[float, tuple[float, float], Array, Array, float, Gaussians]:
+    """Fit a Gaussian to a PSF, and several where one is not enough.
+
+    Returns the single one's sigma and the centre (x, y) in pixels; image and model (H, W), the light of each 1; the share of
+    light in other places; and the Gaussians: share of the light and sigma in pixels.
+    """
     from scipy.optimize import least_squares
 
     if image.ndim != 2 or min(image.shape) < 5 or not np.isfinite(image).all():
@@ -229,13 +278,39 @@ def _fit(image: Array, where: str) -> tuple[float, tuple[float, float], Array, A
         bounds=([-1, -1, 0.2, 0.1, -0.5], [widest, widest, widest, 10, 0.5]),
     ).x
     centre = float(found[0]), float(found[1])
-    light, gaussian = _denoised(image, centre, noise), model(found)
-    gaussian /= gaussian.sum()
+    sigma, light, made = float(found[2]), _denoised(image, centre, noise), model(found)
     if light.sum() <= 0:
         raise D4LensError(f"{where} is no PSF: no point source stands out of its noise")
     light /= light.sum()
+    made /= made.sum()
+    widths: Gaussians = ((1.0, sigma),)
+    if _elsewhere(light, made) > _ONE:
+        made, widths = _several(light, (x - centre[0]) ** 2 + (y - centre[1]) ** 2, sigma)
+    return sigma, centre, light, made, _elsewhere(light, made), widths
+
+
+def _elsewhere(light: Array, model: Array) -> float:
     # Light that lacks in one place is too much in another.
-    return float(found[2]), centre, light, gaussian, float(np.abs(light - gaussian).sum()) / 2
+    return float(np.abs(light - model).sum()) / 2
+
+
+def _several(light: Array, squared: Array, sigma: float) -> tuple[Array, Gaussians]:
+    """Fit Gaussians (Cappellari 2002) to light (H, W) at these squared distances from its centre; the model and the Gaussians."""
+    from scipy.optimize import nnls
+
+    widths = sigma * np.geomspace(_NARROWEST, _WIDEST, _WIDTHS)
+    widths = np.maximum(widths, 0.4)[
+        np.maximum(widths, 0.4) < max(light.shape) / 2
+    ]  # narrower ones fall between the pixels
+    columns = np.exp(-0.5 * squared.ravel() / widths[:, None] ** 2) / (2 * math.pi * widths[:, None] ** 2)
+    ring = np.sqrt(squared).astype(int).ravel()
+    mean = (np.bincount(ring, light.ravel()) / np.maximum(np.bincount(ring), 1))[ring]
+    root = np.maximum(mean, _FAINT * mean.max()) ** -0.5
+    shares = nnls((columns * root).T, light.ravel() * root)[0]
+    kept = shares > _LEAST * shares.sum()
+    shares, widths, columns = shares[kept] / shares[kept].sum(), widths[kept], columns[kept]
+    model: Array = (shares @ columns).reshape(light.shape)
+    return model / model.sum(), tuple(zip(shares.tolist(), widths.tolist(), strict=True))
 
 
 def _denoised(image: Array, centre: tuple[float, float], noise: float) -> Array:

@@ -19,7 +19,7 @@ from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
 from d4lens.data.images.instruments import Instrument
 from d4lens.data.images.masks import dead, without
-from d4lens.data.images.psf import Psf
+from d4lens.data.images.psf import Gaussians, Psf, with_variance
 from d4lens.errors import D4LensError
 from d4lens.flags import Flag, Raised
 from d4lens.observation import Observation, bin_pixels
@@ -54,6 +54,7 @@ class Prepared:
     standard: the image is as the published ones are, so all that the preset knows holds for it.
     sky: mean sky counts per pixel of the grid (0 if normalised); `sky_known` says that the user gave it.
     psf_sigma: arcsec, standard deviation of the PSF as the grid's pixels show it, their own width included.
+    psf_shape: share of the light and standard deviation of each of the PSF's Gaussians, in units of `psf_sigma`.
     centre: (x, y) arcsec of the image's centre on the grid: half a pixel off where an odd number of pixels was cut.
     noise: variance over mean of the sky on the grid: 1, less where resampling has averaged neighbours.
     pixel_scale: arcsec per pixel of the image as it came.
@@ -72,6 +73,7 @@ class Prepared:
     sky: float
     sky_known: bool
     psf_sigma: float
+    psf_shape: Gaussians
     centre: tuple[float, float]
     noise: float
     pixel_scale: float
@@ -207,7 +209,9 @@ def prepare(
         )
     if not seen.any():
         raise D4LensError("no pixel within the field of view holds data; check the mask, or cut out the lens")
-    psf = instrument.psf.arcsec(scale) if instrument.psf is not None else grid.psf_sigma
+    known = instrument.psf or Psf(grid.psf_sigma)
+    psf = known.arcsec(scale)
+    psf_sigma, psf_shape = with_variance(psf, known.shape, broadened)
     if instrument.psf is not None:
         notes += (f"PSF sigma {psf:.4g} arcsec", *instrument.psf.notes)
     guessed = instrument.pixel_scale is None and raw.header.pixel_scale is None and not photons.standard
@@ -238,7 +242,8 @@ def prepare(
         standard=photons.standard and published,
         sky=photons.sky * ratio**2 if photons.units == COUNTS else 0.0,
         sky_known=instrument.sky is not None and photons.units == COUNTS,
-        psf_sigma=(psf**2 + broadened) ** 0.5,
+        psf_sigma=psf_sigma,
+        psf_shape=psf_shape,
         centre=(columns.centre, rows.centre),
         noise=noise,
         pixel_scale=scale,
@@ -271,7 +276,7 @@ def _psf_residual(
     scale: float,
     grid: Observation,
 ) -> float:
-    """Return the residual, in sigma of a pixel, that the PSF's Gaussian would leave of what stands out of the noise."""
+    """Return the residual, in sigma of a pixel, that the PSF's Gaussians would leave of what stands out of the noise."""
     sky = photons.sky * ratio**2
     if photons.units == NORMALISED:
         # As bright as such an image is taken to be.
