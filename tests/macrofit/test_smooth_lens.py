@@ -9,7 +9,7 @@ from d4lens import lensing, simulator
 from d4lens.errors import PhysicsError
 from d4lens.lensing import d4
 from d4lens.macrofit import FIT_COLUMNS, PARAMETERS, SmoothLensModel, preset_model
-from d4lens.macrofit.smooth_lens import ONE_GAUSSIAN
+from d4lens.macrofit.smooth_lens import ONE_GAUSSIAN, bands
 from d4lens.observation import Observation
 
 OBSERVATION = Observation(32, 0.11, 0.13, 7.0)
@@ -125,6 +125,14 @@ def test_a_psf_of_several_gaussians_makes_the_sum_of_their_images(free):
     whole = light(0.12, WINGS)
     torch.testing.assert_close(whole, 0.75 * light(0.12) + 0.25 * light(0.3), rtol=1e-9, atol=1e-9)
     assert (whole - light(0.12)).abs().max() > 0.02 * whole.max()
+
+
+def test_bands_are_the_matrix_also_where_rows_are_empty():
+    matrix = torch.zeros(9, 12)
+    matrix[3, 2:5], matrix[8, 11] = torch.tensor([1.0, 2.0, 3.0]), 4.0
+    values = torch.arange(24.0).view(12, 2)
+    found = torch.cat([band @ values[take] for take, band in bands(matrix)])
+    assert torch.equal(found, matrix @ values)
 
 
 def test_a_round_lens_has_the_derivatives_of_an_almost_round_one():

@@ -453,7 +453,7 @@ def bands(matrix: Tensor, n_bands: int = 3) -> list[tuple[slice, Tensor]]:
     bands = []
     for rows in matrix.tensor_split(min(n_bands, len(matrix))):
         used = torch.nonzero(rows.any(0))[:, 0]
-        take = slice(int(used[0]), int(used[-1]) + 1)
+        take = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
         bands.append((take, rows[:, take].contiguous()))
     return bands
 

@@ -14,7 +14,7 @@ from d4lens.errors import D4LensError
 
 _MISFIT = 0.1  # light of a PSF, as a share of all, in other places than the fitted Gaussians': above, it is said
 _ONE = 0.02  # the same share up to which a single Gaussian is enough
-_WIDTHS, _NARROWEST, _WIDEST = 12, 0.5, 8.0  # Gaussians to choose from, and their range in widths of the single one
+_WIDTHS, _NARROWEST, _WIDEST = 8, 0.5, 8.0  # Gaussians to choose from, and their range in widths of the single one
 _LEAST = 0.005  # share of the light below which a Gaussian is left out
 _FAINT = 1e-3  # of the peak, below which the PSF's light is fitted as if it were this bright
 _NEGATIVE = 0.05  # depth of the deepest pixel over the peak's height, beyond noise, that no PSF has
