@@ -107,12 +107,12 @@ def test_the_suffix_names_the_table_s_format_and_all_say_the_same(tmp_path, caps
     assert "pixel scale 0.05 arcsec as given" in tables[0].loc[0, "processing"]
 
 
-def test_a_psf_that_is_no_gaussian_is_said(tmp_path, capsys):
+def test_a_psf_that_is_not_round_is_said(tmp_path, capsys):
     x = np.arange(31) - 15.0
-    np.save(tmp_path / "psf.npy", (1 + (x**2 + x[:, None] ** 2) / 4) ** -1.5)
+    np.save(tmp_path / "psf.npy", np.exp(-0.5 * ((x / 4) ** 2 + (x[:, None] / 2) ** 2)))
     np.save(tmp_path / "lens.npy", np.full((150, 150), np.nan))
     assert main(["fit", str(tmp_path / "lens.npy"), "--psf", str(tmp_path / "psf.npy")]) == 1
-    assert "psf.npy is no Gaussian" in capsys.readouterr().err
+    assert "psf.npy is not round" in capsys.readouterr().err
 
 
 def test_a_mask_is_told_by_its_file(tmp_path, capsys):

@@ -13,6 +13,7 @@ from d4lens.data.images import prepare
 from d4lens.data.images.formats import read_npy
 from d4lens.data.preprocess import Row, build_arrays, carve, orbit_digest
 from d4lens.errors import D4LensError
+from d4lens.observation import Observation
 from d4lens.simulator import preset, render
 from d4lens.simulator.dataset import DataSet, write_archive
 
@@ -20,7 +21,8 @@ TELESCOPE = {"pixel_scale": 0.05, "psf_sigma": 0.08625, "sky": 10.0}
 
 
 def run(archive, folder, **changes):
-    return build_arrays(archive, folder, **{**TELESCOPE, "select_fraction": 0.25, "seed": 1, **changes})
+    otherwise = changes.pop("otherwise", Observation(48, **TELESCOPE))
+    return build_arrays(archive, folder, otherwise, **{"select_fraction": 0.25, "seed": 1, **changes})
 
 
 @pytest.fixture
@@ -198,10 +200,18 @@ def test_what_is_wrong_with_an_image_is_said_with_its_name(refused, make):
     )
 
 
+def test_what_is_not_given_is_what_the_archive_says_or_else_the_presets(tmp_path, pack, small_tree):
+    said = {"n_pixels": 48, "pixel_scale": 0.05, "psf_sigma": 0.2, "sky": 10.0}
+    own = pack({**small_tree, "dataset/preset.json": json.dumps({"observation": said}).encode()})
+    assert run(own, tmp_path / "own")["native"] == said
+    assert run(pack(small_tree), tmp_path / "other", psf_sigma=0.07)["native"] == {**said, "psf_sigma": 0.07}
+    assert run(pack(small_tree), tmp_path / "third")["native"] == {**said, "psf_sigma": 0.08625}
+
+
 def test_parameters_that_the_images_contradict_are_refused(refused):
     assert "scatter as a sky of" in refused({}, sky=40.0)
     preset = {"observation": {"n_pixels": 48, "pixel_scale": 0.05, "psf_sigma": 0.2, "sky": 10.0}}
-    said = refused({"dataset/preset.json": json.dumps(preset).encode()})
+    said = refused({"dataset/preset.json": json.dumps(preset).encode()}, psf_sigma=0.08625)
     assert "was simulated with psf_sigma = 0.2, not 0.08625; mend preprocess.psf_sigma" in said
     assert "describes no observation" in refused({"dataset/preset.json": b"[]"})
     assert "bin = 8 leaves 6 of 48 pixels a side; at least 8 are needed" in refused({}, factor=8)

@@ -5,6 +5,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,13 +52,15 @@ class Row(NamedTuple):
 def build_arrays(
     archive: str | Path,
     folder: str | Path,
-    pixel_scale: float,
-    psf_sigma: float,
-    sky: float,
+    otherwise: Observation,
     factor: int = 1,
     select_fraction: float = 0.1,
     seed: int = 0,
     limits: Limits = DEFAULT_LIMITS,
+    *,
+    pixel_scale: float | None = None,
+    psf_sigma: float | None = None,
+    sky: float | None = None,
 ) -> dict[str, Any]:
     """Write the arrays folder (see `d4lens.data.arrays`) from an archive, whole or not at all.
 
@@ -67,10 +70,8 @@ def build_arrays(
         The zip of images, as `Archive` takes it.
     folder : str or Path
         The folder to write.
-    pixel_scale, psf_sigma : float
-        Arcsec per native pixel, and standard deviation of the PSF in arcsec.
-    sky : float
-        Mean sky counts per native pixel; 0 where images are no photon counts over a known sky: they are normalised.
+    otherwise : Observation
+        Whose pixel scale, PSF and sky hold where they are not given and the archive does not say.
     factor : int
         Blocks of factor x factor pixels are summed.
     select_fraction : float
@@ -80,6 +81,10 @@ def build_arrays(
         Draws that share.
     limits : Limits
         How large the zip may unpack.
+    pixel_scale, psf_sigma : float, optional
+        Arcsec per native pixel, and standard deviation of the PSF in arcsec.
+    sky : float, optional
+        Mean sky counts per native pixel; 0 where images are no photon counts over a known sky: they are normalised.
 
     Returns
     -------
@@ -93,12 +98,13 @@ def build_arrays(
         size within [0, 1]; counts in some images but not in others; a copy of a train image in val; copies in two classes; a
         truth table that does not fit the images; a preset or empty corners that contradict the parameters.
     """
+    given = {"pixel_scale": pixel_scale, "psf_sigma": psf_sigma, "sky": sky}
     with Archive(archive, limits) as source:
         tables = _read_tables(source)
         try:
             sweep(folder)
             with atomic_folder(folder) as temporary, held(temporary):
-                return _build(source, temporary, tables, (pixel_scale, psf_sigma, sky), factor, select_fraction, seed)
+                return _build(source, temporary, tables, otherwise, given, factor, select_fraction, seed)
         except OSError as error:
             raise D4LensError(f"{folder} cannot be written: {(error.strerror or str(error)).lower()}") from None
 
@@ -107,13 +113,14 @@ def _build(
     source: Archive,
     folder: Path,
     tables: dict[str, bytes],
-    telescope: tuple[float, float, float],
+    otherwise: Observation,
+    given: dict[str, float | None],
     factor: int,
     select_fraction: float,
     seed: int,
 ) -> dict[str, Any]:
     known = _known(tables)
-    rows, observation, units = _write_images(source, folder, telescope, factor, known)
+    rows, observation, units = _write_images(source, folder, otherwise, given, factor, known)
     refuse_duplicates(rows, source.path)
     if units == COUNTS and not known:
         _check_sky(rows, observation, source.path)
@@ -251,15 +258,15 @@ def _known(tables: dict[str, bytes]) -> dict[str, tuple[float, int]]:
 def _write_images(
     source: Archive,
     folder: Path,
-    telescope: tuple[float, float, float],
+    otherwise: Observation,
+    given: dict[str, float | None],
     factor: int,
     known: dict[str, tuple[float, int]],
 ) -> tuple[list[Row], Observation, str]:
     """Write test.npy and, still uncarved, all.npy; returns the images' rows in the archive's order."""
     counts = source.counts()
     first, _ = _read_image(source, source.entries[0])
-    observation = Observation(len(first), *telescope)
-    _check_preset(source, observation)
+    observation = _observed(source, replace(otherwise, n_pixels=len(first)), given)
     n, over = divmod(len(first), factor)
     if n < MIN_SIDE or (over > 1 and over % 2):
         why = (
@@ -338,20 +345,25 @@ def _observe(
     return ready.pixels.astype(np.uint16), COUNTS, ready.counts
 
 
-def _check_preset(source: Archive, observation: Observation) -> None:
-    """Refuse parameters that contradict the preset of a simulated archive: they would bias every fit."""
+def _observed(source: Archive, otherwise: Observation, given: dict[str, float | None]) -> Observation:
+    """Return how the images were observed: as given, as a simulated archive says, or as the preset has it.
+
+    What is given and contradicts the archive is refused: it would bias every fit.
+    """
+    told = {name: value for name, value in given.items() if value is not None}
     if PRESET_FILE not in source.beside:
-        return
+        return replace(otherwise, **told)
     member = source.beside[PRESET_FILE]
     try:
-        made = Observation.from_dict(json.loads(source.read(member))["observation"]).to_dict()
+        made = Observation.from_dict(json.loads(source.read(member))["observation"])
     except (ValueError, KeyError, TypeError):
         raise D4LensError(f"{source.path}: {member} describes no observation; remove it or mend it") from None
-    for name, value in observation.to_dict().items():
-        if value != made[name]:
+    for name, value in {"n_pixels": otherwise.n_pixels, **told}.items():
+        if value != getattr(made, name):
             raise D4LensError(
-                f"{source.path} was simulated with {name} = {made[name]:g}, not {value:g}; mend preprocess.{name}"
+                f"{source.path} was simulated with {name} = {getattr(made, name):g}, not {value:g}; mend preprocess.{name}"
             )
+    return made
 
 
 def _check_sky(rows: list[Row], observation: Observation, where: Path) -> None:

@@ -36,7 +36,7 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     data = root / "data" / "small"
     write_archive(data / "lenses.zip", DataSet(preset("deeplense"), 1, 12, N_TEST))
-    build_arrays(data / "lenses.zip", data / "arrays", 0.05, 0.08625, 10.0, 2, 0.25, 1)
+    build_arrays(data / "lenses.zip", data / "arrays", preset("deeplense").observation, 2, 0.25, 1)
     facts, split = arrays.load_facts(data / "arrays"), arrays.load_split(data / "arrays", "test")
     lens = preset_model("deeplense", Observation.from_dict(facts["native"]), facts["bin"])
     fit_split(split.counts, split.paths, lens, data / "macrofit", "test", source="", max_starts=1)
