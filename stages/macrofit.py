@@ -1,6 +1,5 @@
 """Stage macrofit: a smooth lens fitted to each image; its parameters, and the residual the networks read."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +10,7 @@ from d4lens.data import arrays
 from d4lens.files import require_space, sha256, sole_writer, write_json, writing
 from d4lens.macrofit import preset_model
 from d4lens.macrofit.columns import SMOOTH_LENS_FILE
-from d4lens.macrofit.split import fit_shared, remove_parts
+from d4lens.macrofit.split import fit_shared, own_observations, remove_parts
 from d4lens.macrofit.world import SPECIALIST
 from d4lens.observation import Observation
 from d4lens.parallel import ranks
@@ -52,12 +51,6 @@ def main() -> None:
             split = arrays.load_split(source, name)
             if not len(split):
                 continue
-            truth = arrays.load_truth(source, name)
-            own = None
-            if truth is not None and "psf_error" in truth.images:  # of a PSF and a sky of their own, as far as known
-                widths = truth.images["image_psf_sigma"] * (1 + truth.images["psf_error"])
-                known = zip(widths, truth.images["image_sky"], strict=True)
-                own = [replace(native, psf_sigma=width, sky=sky) for width, sky in known]
             table = fit_shared(
                 processes,
                 split.counts,
@@ -68,7 +61,7 @@ def main() -> None:
                 source=manifest,
                 units=facts["units"],
                 smooth_lens=params.model,
-                observations=own,
+                observations=own_observations(arrays.load_truth(source, name), native),
                 coarse_iterations=params.coarse_iterations,
                 fine_iterations=params.fine_iterations,
                 max_starts=params.max_starts,

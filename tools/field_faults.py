@@ -35,9 +35,9 @@ from d4lens.files import write_text
 from d4lens.inference.api import Model, Simulated, load_model, simulate
 from d4lens.progress import with_progress
 from d4lens.results.metrics import wilson, with_intervals
+from d4lens.results.outcome import Outcome, record, write_outcome
 from d4lens.simulator import Truth, preset, render
 from d4lens.studies.mismatch import Case, cases, simulated
-from d4lens.studies.outcome import Outcome, record, write_outcome
 
 KINDS = {
     "-": "none: images as the preset makes them",

@@ -14,7 +14,7 @@ from d4lens.data import images
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import classify, load_classifier
 from d4lens.results import genuine
-from d4lens.studies.outcome import write_outcome
+from d4lens.results.outcome import write_outcome
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PROBABILITIES = [f"p_{name}" for name in CLASSES]
+"""Columns of the classes' probabilities in every table that has them."""
 TABLE_SUFFIXES = (".csv", ".parquet", ".json")
 
 

@@ -7,8 +7,7 @@ import pytest
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import default_weights
 from d4lens.models import weights
-from d4lens.results import card
-from d4lens.studies import outcome
+from d4lens.results import card, outcome
 
 METRICS = Path(__file__).resolve().parents[2] / "metrics"
 

@@ -6,6 +6,7 @@ from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
 from d4lens.models import scores
 from d4lens.results import metrics, plots, predictions
+from d4lens.table_files import PROBABILITIES
 
 
 def table(seed=0, signal=1.0, n_per_class=30):
@@ -38,7 +39,7 @@ def test_the_table_survives_its_file_and_equal_tables_give_equal_bytes(tmp_path)
     pd.testing.assert_frame_equal(predictions.read_predictions(tmp_path / "a.parquet"), written)
     logits = written[predictions.LOGITS].to_numpy()
     assert logits.dtype == np.float32
-    np.testing.assert_array_equal(written[predictions.PROBABILITIES].to_numpy(), scores.softmax(logits))
+    np.testing.assert_array_equal(written[PROBABILITIES].to_numpy(), scores.softmax(logits))
 
 
 def test_a_damaged_table_is_refused(tmp_path):

@@ -11,10 +11,9 @@ from d4lens import models, studies
 from d4lens.errors import D4LensError
 from d4lens.inference.pipeline import default_weights
 from d4lens.models import weights
-from d4lens.results import charts
-from d4lens.studies import outcome
+from d4lens.results import charts, outcome
+from d4lens.results.outcome import Outcome, record
 from d4lens.studies.networks import first_networks
-from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.study import NEEDS, Drawing, Inputs, Study, publish_study
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from astropy.io import fits
 from d4lens import load_model
 from d4lens.errors import D4LensError
 from d4lens.inference.api import Known
-from d4lens.studies.outcome import read_outcome, write_outcome
+from d4lens.results.outcome import read_outcome, write_outcome
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "field_faults.py"
 PAGE = SCRIPT.parents[1] / "docs" / "reliability.md"

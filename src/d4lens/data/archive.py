@@ -27,7 +27,7 @@ DARKEST = "darkest"
 MAX_IMAGE_BYTES = 1 << 26
 MAX_TABLE_BYTES = 1 << 30
 _JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 """The zip format's first second, of every member: equal content gives equal bytes."""
 
 
@@ -279,11 +279,27 @@ class Writer:
         data : bytes
             Its content.
         """
-        info = zipfile.ZipInfo(name, ZIP_DATE)
-        info.compress_type = zipfile.ZIP_DEFLATED
-        info.create_system = 3  # Unix, on every platform
-        info.external_attr = (stat.S_IFREG | 0o644) << 16
-        self._zip.writestr(info, data)
+        self._zip.writestr(zip_member(name), data)
+
+
+def zip_member(name: str) -> zipfile.ZipInfo:
+    """Describe a file of an archive, the same on every platform and at any time.
+
+    Parameters
+    ----------
+    name : str
+        Its path in the archive, with forward slashes.
+
+    Returns
+    -------
+    zipfile.ZipInfo
+        A deflated file that all may read.
+    """
+    info = zipfile.ZipInfo(name, _ZIP_DATE)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.create_system = 3  # Unix
+    info.external_attr = 0o644 << 16
+    return info
 
 
 def is_junk(name: str) -> bool:

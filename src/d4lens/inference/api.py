@@ -49,6 +49,7 @@ from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.world import AUTO
 from d4lens.observation import Observation
 from d4lens.simulator import Truth, draw, preset, render
+from d4lens.table_files import PROBABILITIES
 
 AnyImages = Any
 """Whatever `d4lens.inference.arguments.sources` finds images in."""
@@ -126,7 +127,7 @@ class Predictions(_Answers):
     @property
     def probabilities(self) -> NDArray[np.float64]:  # numpydoc ignore=RT01
         """(B, 3) in the order of `d4lens.classes.CLASSES`; NaN where an image could not be used."""
-        return np.asarray(self.table[[f"p_{name}" for name in CLASSES]], np.float64)
+        return np.asarray(self.table[PROBABILITIES], np.float64)
 
     def plot(self) -> Figure:
         """Draw the probabilities as bars, one an image, of the first 40 images.

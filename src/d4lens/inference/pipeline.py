@@ -48,8 +48,9 @@ from d4lens.models.averaging import exported, predict_logits
 from d4lens.models.batch import LensBatch
 from d4lens.observation import Observation
 from d4lens.progress import Meter
+from d4lens.table_files import PROBABILITIES
 
-PREDICT_COLUMNS = ("path", "label", *(f"p_{name}" for name in CLASSES), "chi2", "flag", "processing")
+PREDICT_COLUMNS = ("path", "label", *PROBABILITIES, "chi2", "flag", "processing")
 FIT_TABLE_COLUMNS = (*TABLE_COLUMNS, "flag", "processing")
 WEIGHTS = Path(str(files("d4lens"))) / "weights" / "d4lenspinn.safetensors"
 """The network that ships with the package."""

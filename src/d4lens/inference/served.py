@@ -13,11 +13,11 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from d4lens.classes import CLASSES
 from d4lens.inference.api import load_model
 from d4lens.macrofit.world import AUTO
+from d4lens.table_files import PROBABILITIES
 
-SERVED_COLUMNS = ["label", *(f"p_{name}" for name in CLASSES), "chi2", "flag"]
+SERVED_COLUMNS = ["label", *PROBABILITIES, "chi2", "flag"]
 
 
 class Served(PythonModel):

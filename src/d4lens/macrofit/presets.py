@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from d4lens.data.images.counts import FULL_SCALE
 from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.smooth_lens import PARAMETERS, Prior, SmoothLensModel, bounds
 from d4lens.observation import Observation
@@ -15,7 +16,6 @@ from d4lens.simulator.priors import preset
 # preset leaves open: absolute for those that may be 0 (arcsec, ellipticity), relative for the positive ones.
 _ABSOLUTE = {"lens_e1": 0.2, "lens_e2": 0.2, "lens_x": 0.05, "lens_y": 0.05}
 _RELATIVE = {"n": 0.3, "R_e": 0.3, "amplitude": 0.5, "sky": 0.2, "psf_sigma": 0.1}
-_FULL_SCALE = 1000.0  # counts given to the brightest pixel of an image that has lost its photon scale
 
 
 def preset_model(
@@ -93,7 +93,7 @@ def preset_model(
     if free is None:
         free = [key for key in PARAMETERS if key in FIT_COLUMNS or key in drawn]
     if units == "normalised":
-        constants |= {"amplitude": _FULL_SCALE / 10 / binning**2, "sky": _FULL_SCALE / 10 / binning**2}
+        constants |= {"amplitude": FULL_SCALE / 10 / binning**2, "sky": FULL_SCALE / 10 / binning**2}
     walls = bounds(observation)
     gaussians = {
         key: Prior(
@@ -122,7 +122,7 @@ def pseudo_counts(pixels: Tensor) -> Tensor:
     Tensor
         (B, N, N) float32.
     """
-    scaled = pixels.float() * _FULL_SCALE
+    scaled = pixels.float() * FULL_SCALE
     return torch.stack([image + _raise(image) for image in scaled])
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d4lens import imports
+from d4lens.data.truth import Truth
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, write_json
 from d4lens.macrofit.columns import MAPS
@@ -119,6 +121,29 @@ def fit_split(
     if not any(partial.parent.iterdir()):
         partial.parent.rmdir()
     return table
+
+
+def own_observations(truth: Truth | None, native: Observation) -> list[Observation] | None:
+    """Return how each image was observed, where each has a PSF and a sky of its own.
+
+    Parameters
+    ----------
+    truth : Truth, optional
+        What is in the images, where it is known.
+    native : Observation
+        What all images share.
+
+    Returns
+    -------
+    list of Observation or None
+        With the width of each PSF as far as it is known: off by `psf_error`. None where all images have the same.
+    """
+    if truth is None or "psf_error" not in truth.images:
+        return None
+    widths = truth.images["image_psf_sigma"] * (1 + truth.images["psf_error"])
+    return [
+        replace(native, psf_sigma=width, sky=sky) for width, sky in zip(widths, truth.images["image_sky"], strict=True)
+    ]
 
 
 def _fitted(

@@ -10,7 +10,7 @@ from d4lens.files import read_json
 from d4lens.inference.pipeline import SURVEY_WEIGHTS, default_weights
 from d4lens.models import weights
 from d4lens.models.scores import TABLE
-from d4lens.studies import outcome
+from d4lens.results import outcome
 
 FILE = "model-card.md"
 """Its name in docs/ and among a run's artefacts."""

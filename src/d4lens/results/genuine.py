@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
+from d4lens.flags import Flag
 from d4lens.models import scores
 from d4lens.results.metrics import wilson
-from d4lens.results.predictions import PROBABILITIES
-from d4lens.studies.outcome import Outcome, record
+from d4lens.results.outcome import Outcome, record
+from d4lens.table_files import PROBABILITIES
 
 
 def score_arms(labels: NDArray[np.int64], tables: Mapping[tuple[str, int, str], pd.DataFrame], command: str) -> Outcome:
@@ -54,7 +55,7 @@ def score_arms(labels: NDArray[np.int64], tables: Mapping[tuple[str, int, str], 
         for name, which in (("all", np.ones(n, bool)), *((c, labels == i) for i, c in enumerate(CLASSES))):
             hits, of = int(right[which].sum()), int(which.sum())
             records.append(record(hits / of, *wilson(hits, of), of, quantity="right") | {"class": name} | by)
-        flagged = int(table["flag"].str.contains("unlike training|not converged").sum())
+        flagged = int(table["flag"].str.contains(f"{Flag.UNLIKE_TRAINING.text}|{Flag.NOT_CONVERGED.text}").sum())
         records.append(record(flagged / n, *wilson(flagged, n), n, quantity="flagged") | by)
         low, high = wilson(int(right.sum()), n)
         said.append(

@@ -17,12 +17,12 @@ from typing import Any
 import pandas as pd
 
 from d4lens import files
-from d4lens.classes import CLASSES
 from d4lens.data import arrays
 from d4lens.files import sha256
 from d4lens.models import weights
 from d4lens.results import card, predictions, tables
 from d4lens.simulator import draw, preset, render
+from d4lens.table_files import PROBABILITIES
 from d4lens.tracking import NOTE, Tracker, enabled, run_tags, uri
 from d4lens.tracking import store as places
 
@@ -86,7 +86,7 @@ def register(root: str | Path, file: Path, run_id: str, profile: str) -> None:
 
     lenses = preset("deeplense")
     example = render(draw(lenses, 0, range(1)), lenses).numpy().astype("float64")
-    numbers = [*(f"p_{name}" for name in CLASSES), "chi2"]
+    numbers = [*PROBABILITIES, "chi2"]
     answer: list[ColSpec | TensorSpec]
     answer = [ColSpec("string", "label"), *(ColSpec("double", name) for name in numbers), ColSpec("string", "flag")]
     inputs, switch = (

@@ -15,9 +15,9 @@ from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.models import scores
 from d4lens.results import metrics
+from d4lens.table_files import PROBABILITIES
 
 LOGITS = [f"logit_{name}" for name in CLASSES]
-PROBABILITIES = [f"p_{name}" for name in CLASSES]
 PREDICTION_COLUMNS = ["path", "label", "tta", *LOGITS, *PROBABILITIES]
 
 

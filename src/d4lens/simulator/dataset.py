@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from d4lens.data.archive import ARCHIVE_SPLITS, DARKEST, PRESET_FILE, TABLES, TOP, ZIP_DATE, Limits, SafeZip
+from d4lens.data.archive import ARCHIVE_SPLITS, DARKEST, PRESET_FILE, TABLES, TOP, Limits, SafeZip, zip_member
 from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
@@ -304,7 +304,7 @@ class _Archive:
         self._file, self.truth, self.subhalos = file, truth, subhalos
 
     def add(self, member: _Member) -> None:
-        info, file = _info(member.name), self._file
+        info, file = zip_member(member.name), self._file
         info.CRC, info.file_size, info.compress_size = member.crc, member.size, len(member.data)
         assert file.fp is not None
         info.header_offset = file.fp.tell()
@@ -320,20 +320,12 @@ class _Archive:
         own = (*OWN_COLUMNS, DARKEST) if "snr" in preset["priors"] else ()
         for name, columns, rows in ((TRUTH, (*COLUMNS, *own), self.truth), (SUBHALOS, SUBHALO_COLUMNS, self.subhalos)):
             rows.seek(0)
-            with self._file.open(_info(name), "w", force_zip64=True) as member:
+            with self._file.open(zip_member(name), "w", force_zip64=True) as member:
                 member.write((",".join(columns) + "\n").encode())
                 shutil.copyfileobj(rows, member)
         for name, value in ((PRESET, preset), (SHARD, about)):
             text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
             self.add(_member(name, text.encode()))
-
-
-def _info(name: str) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, ZIP_DATE)
-    info.compress_type = zipfile.ZIP_DEFLATED
-    info.create_system = 3
-    info.external_attr = 0o644 << 16
-    return info
 
 
 @contextmanager

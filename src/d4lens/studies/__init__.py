@@ -18,7 +18,6 @@ SHARED_MODULES = (
     "error_bars",
     "layers",
     "networks",
-    "outcome",
     "physical_limit",
     "recovery",
     "samples",

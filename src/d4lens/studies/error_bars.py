@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from d4lens.results import charts
-from d4lens.studies.outcome import MEASURED
+from d4lens.results.outcome import MEASURED
 from d4lens.studies.study import Drawing
 
 

@@ -36,12 +36,12 @@ from d4lens.observation import Observation, bin_pixels
 from d4lens.params import ParameterGroup, Seed
 from d4lens.progress import Meter
 from d4lens.results import charts, metrics
+from d4lens.results.outcome import Outcome, record
 from d4lens.simulator import Truth, draw, preset, render
 from d4lens.simulator.draws import noise_stream
 from d4lens.simulator.noise import poisson_quantile
 from d4lens.studies import detectors
 from d4lens.studies.networks import first_networks
-from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.physical_limit import mean_counts
 from d4lens.studies.study import Drawing, Inputs, Study
 

@@ -30,9 +30,9 @@ from d4lens.models import scores
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import with_progress
 from d4lens.results import metrics
+from d4lens.results.outcome import Outcome, record
 from d4lens.studies.error_bars import interval_drawing
 from d4lens.studies.layers import Layer, blended, capture, layers_of, outputs, run_edited
-from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.samples import Samples, simulate_samples
 from d4lens.studies.study import Drawing, Inputs, Study
 

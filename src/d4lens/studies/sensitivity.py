@@ -26,10 +26,10 @@ from d4lens.observation import Observation, bin_pixels
 from d4lens.params import Count, Fraction, NonNegative, ParameterGroup, Positive, Seed
 from d4lens.progress import Meter
 from d4lens.results import charts, metrics
+from d4lens.results.outcome import Outcome, record
 from d4lens.simulator import Preset, Truth, preset, render, substructure_convergence
 from d4lens.studies import detectors, physical_limit, recovery
 from d4lens.studies.networks import first_networks
-from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.study import Drawing, Inputs, Study
 from d4lens.train.lenses import load_lenses
 

@@ -15,9 +15,9 @@ from d4lens.errors import D4LensError
 from d4lens.files import held, sweep, write_json
 from d4lens.params import ParameterGroup
 from d4lens.results import charts
+from d4lens.results.outcome import DrawingRecord, Outcome, write_outcome
 from d4lens.results.tables import write_csv
 from d4lens.studies.networks import TrainedArm, load_arms
-from d4lens.studies.outcome import DrawingRecord, Outcome, write_outcome
 
 NEEDS = {
     "arrays": "data/{profile}/arrays",

@@ -25,9 +25,9 @@ from d4lens.models.batch import LensBatch
 from d4lens.params import Count, ParameterGroup, Seed
 from d4lens.progress import with_progress
 from d4lens.results import metrics
+from d4lens.results.outcome import Outcome, record
 from d4lens.studies.error_bars import interval_drawing
 from d4lens.studies.layers import Layer, capture, layers_of, turned
-from d4lens.studies.outcome import Outcome, record
 from d4lens.studies.study import Drawing, Inputs, Study
 from d4lens.train.lenses import load_lenses
 

@@ -20,10 +20,9 @@ from d4lens.inference.pipeline import default_weights
 from d4lens.macrofit import fit_split, preset_model
 from d4lens.models import scores
 from d4lens.observation import Observation
-from d4lens.results import charts, page, predictions, tables
+from d4lens.results import charts, outcome, page, predictions, tables
 from d4lens.results.page import gallery
 from d4lens.simulator import DataSet, preset, write_archive
-from d4lens.studies import outcome
 
 ROOT = Path(__file__).resolve().parents[3]
 ARMS = [("resnet18", 0), ("d4lenspinn", 0)]

@@ -22,6 +22,8 @@ MIN_SIDE = 8
 MIN_LEVELS = 8
 MAX_COUNT = np.iinfo(np.uint16).max
 COUNTS, NORMALISED = "counts", "normalised"
+FULL_SCALE = 1000.0
+"""Photons that the brightest pixel is taken for where an image has lost its photon scale."""
 DARK_SHARE = 0.1
 """Share of an image's pixels that `dark_sky` measures."""
 

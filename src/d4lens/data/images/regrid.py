@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from d4lens.data.images.counts import COUNTS, MIN_SIDE, NORMALISED, Counts, dark_sky, normalised, recover_counts
+from d4lens.data.images.counts import (
+    COUNTS,
+    FULL_SCALE,
+    MIN_SIDE,
+    NORMALISED,
+    Counts,
+    dark_sky,
+    normalised,
+    recover_counts,
+)
 from d4lens.data.images.formats import Array, Raw
 from d4lens.data.images.headers import TOLERANCES, Header, counting_unit
 from d4lens.data.images.instruments import Instrument
@@ -36,7 +45,6 @@ _POISSON = (
 # blurs, blurred as it is, so the true residual is larger.
 _PSF_RESIDUAL = 0.4
 _BEHIND = 2.0  # pixels, sigma of the mean of those with data that stands for one without
-_FULL_SCALE = 1000.0  # photons at the brightest where none can be had, as the fit then takes it
 _SKY = 100.0  # counts a pixel that stand for the background where a noise map gives the weights
 _AGREE = 0.25  # relative difference of two ways to the photon scale; of 150 x 150 pixels it scatters by a twentieth
 
@@ -280,7 +288,7 @@ def _psf_residual(
     sky = photons.sky * ratio**2
     if photons.units == NORMALISED:
         # As bright as such an image is taken to be.
-        pixels = (pixels - sky) * (_FULL_SCALE / max(float(np.nanmax(pixels)) - sky, 1e-30))
+        pixels = (pixels - sky) * (FULL_SCALE / max(float(np.nanmax(pixels)) - sky, 1e-30))
         sky = 0.0
     # Pixels without data show no residual. Light goes on behind them: a hole's edge would leave one of its own.
     seen = np.isfinite(pixels)

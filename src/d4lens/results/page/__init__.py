@@ -17,9 +17,8 @@ from d4lens.classes import CLASSES, VIEWS
 from d4lens.errors import D4LensError
 from d4lens.files import write_text
 from d4lens.models import scores
-from d4lens.results import charts, plots, predictions, tables
+from d4lens.results import charts, outcome, plots, predictions, tables
 from d4lens.results.page import facts, gallery
-from d4lens.studies import outcome
 
 _EXPLAINED = "d4lenspinn"
 _GROWING = "archive/learning_curve"

@@ -4,8 +4,8 @@ import json
 import pytest
 
 from d4lens.errors import D4LensError
-from d4lens.studies import outcome
-from d4lens.studies.outcome import DrawingRecord, Outcome, record
+from d4lens.results import outcome
+from d4lens.results.outcome import DrawingRecord, Outcome, record
 
 
 def some(**changes) -> Outcome:
