@@ -370,9 +370,10 @@ def _quantity(bench: Bench) -> Given:
 # --- H: PSFs ---------------------------------------------------------------------------------------------------------
 
 
-def _kernel(step: float, profile: Callable[[Array], Array], half: float = 0.8) -> Array:
+def _kernel(step: float, profile: Callable[[Array], Array]) -> Array:
     """A point source's image on pixels of `step` arcsec, its light 1."""
-    axis = np.arange(-round(half / step), round(half / step) + 1) * step
+    half = round(0.8 / step)
+    axis = np.arange(-half, half + 1) * step
     light = profile(np.hypot(axis, axis[:, None]))
     return light / light.sum()
 

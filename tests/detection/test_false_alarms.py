@@ -35,5 +35,5 @@ def test_probabilities_of_noise_are_uniform(images, lens, noise):
 def test_the_same_image_gives_the_same_law_and_another_its_own_noise(images, lens):
     _, counts, result = images
     image = matched_filter(counts[4], result.parameters[4], lens)
-    assert simulate_false_alarms(image, counts[4], 64) == simulate_false_alarms(image, counts[4], 64)
-    assert simulate_false_alarms(image, counts[4], 64) != simulate_false_alarms(image, counts[3], 64)
+    assert simulate_false_alarms(image, counts[4]) == simulate_false_alarms(image, counts[4])
+    assert simulate_false_alarms(image, counts[4]) != simulate_false_alarms(image, counts[3])

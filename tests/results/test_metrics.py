@@ -281,11 +281,11 @@ def test_holm_by_hand():
 
 def test_roc_curve_lies_on_sklearns():
     labels, probabilities = predictions(100, 1.0, 7, decimals=1)
-    curves = metrics.roc_curves(labels, probabilities, 401)
+    curves = metrics.roc_curves(labels, probabilities)
     for index, name in enumerate(CLASSES):
         curve = curves[curves["class"] == name]
         fpr, tpr, _ = roc_curve(labels == index, probabilities[:, index], drop_intermediate=False)
-        # at each of the grid's steps of 1/200 false positives: the highest true rate sklearn has there
+        # at each of the grid's steps of 1/100 false positives: the highest true rate sklearn has there
         exact = {round(f, 6): t for f, t in zip(fpr, tpr)}
         common = curve[curve["fpr"].isin(exact)]
         assert len(common) > 5

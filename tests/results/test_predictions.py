@@ -107,9 +107,9 @@ def test_plot_tables_count_every_image_and_hold_every_curve():
         assert right[arm, seed] / 90 == pytest.approx(
             predictions.score_predictions(one, 1, 0)["tta"]["accuracy"]["value"], abs=1e-6
         )
-    curves = plots.curves(tables, n_points=11)
+    curves = plots.curves(tables)
     assert list(curves) == ["arm", "seed", "class", "fpr", "tpr"]
-    assert len(curves) == 3 * 3 * 11
+    assert len(curves) == 3 * 3 * metrics.ROC_POINTS
     assert not curves.duplicated(["arm", "seed", "class", "fpr"]).any()
     assert (curves[curves["fpr"] == 1]["tpr"] == 1).all()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d4lens.detection.false_alarms import TRIALS, simulate_false_alarms
+from d4lens.detection.false_alarms import simulate_false_alarms
 from d4lens.detection.filters import Profile, power
 from d4lens.detection.scenes import Scene
 
@@ -71,7 +71,7 @@ class Found:
     complete: bool
 
 
-def search(counts: Tensor, scene: Scene, *, p_false: float = 0.01, trials: int = TRIALS) -> Found:
+def search(counts: Tensor, scene: Scene, *, p_false: float = 0.01) -> Found:
     """Look for masses in one image.
 
     Parameters
@@ -82,16 +82,14 @@ def search(counts: Tensor, scene: Scene, *, p_false: float = 0.01, trials: int =
         The image as fitted, of `scene_of`.
     p_false : float
         A maximum is a candidate while noise alone shows a higher one with less than this probability.
-    trials : int
-        Of noise. They go through the map without masses: a mass more among what is profiled out changes nothing that they
-        resolve.
 
     Returns
     -------
     Found
     """
     x, y = (axis.cpu() for axis in scene.lens.pixel_centres())
-    law = simulate_false_alarms(scene.image, counts[0], trials)
+    # Of the map without masses: a mass more among what is profiled out changes nothing that the trials resolve.
+    law = simulate_false_alarms(scene.image, counts[0])
     taken: list[tuple[float, float, float]] = []
     while True:
         at = int(scene.significance.argmax())

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from d4lens.detection.filters import MatchedFilter
 
-TRIALS = 256
+_TRIALS = 256
 _LOWEST = sqrt(2.0)  # below it the first term would fall with the level
 
 
@@ -76,7 +76,7 @@ def law(highest: ArrayLike) -> FalseAlarms:
     return FalseAlarms(exp(found[0]), exp(found[1]))
 
 
-def simulate_false_alarms(image: MatchedFilter, counts: Tensor, trials: int = TRIALS) -> FalseAlarms:
+def simulate_false_alarms(image: MatchedFilter, counts: Tensor) -> FalseAlarms:
     """Find an image's law by trials of white noise through its map.
 
     The noise is seeded by the image's own counts: the same image gives the same probabilities, other images independent ones.
@@ -87,8 +87,6 @@ def simulate_false_alarms(image: MatchedFilter, counts: Tensor, trials: int = TR
         The image's matched filter.
     counts : Tensor
         (N, N) photons, which seed the noise.
-    trials : int
-        Number of trials.
 
     Returns
     -------
@@ -96,4 +94,4 @@ def simulate_false_alarms(image: MatchedFilter, counts: Tensor, trials: int = TR
         The law.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(counts.float().contiguous().numpy().tobytes()))
-    return law(image.trials(trials, generator).numpy())
+    return law(image.trials(_TRIALS, generator).numpy())

@@ -28,6 +28,7 @@ LIGHT_NAMES = (*SHAPE, *(f"light_{i}" for i in range(N_WIDTHS)))
 _STEP = 1e-4  # of the finite differences by the shape
 _THETA_E = (0.8, 1.25, 9)  # lowest and highest trial over the estimate, number, equal ratios
 _ELLIPTICITIES = (0.1, 0.2)  # besides round lenses, each at six angles
+_STARTS = 3  # trials that are fitted
 _TRIAL_MODES = (220, 1.0, 0.075, 0.11)  # number, half-width, step and length of the trials' source
 _CORE = 0.7  # arcsec from the galaxy's centre within which its light alone is looked for
 _LENS_ERROR, _GALAXY_ERROR = 0.3, 0.02  # shares of the arcs' and the galaxy's brightness that a trial may miss
@@ -217,7 +218,6 @@ def first_guesses(
     light: LensLight,
     shape: Tensor,
     einstein_radius: float,
-    n_best: int = 3,
 ) -> list[Tensor]:
     """Find starts for the fit of one image whose lens galaxy shines.
 
@@ -238,13 +238,11 @@ def first_guesses(
         (4,) its shape, as `core` finds it.
     einstein_radius : float
         The estimate in arcsec; NaN: anywhere.
-    n_best : int
-        How many starts.
 
     Returns
     -------
     list of Tensor
-        Starts (F + 4 + G,), best first.
+        At most three starts (F + 4 + G,), best first.
     """
     factor = 2 if model.binning == 1 and model.n_pixels >= 64 else 1
     coarse = model.at(model.binning * factor, model.binning * factor)
@@ -288,7 +286,7 @@ def first_guesses(
         assert best is not None
         trials.append((best[0], theta_E, best[1]))
     trials.sort(key=lambda trial: -trial[0])
-    return [begin for _, _, begin in trials[:n_best]]
+    return [begin for _, _, begin in trials[:_STARTS]]
 
 
 def _trial(

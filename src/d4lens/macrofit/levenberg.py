@@ -8,6 +8,7 @@ from torch import Tensor
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
+_DAMPING = 1e-2  # at the start, relative to the curvature's diagonal
 _ACCEPTED, _REJECTED = 0.1, 10.0  # factors on the damping
 _MIN_DAMPING, _MAX_DAMPING = 1e-4, 1e8
 
@@ -36,7 +37,6 @@ def minimise(
     max_iterations: int,
     tolerance: float,
     rounding: float = 0.0,
-    damping: float = 1e-2,
 ) -> Minimum:
     """Minimise an objective of F parameters for each of B rows (Marquardt 1963, scaled by the curvature's diagonal).
 
@@ -60,8 +60,6 @@ def minimise(
         the slope never vanishes and every longer step has been refused.
     rounding : float
         Rise of the objective, relative, that still counts as no rise.
-    damping : float
-        At the start, relative to the diagonal.
 
     Returns
     -------
@@ -70,7 +68,7 @@ def minimise(
     """
     parameters = start.clamp(lower, upper)
     objective, score, curvature = evaluate(torch.arange(len(start)), parameters)
-    lam = torch.full_like(objective, damping)
+    lam = torch.full_like(objective, _DAMPING)
     converged = torch.zeros(len(start), dtype=torch.bool)
     iterations = torch.zeros(len(start), dtype=torch.int64)
     active = torch.nonzero(_finite(objective, score, curvature))[:, 0]

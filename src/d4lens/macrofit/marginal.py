@@ -162,7 +162,6 @@ def fit_marginal(
     model: SmoothLensModel | Observation,
     *,
     noise: Tensor | None = None,
-    mask: Tensor | None = None,
     einstein_radius: Tensor | None = None,
     modes: SourceModes | None = None,
     iterations: int = 3,
@@ -183,8 +182,6 @@ def fit_marginal(
         `open_model` of it.
     noise : Tensor, optional
         (B, N, N) standard deviations in counts, infinite where there are no data; by default those of photons.
-    mask : Tensor, optional
-        (B, N, N) bool, True where there are no data.
     einstein_radius : Tensor, optional
         (B,) estimates in arcsec, right within a quarter, of lenses whose galaxy shines itself; NaN where nothing is
         known of it. The galaxy's light is then fitted too, from `lens_light.first_guesses`. Its parameters
@@ -213,9 +210,8 @@ def fit_marginal(
     n = model.n_pixels
     if counts.ndim != 3 or counts.shape[1:] != (n, n) or not len(counts):
         raise PhysicsError(f"counts must be (B, {n}, {n}) as the model's, B of 1 or more, not {tuple(counts.shape)}")
-    for name, other in (("noise", noise), ("mask", mask)):
-        if other is not None and other.shape != counts.shape:
-            raise PhysicsError(f"{name} must have the counts' shape {tuple(counts.shape)}, not {tuple(other.shape)}")
+    if noise is not None and noise.shape != counts.shape:
+        raise PhysicsError(f"noise must have the counts' shape {tuple(counts.shape)}, not {tuple(noise.shape)}")
     if initial is not None and initial.shape != (len(counts), len(model.free)):
         raise PhysicsError(f"initial must be {(len(counts), len(model.free))}, not {tuple(initial.shape)}")
     if einstein_radius is not None:
@@ -224,8 +220,8 @@ def fit_marginal(
         initial = None
     if noise is not None and not (noise > 0).all():
         raise PhysicsError("noise must be above 0 in every pixel; give inf where there is no data")
-    noises, masks = ([None] * len(counts) if maps is None else list(maps) for maps in (noise, mask))
-    images = [_Image(*image, model) for image in zip(counts, noises, masks, strict=True)]
+    noises = [None] * len(counts) if noise is None else list(noise)
+    images = [_Image(*image, model) for image in zip(counts, noises, strict=True)]
     modes = modes or SourceModes(dtype=model.dtype, device=model.device)
 
     def work(i: int) -> MarginalFit:
@@ -265,14 +261,12 @@ class _Image:
 
     Parameters
     ----------
-    counts, noise, mask, model
+    counts, noise, model
         As `fit_marginal` takes them, of one image: (N, N).
     """
 
-    def __init__(self, counts: Tensor, noise: Tensor | None, mask: Tensor | None, model: SmoothLensModel) -> None:
+    def __init__(self, counts: Tensor, noise: Tensor | None, model: SmoothLensModel) -> None:
         self.good = torch.isfinite(counts)
-        if mask is not None:
-            self.good &= ~mask.bool()
         if noise is not None:
             self.good &= torch.isfinite(noise)
         self.counts = counts.to(model.dtype).where(self.good, model.constants["sky"] * model.binning**2)
@@ -799,7 +793,7 @@ class SingleImage:
         noise: Tensor | None = None,
         modes: SourceModes | None = None,
     ) -> None:
-        self._image, self._light, self.model = _Image(counts, noise, None, model), None, model
+        self._image, self._light, self.model = _Image(counts, noise, model), None, model
         if light:
             _, _, self._light, self.model = _lit(self._image, model)
         self._modes = modes or SourceModes(dtype=model.dtype, device=model.device)

@@ -39,6 +39,7 @@ from d4lens.models.scores import METRICS, Array, checked, score, weighted
 
 LEVEL = 0.95
 DECIMALS = 6
+ROC_POINTS = 101
 # Resamples handled at once: the working arrays (chunk x images) then stay in the processor's cache.
 _CHUNK = 64
 
@@ -384,7 +385,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201) -> pd.DataFrame:
+def roc_curves(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
     """Draw up one-vs-rest ROC curves on equal steps of the false positive rate.
 
     Tied scores are straight pieces. The steps keep plots of large test splits small; the AUC is never computed from them.
@@ -395,8 +396,6 @@ def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201)
         True classes, (n,), indices into CLASSES.
     probabilities : array_like
         (n, C).
-    n_points : int
-        Points a curve.
 
     Returns
     -------
@@ -409,7 +408,7 @@ def roc_curves(labels: ArrayLike, probabilities: ArrayLike, n_points: int = 201)
         As `score`.
     """
     labels, probabilities = checked(labels, probabilities)
-    grid = np.linspace(0, 1, n_points)
+    grid = np.linspace(0, 1, ROC_POINTS)
     frames = []
     for index, name in enumerate(CLASSES):
         positive = labels == index

@@ -17,15 +17,13 @@ from d4lens.results import metrics, predictions
 _SVG: Any = {"svg.hashsalt": "d4lens", "svg.fonttype": "none"}
 
 
-def curves(tables: Mapping[tuple[str, int], pd.DataFrame], n_points: int = 101) -> pd.DataFrame:
+def curves(tables: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
     """Collect the ROC curves of all trainings, of predictions averaged over the views.
 
     Parameters
     ----------
     tables : Mapping of (str, int) to pandas.DataFrame
         Predictions by (arm, seed).
-    n_points : int
-        Points a curve.
 
     Returns
     -------
@@ -34,7 +32,7 @@ def curves(tables: Mapping[tuple[str, int], pd.DataFrame], n_points: int = 101) 
     """
     parts = []
     for (arm, seed), table in tables.items():
-        curve = metrics.roc_curves(*predictions.of_view(table, "tta")[1:], n_points)
+        curve = metrics.roc_curves(*predictions.of_view(table, "tta")[1:])
         parts.append(curve.assign(arm=arm, seed=seed)[["arm", "seed", "class", "fpr", "tpr"]])
     return pd.concat(parts, ignore_index=True)
 

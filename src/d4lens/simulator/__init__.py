@@ -2,7 +2,7 @@
 
 from d4lens.data.truth import COLUMNS, SUBHALO_COLUMNS, Truth
 from d4lens.simulator.dataset import DataSet, join_shards, read_truth, write_archive
-from d4lens.simulator.draws import draw, draw_pair
+from d4lens.simulator.draws import draw
 from d4lens.simulator.priors import PARAMETER_RANGES, PRESETS, SUBHALO_RANGES, Distribution, Preset, preset
 from d4lens.simulator.renderer import render
 from d4lens.simulator.substructure import substructure_convergence
@@ -18,7 +18,6 @@ __all__ = [
     "Preset",
     "Truth",
     "draw",
-    "draw_pair",
     "join_shards",
     "preset",
     "read_truth",

@@ -212,25 +212,6 @@ def draw(
     return Truth(pd.DataFrame(images, columns=columns), pd.DataFrame(subhalos, columns=list(SUBHALO_COLUMNS)))
 
 
-def draw_pair(preset: Preset, seed: int, indices: Iterable[int], with_class: str = "own") -> tuple[Truth, Truth]:
-    """Draw the same lenses, sources and noise with their substructure and without it.
-
-    Parameters
-    ----------
-    preset, seed, indices
-        As for `draw`.
-    with_class : str
-        The substructure, as for `draw`.
-
-    Returns
-    -------
-    with_substructure, without : Truth
-        Two tables with the same rows but for the substructure.
-    """
-    indices = list(indices)
-    return draw(preset, seed, indices, with_class), draw(preset, seed, indices, "none")
-
-
 @lru_cache(maxsize=1024)
 def _theta_E(mass: float, z_lens: float, z_source: float) -> float:
     return float(theta_E_luminosity(mass, z_lens, z_source))

@@ -124,15 +124,13 @@ def write_page(
     write_text(path, text)
 
 
-def reliability(table: pd.DataFrame, n_bins: int = scores.ECE_BINS) -> pd.DataFrame:
+def reliability(table: pd.DataFrame) -> pd.DataFrame:
     """Bin images by the probability of their answer with TTA, as the expected calibration error does.
 
     Parameters
     ----------
     table : pandas.DataFrame
         Predictions of one network.
-    n_bins : int
-        Bins of equal width in (0, 1].
 
     Returns
     -------
@@ -141,6 +139,7 @@ def reliability(table: pd.DataFrame, n_bins: int = scores.ECE_BINS) -> pd.DataFr
     """
     _, labels, probabilities = predictions.of_view(table, "tta")
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    n_bins = scores.ECE_BINS
     bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
     images = pd.DataFrame({"low": bins / n_bins, "confidence": confidence, "accuracy": right.astype(float)})
     grouped = images.groupby("low")
