@@ -7,6 +7,7 @@ from common import arguments, one_sentence, overlay, parameters, read
 
 from d4lens.params import PageParams
 from d4lens.results import page
+from d4lens.studies import STUDY_NAMES
 
 
 @one_sentence
@@ -15,7 +16,8 @@ def main() -> None:
     params = parameters("page", PageParams, profile)
     own = read(overlay(profile))
     arms = list(product(own["profile"]["arms"], own["profile"]["seeds"]))
-    page.write_page(params.file, Path("."), profile, arms, list(own["studies"]), params.examples)
+    offered = {name: name in own["studies"] for name in (*own["studies"], *STUDY_NAMES)}
+    page.write_page(params.file, Path("."), profile, arms, offered, params.examples)
     print(f"{params.file}: {Path(params.file).stat().st_size / 1e6:.1f} MB")
 
 

@@ -15,7 +15,7 @@ def main() -> None:
     params = parameters(args.study, study.parameters, args.profile)
     own = read(overlay(args.profile))["profile"]
     outcome, drawings = study.run(params, Inputs(args.profile, study.needs, own["arms"], own["seeds"]))
-    publish_study(args.study, args.profile, outcome, drawings)
+    publish_study(args.study, study.title, args.profile, outcome, drawings)
     print(*outcome.answers, sep="\n")
 
 

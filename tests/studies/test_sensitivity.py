@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,3 +66,24 @@ def test_the_significance_map_alone_finds_a_heavy_subhalo_and_no_light_one():
     assert hits[sensitivity.STRONGEST].tolist() == [True] * 3 + [False] * 3
     assert (np.sqrt(gained[:3]) > 10).all()
     assert (gained[3:] < 1).all()
+
+
+def test_single_subhalos_are_shown_to_every_detector(monkeypatch):
+    """Also to those that search without a network: answers of no rows would read as 0 %."""
+    made_by, lens = simulator.preset("deeplense"), preset_model("deeplense", binning=2)
+    monkeypatch.setattr(sensitivity, "_thresholds", lambda *_: {sensitivity.STRONGEST: 6.0})
+    half = np.array([True, False] * 4)
+    monkeypatch.setattr(sensitivity, "searched", lambda search, counts, *_: (half[: len(counts)], ~half[: len(counts)]))
+    without = sensitivity.Blind(search=None, ratios=np.zeros(9), p_false=np.full(9, 0.5))
+    parameters = SimpleNamespace(
+        false_positive_rate=0.01, mass_edges=(1e9, 1e10), radius_edges=(0.5, 1.5), per_cell=8, seed=1
+    )
+    split = SimpleNamespace(made_by=made_by, lens=lens)
+    _, curve = sensitivity.subhalo_map(split, {}, {}, parameters, without)
+    assert {sensitivity.SEARCHES, sensitivity.DETECT} <= set(curve["arm"])
+
+
+def test_an_answer_of_no_rows_is_refused():
+    row = {"quantity": "detected", "class": "one subhalo", "by": "net", "sigma_low": 3.0, "value": 0.5, "n": 9}
+    with pytest.raises(ZeroDivisionError):
+        sensitivity.sensitivity_answers([row], "net", 0.01)

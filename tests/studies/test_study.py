@@ -78,12 +78,12 @@ def drawing(name: str, mark: str = "point") -> Drawing:
 def test_what_it_publishes_replaces_what_was_there_or_leaves_it(tmp_path):
     found = Outcome("?", ["Yes."], [], [record(1, 0, 2, 3)])
     folder, file = tmp_path / "plots" / "p" / "studies" / "s", tmp_path / "metrics" / "p" / "studies" / "s.json"
-    publish_study("s", "p", found, [drawing("a"), drawing("b")], tmp_path)
+    publish_study("s", "S", "p", found, [drawing("a"), drawing("b")], tmp_path)
     (figure, _) = outcome.read_outcome(file).figures
     assert figure == outcome.DrawingRecord(
         "plots/p/studies/s/a.csv", "A", "Drawn.", "python stages/study.py --profile p --study s"
     )
-    publish_study("s", "p", found, [drawing("a", "line")], tmp_path)
+    publish_study("s", "S", "p", found, [drawing("a", "line")], tmp_path)
     assert {path.name for path in folder.iterdir()} == {"a.csv", "a.json"}
     assert (folder / "a.csv").read_text() == "a\n1\n"
     drawn = json.loads((folder / "a.json").read_text())
@@ -92,7 +92,7 @@ def test_what_it_publishes_replaces_what_was_there_or_leaves_it(tmp_path):
     before = file.read_bytes()
     broken = Drawing("c", "C", "Drawn.", pd.DataFrame({"a": [1]}), charts.panels("a", [object()], ()))
     with pytest.raises(TypeError):
-        publish_study("s", "p", found, [drawing("a", "other"), broken], tmp_path)
+        publish_study("s", "S", "p", found, [drawing("a", "other"), broken], tmp_path)
     assert {path.name for path in folder.parent.iterdir()} == {"s"}
     assert json.loads((folder / "a.json").read_text()) == drawn
     assert file.read_bytes() == before

@@ -36,7 +36,7 @@ class Outcome:
     answers : sentences with the figures in them.
     cannot_tell : sentences on the limits.
     records : flat rows of labels (text, whole numbers, booleans) and MEASURED; None where a value is undefined.
-    figures : its drawings; the stage that writes them adds them here.
+    figures, title : its drawings and its heading on the page; the stage that writes them adds them here.
     controls : names of the records' quantities that are controls, with what each should be.
     """
 
@@ -46,6 +46,7 @@ class Outcome:
     records: Sequence[Mapping[str, Any]]
     figures: Sequence[DrawingRecord] = ()
     controls: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
 
 
 def record(value: float, low: float, high: float, n: int, **labels: Any) -> dict[str, Any]:

@@ -455,7 +455,7 @@ def subhalo_map(
     masses, radii, azimuths = physical_limit.grid_of(*edges, params.per_cell, params.seed)
     truth = physical_limit.one_subhalo(split.made_by, params.seed, masses, radii, azimuths)
     above = _thresholds(split, arms, predicted, rate)
-    gained, found = detections(truth, split.made_by, split.lens, arms, above, rate)
+    gained, found = detections(truth, split.made_by, split.lens, arms, above, rate, without)
     seen = {name: hits for name, hits in found.items() if name != "ideal"}
     return physical_limit.rates(masses, radii, found, *edges), physical_limit.curve(gained, seen, found["ideal"])
 
@@ -752,7 +752,7 @@ def sensitivity_answers(records: Sequence[Record], arm: str, false_positive_rate
         each = [[r for r in here if r["by"] == by] for by in (arm, DETECT, SEARCHES, "ideal")]
         n = sum(r["n"] for r in each[0])
         if n:
-            shares = [sum(r["value"] * r["n"] for r in rows) / n for rows in each]
+            shares = [sum(r["value"] * r["n"] for r in rows) / sum(r["n"] for r in rows) for rows in each]
             said.append(
                 f"Of single subhalos {low:g} to {high:g} standard deviations strong {arm} detects {shares[0]:.0%}, "
                 f"`d4lens detect` {shares[1]:.0%}, an ideal detector that must search {shares[2]:.0%}, and one that knows the "

@@ -139,7 +139,7 @@ class Study:
 
 
 def publish_study(
-    name: str, profile: str, outcome: Outcome, drawings: Sequence[Drawing], root: Path = Path(".")
+    name: str, title: str, profile: str, outcome: Outcome, drawings: Sequence[Drawing], root: Path = Path(".")
 ) -> None:
     """Write what a study found: metrics/PROFILE/studies/NAME.json and the folder plots/PROFILE/studies/NAME.
 
@@ -147,7 +147,7 @@ def publish_study(
 
     Parameters
     ----------
-    name : str
+    name, title : str
         The study's.
     profile : str
         The profile's.
@@ -166,4 +166,6 @@ def publish_study(
             write_json(temporary / f"{drawing.name}.json", charts.template(drawing.spec))
     command = f"python stages/study.py --profile {profile} --study {name}"
     figures = [DrawingRecord(f"{folder}/{d.name}.csv", d.title, d.caption, command) for d in drawings]
-    write_outcome(root / "metrics" / profile / "studies" / f"{name}.json", replace(outcome, figures=figures))
+    write_outcome(
+        root / "metrics" / profile / "studies" / f"{name}.json", replace(outcome, title=title, figures=figures)
+    )

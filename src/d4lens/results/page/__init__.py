@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from d4lens import files, studies
+from d4lens import files
 from d4lens.classes import CLASSES, VIEWS
 from d4lens.errors import D4LensError
 from d4lens.files import write_text
@@ -51,7 +51,12 @@ class Plot:
 
 
 def write_page(
-    path: str | Path, root: str | Path, profile: str, arms: Sequence[tuple[str, int]], declared: Sequence[str], n: int
+    path: str | Path,
+    root: str | Path,
+    profile: str,
+    arms: Sequence[tuple[str, int]],
+    studies: Mapping[str, bool],
+    n: int,
 ) -> None:
     """Write the page of `profile` atomically.
 
@@ -65,15 +70,15 @@ def write_page(
         Its name.
     arms : Sequence of (str, int)
         Arm and seed of the table's rows.
-    declared : Sequence of str
-        Studies that the profile runs, in the page's order; the others are listed as not run.
+    studies : mapping of str to bool
+        All studies, in the page's order, and whether the profile runs them; the others are listed as not run.
     n : int
         Images in each gallery.
 
     Raises
     ------
     D4LensError
-        For an unknown or missing study, or results that are missing or damaged.
+        For a study that has not run, or results that are missing or damaged.
     """
     root = Path(root)
     results, caption, comparisons = tables.read_profile(root / "metrics" / profile)
@@ -107,8 +112,8 @@ def write_page(
         confusions=_confusions(predicted),
         classes=CLASSES,
         galleries=_galleries(root, profile, predicted, n),
-        studies=[_section(root, profile, name, colours) for name in declared],
-        not_run=[name.replace("_", " ") for name in studies.STUDY_NAMES if name not in declared],
+        studies=[_section(root, profile, name, colours) for name, ran in studies.items() if ran],
+        not_run=[name.replace("_", " ") for name, ran in studies.items() if not ran],
         command=f"make reproduce PROFILE={profile}",
         commit=facts.commit(root),
         facts={
@@ -342,7 +347,6 @@ def _galleries(
 
 def _section(root: Path, profile: str, name: str, colours: Mapping[str, str]) -> dict[str, Any]:
     """One study for the template, its records as a table and its figures with their charts."""
-    title = studies.load_study(name).title
     found = outcome.read_outcome(root / "metrics" / profile / "studies" / f"{name}.json")
     labels = dict.fromkeys(label for row in found.records for label in row if label not in outcome.MEASURED)
     head = [*labels, *outcome.MEASURED]
@@ -350,7 +354,7 @@ def _section(root: Path, profile: str, name: str, colours: Mapping[str, str]) ->
     return {
         "id": name,
         "short": name.replace("_", " ").capitalize(),
-        "title": title,
+        "title": found.title,
         "study": found,
         "figures": [
             Plot(figure.title, _drawn(root / figure.file, colours), figure.caption, figure.command)
