@@ -350,7 +350,7 @@ def _observed(source: Archive, otherwise: Observation, given: dict[str, float | 
 
     What is given and contradicts the archive is refused: it would bias every fit.
     """
-    told = {name: value for name, value in given.items() if value is not None}
+    told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if PRESET_FILE not in source.beside:
         return replace(otherwise, **told)
     member = source.beside[PRESET_FILE]
