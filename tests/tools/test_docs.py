@@ -19,7 +19,7 @@ def test_the_api_pages_are_made_without_a_fault(tmp_path):
         "d4lens/tracking",
     ):
         assert f"{page}.html" in pages
-    assert "95 % interval" in (tmp_path / "d4lens" / "studies" / "outcome.html").read_text()
+    assert "95 % interval" in (tmp_path / "d4lens" / "results" / "outcome.html").read_text()
     predict = (tmp_path / "d4lens" / "inference" / "api.html").read_text().partition('id="Model.predict"')[2]
     rows = predict.partition("<table>")[2].partition("</table>")[0]
     assert "<td><code>force_label</code></td>\n  <td>bool</td>\n  <td>Give a label" in rows
