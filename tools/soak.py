@@ -21,6 +21,7 @@ import numpy as np
 from d4lens.data.archive import Writer
 from d4lens.inference.pipeline import predict_table
 from d4lens.simulator import draw, preset, render
+from d4lens.table_files import PROBABILITIES
 
 EVERY = 100  # of so many images one is corrupt
 _CHUNK = 200
@@ -95,7 +96,7 @@ def soak(n: int, seed: int, folder: Path) -> dict[str, float]:
     failed = set(table.index[table["flag"].str.startswith("failed: ")])
     assert failed == bad, f"reported {sorted(failed - bad)[:5]} without reason, not reported {sorted(bad - failed)[:5]}"
     assert {path.rsplit(": ", 1)[-1] for path, _ in answer.failures} == bad
-    probabilities = table.loc[~table.index.isin(bad), ["p_no", "p_sphere", "p_vort"]].to_numpy()
+    probabilities = table.loc[~table.index.isin(bad), PROBABILITIES].to_numpy()
     assert np.isfinite(probabilities).all(), "a good image without probabilities"
     assert np.abs(probabilities.sum(1) - 1).max() < 1e-5
     half = max(1, len(memory.samples) // 2)
