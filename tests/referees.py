@@ -1,7 +1,9 @@
 """What only tests compute: potentials and fields in closed form, and turns of a truth, to hold the package against."""
 
 import math
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +15,16 @@ from d4lens.lensing.checks import Number, axis_ratio, like, parameter, positive
 from d4lens.lensing.deflection import _axes, _off_centre, _relative, _rod_angle, _rod_axes, _sie_on_axes, core_squared
 from d4lens.observation import Observation, bin_pixels
 from d4lens.simulator.substructure import _rods
+
+
+def read_truth(path: str | Path) -> Truth:
+    """Read the truth of an archive."""
+    with (
+        zipfile.ZipFile(path) as file,
+        file.open("dataset/truth.csv") as images,
+        file.open("dataset/subhalos.csv") as subhalos,
+    ):
+        return Truth.from_csv(images, subhalos)
 
 
 def supersample(

@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from d4lens.classes import CLASSES
-from d4lens.data.archive import Archive, Limits, Writer
+from d4lens.data.archive import Archive, Limits, zip_member
 from d4lens.data.images import MIN_SIDE, Instrument, Raw, find, prepare
 from d4lens.data.images.formats import reader_of
 from d4lens.errors import D4LensError
@@ -76,11 +77,11 @@ def corpus(folder: Path, real: Path | None) -> dict[str, list[bytes]]:
         for array in (counts.clip(0, 255).astype(np.uint8), counts.astype(np.uint16)):
             keep(suffix, lambda stream, a=array, kind=kind: Image.fromarray(a).save(stream, kind))
     path = folder / "tree.zip"
-    with Writer(path) as writer:
+    with zipfile.ZipFile(path, "w") as writer:
         for split in ("train", "val"):
             for number, name in enumerate(CLASSES):
-                writer.add(f"dataset/{split}/{name}/{number}.npy", files[".npy"][number])
-        writer.add("__MACOSX/dataset/._x", b"fork")
+                writer.writestr(zip_member(f"dataset/{split}/{name}/{number}.npy"), files[".npy"][number])
+        writer.writestr(zip_member("__MACOSX/dataset/._x"), b"fork")
     files[".zip"] = [path.read_bytes()]
     return files
 

@@ -13,13 +13,15 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from d4lens.data.archive import Writer
-from d4lens.inference.pipeline import predict_table
+from d4lens.data import images
+from d4lens.data.archive import zip_member
+from d4lens.inference.pipeline import classify, load_classifier
 from d4lens.simulator import draw, preset, render
 from d4lens.table_files import PROBABILITIES
 
@@ -52,7 +54,7 @@ def corrupt(image: np.ndarray, kind: int) -> bytes:
 def write(path: Path, n: int, seed: int) -> set[str]:
     """An archive of `n` simulated images as published; the names of those that are corrupt."""
     simulated, bad = preset("deeplense"), set()
-    with Writer(path, level=1) as writer:
+    with zipfile.ZipFile(path, "w") as writer:
         for first in range(0, n, _CHUNK):
             numbers = range(first, min(first + _CHUNK, n))
             for number, counts in zip(numbers, render(draw(simulated, seed, numbers), simulated).numpy(), strict=True):
@@ -60,9 +62,9 @@ def write(path: Path, n: int, seed: int) -> set[str]:
                 name = f"{number + 1}.npy"
                 if number % EVERY == EVERY // 2:
                     bad.add(name)
-                    writer.add(name, corrupt(image, number // EVERY))
+                    writer.writestr(zip_member(name), corrupt(image, number // EVERY))
                 else:
-                    writer.add(name, npy(image))
+                    writer.writestr(zip_member(name), npy(image))
     return bad
 
 
@@ -85,7 +87,7 @@ def soak(n: int, seed: int, folder: Path) -> dict[str, float]:
     watcher = threading.Thread(target=memory.watch, daemon=True)
     watcher.start()
     began, spent = time.monotonic(), time.process_time()
-    answer = predict_table([folder / "soak.zip"])
+    answer = classify(list(images.find([folder / "soak.zip"])), load_classifier())
     seconds, spent = time.monotonic() - began, time.process_time() - spent
     memory.stop.set()
     watcher.join()

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: what glibc returns to the system it must ask for again, page by page."""
+"""Keep freed memory in the process, so that glibc need not ask the system for it again, page by page."""
 
 import ctypes
 import sys

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d4lens.allocator import keep_freed_memory
-from d4lens.errors import D4LensError, WriteError
+from d4lens.errors import D4LensError, WriteError, reason_of
 from d4lens.files import readable, writing
 from d4lens.table_files import check_suffix, write_table
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         return 141 if isinstance(error, OSError) and error.errno == errno.EPIPE else 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        _say(f"{name}: {where}{(error.strerror or str(error) or type(error).__name__).lower()}")
+        _say(f"{name}: {where}{reason_of(error)}")
         return 1
 
 
@@ -361,25 +361,31 @@ def _override(text: str) -> tuple[str, bool | float | list[float]]:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from d4lens.inference.pipeline import predict_table
+    from d4lens.data import images
+    from d4lens.inference.pipeline import classify, load_classifier
 
-    how = {"tta": not arguments.no_tta, "force_label": arguments.force_label}
-    return _write(predict_table(arguments.paths, arguments.weights, **how, **_known(arguments)), arguments)
+    known = _known(arguments) | {"tta": not arguments.no_tta, "force_label": arguments.force_label}
+    classifier = load_classifier(arguments.weights)
+    return _write(classify(list(images.find(arguments.paths)), classifier, **known), arguments)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from d4lens.inference.pipeline import fit_table
+    from d4lens.data import images
+    from d4lens.inference.pipeline import fit_sources
 
-    return _write(fit_table(arguments.paths, **_known(arguments)), arguments)
+    known = _known(arguments)
+    return _write(fit_sources(list(images.find(arguments.paths)), **known), arguments)
 
 
 def _detect(arguments: argparse.Namespace) -> int:
-    from d4lens.inference.mass_search import Wanted, detect_table
+    from d4lens.data import images
+    from d4lens.inference.mass_search import Wanted, detect_sources
 
     names = ("profile", "p_false", "z_lens", "z_source", "sensitivity", "sigma", "force")
     wanted = Wanted(**{name: getattr(arguments, name) for name in names})
     _check_out(arguments.sensitivity, "a map")
-    return _write(detect_table(arguments.paths, wanted=wanted, **_known(arguments)), arguments)
+    known = _known(arguments)
+    return _write(detect_sources(list(images.find(arguments.paths)), wanted=wanted, **known), arguments)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

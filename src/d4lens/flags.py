@@ -133,10 +133,10 @@ class Flag(Enum):
         "leave `--gain` and `--exposure` out, or mend the header's unit",
         True,
     )
-    NOT_GAUSSIAN = (
-        "PSF is not Gaussian",
+    NOT_ROUND = (
+        "PSF is not round",
         "the round Gaussians fitted to your PSF's image would leave a residual in this image that passes for structure",
-        "do not trust `sphere` or `vort`; the PSF is modelled as a sum of round Gaussians",
+        "do not trust `sphere` or `vort`: the PSF is modelled as a sum of round Gaussians",
         False,
     )
     PSF_DISAGREES = (

@@ -1,4 +1,5 @@
 import io
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from d4lens.classes import CLASSES
-from d4lens.data.archive import Writer
+from d4lens.data.archive import zip_member
 
 SKY = 10.0
 
@@ -58,9 +59,9 @@ def pack(tmp_path: Path) -> Callable[..., Path]:
 
     def write(files: dict[str, bytes] | Iterable[tuple[str, bytes]], name: str = "lenses.zip") -> Path:
         path = tmp_path / name
-        with Writer(path, level=1) as writer:
+        with zipfile.ZipFile(path, "w") as writer:
             for member, data in files.items() if isinstance(files, dict) else files:
-                writer.add(member, data)
+                writer.writestr(zip_member(member), data)
         return path
 
     return write

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from d4lens.detection import row_of, scene_of, search, sensitivity_map
+from d4lens.detection import scene_of, search, sensitivity_map
 from d4lens.errors import PhysicsError
 
 
 def looked_at(images, lens, i):
     _, counts, result = images
-    return scene_of(counts[i : i + 1], row_of(result, i), lens)
+    return scene_of(counts[i : i + 1], result.rows(slice(i, i + 1)), lens)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from d4lens.detection import row_of, scene_of, search, simulate_false_alarms
+from d4lens.detection import scene_of, search, simulate_false_alarms
 from d4lens.errors import D4LensError
 from d4lens.macrofit import fit_marginal, open_model
 from d4lens.macrofit.marginal import SingleImage
@@ -24,7 +24,7 @@ def marginal():
 
 def scene(marginal, i, **how):
     _, counts, result, lens = marginal
-    return scene_of(counts[i : i + 1], row_of(result, i), lens, **how)
+    return scene_of(counts[i : i + 1], result.rows(slice(i, i + 1)), lens, **how)
 
 
 @pytest.mark.parametrize("profile", ["point", "sis"])

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import referees
 import torch
+from answers import fit_paths, predict_paths
 from scipy.stats import binomtest
 
 from d4lens import load_model, models, predict, simulate
@@ -23,10 +24,8 @@ from d4lens.inference.pipeline import (
     classify,
     fit_images,
     fit_sources,
-    fit_table,
     lens_of,
     load_classifier,
-    predict_table,
 )
 from d4lens.macrofit import FIT_COLUMNS, TABLE_COLUMNS, fit_smooth_lens
 from d4lens.models import weights
@@ -59,7 +58,7 @@ def lenses(tmp_path_factory):
 
 
 def test_every_image_gets_a_row_in_order(network, lenses):
-    answer = predict_table([lenses], network)
+    answer = predict_paths([lenses], network)
     table = answer.table
     assert list(table.columns) == list(PREDICT_COLUMNS)
     assert [path[-5:] for path in table["path"]] == ["1.npy", "2.npy", "3.npy", "4.npy"]
@@ -71,15 +70,15 @@ def test_every_image_gets_a_row_in_order(network, lenses):
 
 
 def test_an_image_s_answer_does_not_depend_on_its_company_or_on_native_binning(network, lenses, tmp_path):
-    together = predict_table([lenses], network).table
-    alone = predict_table([lenses / "2.npy"], network).table
+    together = predict_paths([lenses], network).table
+    alone = predict_paths([lenses / "2.npy"], network).table
     columns = [f"p_{name}" for name in CLASSES] + ["chi2"]
     assert np.allclose(together.loc[1, columns].astype(float), alone.loc[0, columns].astype(float), atol=1e-5)
     # The same photons on 75 pixels, counts as they are.
     preset = PRESETS["deeplense"]
     k = np.asarray(render(draw(preset, 3, [1]), preset))[0].reshape(75, 2, 75, 2).sum((1, 3))
     np.save(tmp_path / "binned.npy", k)
-    binned = predict_table([tmp_path / "binned.npy"], network).table
+    binned = predict_paths([tmp_path / "binned.npy"], network).table
     assert np.allclose(binned.loc[0, columns].astype(float), alone.loc[0, columns].astype(float), atol=1e-5)
 
 
@@ -88,7 +87,7 @@ def test_test_time_augmentation_makes_the_answer_invariant(network, lenses, tmp_
     np.save(tmp_path / "turned.npy", np.ascontiguousarray(np.rot90(image, axes=(1, 2))))
     columns = [f"p_{name}" for name in CLASSES]
     straight, turned = (
-        predict_table([path], network).table[columns].to_numpy() for path in (lenses / "2.npy", tmp_path / "turned.npy")
+        predict_paths([path], network).table[columns].to_numpy() for path in (lenses / "2.npy", tmp_path / "turned.npy")
     )
     # What is left is that both fits end within a tenth of a standard deviation of one optimum.
     assert np.abs(straight - turned).max() < 5e-3
@@ -101,7 +100,7 @@ def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses
     np.save(tmp_path / "3.npy", good[:, :100, :100])
     np.save(tmp_path / "4.npy", good + 1e-4 * np.random.default_rng(0).normal(size=good.shape))
     (tmp_path / "5.npy").write_bytes(b"")
-    answer = predict_table([tmp_path], network)
+    answer = predict_paths([tmp_path], network)
     assert [np.isfinite(p) for p in answer.table["p_no"]] == [True, False, False, True, False]
     flags = list(answer.table["flag"])
     for place, reason in (
@@ -118,7 +117,7 @@ def test_a_bad_image_is_a_row_with_its_reason_and_stops_no_other(network, lenses
 
 
 def test_fit_gives_the_lens_and_flags_what_it_cannot_fit(lenses, tmp_path):
-    table = fit_table([lenses]).table
+    table = fit_paths([lenses]).table
     assert list(table.columns) == [*TABLE_COLUMNS, "flag", "processing", *SIGMAS]
     assert (table[SIGMAS] > 1e-5).all(None)
     assert table["processing"].str.endswith("fitted: specialist").all()
@@ -126,14 +125,14 @@ def test_fit_gives_the_lens_and_flags_what_it_cannot_fit(lenses, tmp_path):
     assert np.allclose(table["theta_E"], truth["theta_E"], atol=0.05)
     assert table["converged"].all()
     np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
-    failed = fit_table([tmp_path / "bad.npy"])
+    failed = fit_paths([tmp_path / "bad.npy"])
     assert not failed.table.loc[0, "converged"]
     assert "no pixel within the field of view holds data" in failed.table.loc[0, "flag"]
     assert len(failed.failures) == 1
 
 
 def test_an_image_named_twice_is_one_row_and_other_company_changes_nothing(network, lenses, tmp_path):
-    answer = predict_table([lenses / "1.npy", lenses, lenses / "*.npy"], network, tta=False)
+    answer = predict_paths([lenses / "1.npy", lenses, lenses / "*.npy"], network, tta=False)
     assert [path[-5:] for path in answer.table["path"]] == ["1.npy", "2.npy", "3.npy", "4.npy"]
 
 
@@ -205,10 +204,10 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
 
 def test_no_image_and_no_weights_are_said(network, tmp_path, monkeypatch):
     with pytest.raises(D4LensError, match="no file or folder"):
-        predict_table([tmp_path / "nowhere"], network)
+        predict_paths([tmp_path / "nowhere"], network)
     monkeypatch.setattr(pipeline, "WEIGHTS", tmp_path / "none.safetensors")
     with pytest.raises(D4LensError, match="holds no weights"):
-        predict_table([tmp_path])
+        predict_paths([tmp_path])
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +263,7 @@ def test_an_8_bit_picture_is_right_or_flagged(turned):
 
 def test_every_genuine_image_is_answered(real_samples):
     """How many answers are right is told (`pytest -rP`) and decides nothing: no network is chosen on genuine images."""
-    table = predict_table([real_samples]).table
+    table = predict_paths([real_samples]).table
     truth = [CLASSES.index(path.split("/")[-2]) for path in table["path"]]
     p = table[[f"p_{name}" for name in CLASSES]].to_numpy(float)
     assert p.shape == (15, 3)
@@ -336,7 +335,7 @@ def test_the_packages_weights_predict_without_escnn():
 def test_an_image_without_a_lens_does_not_pass_for_a_clean_answer(network, tmp_path):
     noise = np.random.default_rng(0).poisson(50, (150, 150))
     np.save(tmp_path / "noise.npy", noise)
-    for table in (predict_table([tmp_path], network, tta=False).table, fit_table([tmp_path]).table):
+    for table in (predict_paths([tmp_path], network, tta=False).table, fit_paths([tmp_path]).table):
         assert "at its bound: " in table.loc[0, "flag"]
         assert "theta_E" in table.loc[0, "flag"]
 
@@ -344,8 +343,8 @@ def test_an_image_without_a_lens_does_not_pass_for_a_clean_answer(network, tmp_p
 def test_without_a_smooth_lens_there_is_no_label_unless_forced(network, lenses, tmp_path, monkeypatch):
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).poisson(50, (150, 150)))
     columns = [f"p_{name}" for name in CLASSES]
-    withheld = predict_table([tmp_path], network, tta=False).table.loc[0]
-    forced = predict_table([tmp_path], network, tta=False, force_label=True).table.loc[0]
+    withheld = predict_paths([tmp_path], network, tta=False).table.loc[0]
+    forced = predict_paths([tmp_path], network, tta=False, force_label=True).table.loc[0]
     assert withheld["label"] == ""
     assert forced["label"] == CLASSES[int(np.argmax(withheld[columns].to_numpy(float)))]
     assert withheld.drop("label").equals(forced.drop("label"))
@@ -357,7 +356,7 @@ def test_without_a_smooth_lens_there_is_no_label_unless_forced(network, lenses, 
         return counts, replace(result, converged=torch.zeros_like(result.converged)), raised
 
     monkeypatch.setattr(pipeline, "fit_faintest", unfinished)
-    row = predict_table([lenses / "1.npy"], network, tta=False, model="specialist").table.loc[0]
+    row = predict_paths([lenses / "1.npy"], network, tta=False, model="specialist").table.loc[0]
     assert (row["label"], row["flag"]) == ("", "not converged; undecided")
     assert row[columns].notna().all()
 
@@ -366,25 +365,25 @@ def test_what_preparing_an_image_raised_is_among_its_flags(network, lenses, monk
     ready = pipeline.images.prepare
     flags = (Raised(Flag.UNSEEN_RING),)
     monkeypatch.setattr(pipeline.images, "prepare", lambda *given: replace(ready(*given), flags=flags))
-    assert predict_table([lenses / "1.npy"], network, tta=False).table.loc[0, ["label", "flag"]].tolist() == [
+    assert predict_paths([lenses / "1.npy"], network, tta=False).table.loc[0, ["label", "flag"]].tolist() == [
         "",
         "too little of the ring is seen; undecided",
     ]
-    assert fit_table([lenses / "1.npy"]).table.loc[0, "flag"] == "too little of the ring is seen"
+    assert fit_paths([lenses / "1.npy"]).table.loc[0, "flag"] == "too little of the ring is seen"
 
 
 def test_an_image_with_less_noise_than_photons_is_flagged(tmp_path):
     lens = PRESETS["deeplense"]
     np.save(tmp_path / "lens.npy", np.asarray(render(draw(lens, 3, [0]), lens))[0].astype(np.float32))
     instruments = (read_instrument(gain=gain, pixel_scale=0.05) for gain in (1.0, 0.1))
-    flags = [fit_table([tmp_path], instrument=known).table.loc[0, "flag"] for known in instruments]
+    flags = [fit_paths([tmp_path], instrument=known).table.loc[0, "flag"] for known in instruments]
     assert flags == ["", "too little noise; photons already"]
 
 
 def test_pixels_too_coarse_or_too_fine_for_the_field_are_refused(network, lenses):
-    answer = predict_table([lenses / "1.npy"], network, instrument=read_instrument(pixel_scale=50.0))
+    answer = predict_paths([lenses / "1.npy"], network, instrument=read_instrument(pixel_scale=50.0))
     assert "pixels of 50 arcsec are too coarse" in answer.table.loc[0, "flag"]
-    answer = predict_table([lenses / "1.npy"], network, instrument=read_instrument(pixel_scale=1e-7))
+    answer = predict_paths([lenses / "1.npy"], network, instrument=read_instrument(pixel_scale=1e-7))
     assert "pixels of 1e-07 arcsec are too fine" in answer.table.loc[0, "flag"]
 
 
@@ -398,7 +397,7 @@ def test_what_was_guessed_or_stated_twice_stands_in_the_table():
         (Header(0.05, "electron"), None, ""),
         (Header(None, "electron"), None, "pixel scale guessed"),
         (Header(0.05, "ct", None, 1.0, statements=gains), None, "header disagrees on the gain: ATODGAIN 1, CCDGAIN 2"),
-        (Header(0.05, "electron"), oval, "PSF is not Gaussian"),
+        (Header(0.05, "electron"), oval, "PSF is not round"),
     ):
         source = ImageSource("0", lambda band, header=header: Raw(counts.astype(float), header))
         assert flag in fit_sources([source], instrument=read_instrument(psf=psf), progress=False).table.loc[0, "flag"]
@@ -408,7 +407,7 @@ def test_what_was_guessed_or_stated_twice_stands_in_the_table():
 
 def test_what_is_freed_comes_with_its_error(lenses, tmp_path):
     np.save(tmp_path / "bad.npy", np.full((1, 150, 150), np.nan))
-    table = fit_table([lenses / "1.npy", tmp_path / "bad.npy"], free=("lens_e1", "theta_E", "lens_x")).table
+    table = fit_paths([lenses / "1.npy", tmp_path / "bad.npy"], free=("lens_e1", "theta_E", "lens_x")).table
     freed = [column for name in ("lens_e1", "lens_x", "amplitude", "sky") for column in (name, f"sigma_{name}")]
     assert list(table.columns) == [*FIT_TABLE_COLUMNS, *SIGMAS, *freed]
     assert np.abs(table.loc[0, ["lens_e1", "lens_x"]].astype(float)).max() < 0.02  # simulated round and centred

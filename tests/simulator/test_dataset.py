@@ -8,10 +8,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from referees import read_truth
 
 from d4lens.classes import CLASSES
 from d4lens.errors import D4LensError, PhysicsError
-from d4lens.simulator import DataSet, dataset, draw, join_shards, preset, read_truth, render, write_archive
+from d4lens.simulator import DataSet, dataset, draw, join_shards, preset, render, write_archive
 
 SIZE = (40, 23)  # neither divides by three
 

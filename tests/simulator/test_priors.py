@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import recipes
+from referees import read_truth
 
 from d4lens import simulator
 from d4lens.errors import D4LensError, PhysicsError
@@ -144,7 +145,7 @@ def test_the_recipe_of_a_preset_is_one_file_that_the_command_line_follows(tmp_pa
     assert f"there are {', '.join(names)}" in refused
     made = d4lens("--preset", "elliptical", "--n", "3", "-o", "a.zip")
     assert made.returncode == 0, made.stderr
-    truth = simulator.read_truth(tmp_path / "a.zip").images
+    truth = read_truth(tmp_path / "a.zip").images
     assert set(truth["preset"]) == {"elliptical"}
     assert truth["lens_q"].between(0.6, 1.0).all()
     assert truth["lens_q"].nunique() == 3

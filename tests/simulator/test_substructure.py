@@ -10,7 +10,7 @@ from d4lens import lensing
 from d4lens.errors import PhysicsError
 from d4lens.observation import bin_pixels
 from d4lens.simulator import draw, preset, render, substructure_convergence
-from d4lens.simulator.dataset import DataSet, read_truth, write_archive
+from d4lens.simulator.dataset import DataSet, write_archive
 from d4lens.simulator.substructure import lens_convergence
 
 
@@ -95,7 +95,7 @@ def test_deflection_is_what_the_convergence_causes(deeplense, truth):
 
 def test_tables_read_back_give_the_same_maps_and_images(tmp_path, tiny):
     write_archive(tmp_path / "a.zip", DataSet(tiny, 4, 9, 3))
-    back, drawn = read_truth(tmp_path / "a.zip"), draw(tiny, 4, range(9))
+    back, drawn = referees.read_truth(tmp_path / "a.zip"), draw(tiny, 4, range(9))
     assert torch.equal(
         substructure_convergence(back, tiny.observation)[:9], substructure_convergence(drawn, tiny.observation)
     )

@@ -4,6 +4,7 @@ import io
 import runpy
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
-from d4lens.data.archive import Writer
+from d4lens.data.archive import zip_member
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,9 +36,9 @@ def archive(path: Path, changes: dict[str, bytes] | None = None) -> Path:
         f"dataset/{s}/{c}/{i}.npy" for s, n in (("train", 10), ("val", 3)) for c in CLASSES for i in range(1, n + 1)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Writer(path, level=1) as writer:
+    with zipfile.ZipFile(path, "w") as writer:
         for name, data in {**{name: npy(image(seed)) for seed, name in enumerate(names)}, **(changes or {})}.items():
-            writer.add(name, data)
+            writer.writestr(zip_member(name), data)
     return path
 
 

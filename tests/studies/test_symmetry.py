@@ -6,17 +6,23 @@ from d4lens.studies import symmetry
 from d4lens.studies.layers import layers_of
 
 
+def broken(found, dtype):
+    """Names of the layers that promise equivariance and miss it by more than rounding."""
+    promised = ((layer, off) for layer, off in found.items() if layer.kind in symmetry.PROMISED)
+    return [layer.name for layer, off in promised if not off <= symmetry.bound(dtype)]
+
+
 @pytest.mark.parametrize("name", ["d4lenspinn", "d4lenspinn_published", "d4cnn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_layer_that_promises_to_turns_with_the_image_to_rounding(name, dtype, fresh, small_pairs):
     found = symmetry.equivariance_errors(fresh(name).to(dtype), small_pairs[0].rows(slice(0, 2)), dtype)
-    assert symmetry.broken(found, dtype) == []
+    assert broken(found, dtype) == []
     assert sum(layer.kind in symmetry.PROMISED for layer in found) > 5
 
 
 def test_the_shipped_network_s_layers_do_too(shipped, shipped_pairs):
     found = symmetry.equivariance_errors(shipped[0], shipped_pairs[0].rows(slice(0, 2)), torch.float32)
-    assert symmetry.broken(found, torch.float32) == []
+    assert broken(found, torch.float32) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -25,7 +31,7 @@ def test_one_broken_filter_is_found_where_it_stands(dtype, fresh, small_pairs):
     with torch.no_grad():
         network.unet.down[0].conv.weight[3, 2, 0, 1] += 1e-3
     found = symmetry.equivariance_errors(network, small_pairs[0].rows(slice(0, 2)), dtype)
-    assert symmetry.broken(found, dtype)[0] == "unet.down.0"
+    assert broken(found, dtype)[0] == "unet.down.0"
 
 
 def test_the_heads_break_it_and_resnet_has_none(fresh, small_pairs):

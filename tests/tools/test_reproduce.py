@@ -1,6 +1,7 @@
 """`tools/reproduce.py` over DVC itself, with stages that note when they begin and end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 name, *needs = sys.argv[1:]
 log = Path("log")
 def end(*_):  # as a trainer, which ends after its batch
-    time.sleep(1)
+    time.sleep(0.3)
     with log.open("a") as file:
         file.write(f"stopped {name}\\n")
     sys.exit(143)
@@ -57,12 +58,18 @@ def reproduce(load_tool):
     return load_tool(SCRIPT)
 
 
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "dvc.yaml").write_text(PIPELINE)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=folder, check=True)
+    return folder
+
+
 @pytest.fixture
-def project(tmp_path):
-    (tmp_path / "stage.py").write_text(STAGE)
-    (tmp_path / "dvc.yaml").write_text(PIPELINE)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
-    return tmp_path
+def project(fresh, tmp_path):
+    return shutil.copytree(fresh, tmp_path / "project")
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -76,7 +83,7 @@ def log(folder: Path) -> list[str]:
     return (folder / "log").read_text().splitlines()
 
 
-def test_stages_run_side_by_side_in_the_order_of_their_needs_and_only_when_changed(project):
+def test_stages_run_side_by_side_in_the_order_of_their_needs_and_only_when_changed(project, reproduce):
     done = run(project, "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split()[:2] for line in log(project)]
@@ -86,6 +93,10 @@ def test_stages_run_side_by_side_in_the_order_of_their_needs_and_only_when_chang
     assert place["begin", "table"] > max(place["end", "arm-a"], place["end", "arm-b"])
     assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
     assert "[arm-a] " in done.stdout
+    # A stage alone has all cores, those side by side have their share.
+    threads = {line.split()[1]: int(line.split()[2]) for line in log(project) if line.startswith("begin")}
+    cores = reproduce.cores()
+    assert threads == {"data": cores, "table": cores, "arm-a": max(1, cores // 2), "arm-b": max(1, cores // 2)}
 
     again = run(project, "--jobs", "2")
     assert again.returncode == 0
@@ -102,13 +113,6 @@ def test_stages_run_side_by_side_in_the_order_of_their_needs_and_only_when_chang
         busy = run(project, "--jobs", "2", "--force")
     assert (busy.returncode, busy.stderr.split(" runs")[0]) == (1, "reproduce: another process is writing")
     assert len(log(project)) == 16
-
-
-def test_a_stage_alone_has_all_cores_and_those_side_by_side_their_share(project, reproduce):
-    assert run(project, "--jobs", "2").returncode == 0
-    threads = {line.split()[1]: int(line.split()[2]) for line in log(project) if line.startswith("begin")}
-    cores = reproduce.cores()
-    assert threads == {"data": cores, "table": cores, "arm-a": max(1, cores // 2), "arm-b": max(1, cores // 2)}
 
 
 def test_a_failed_stage_is_named_stops_what_needs_it_and_leaves_the_rest_done(project):
@@ -148,11 +152,15 @@ def test_a_second_one_at_once_is_turned_away_and_the_first_ends_right(project):
     assert len(log(project)) == 8
 
 
-@pytest.mark.parametrize("left", [b"", b'{"write": {"', b"\xff\xfe"])
-def test_a_damaged_list_of_readers_and_writers_does_not_block_it(project, left):
+def test_a_damaged_list_of_readers_and_writers_does_not_block_it(project, reproduce, tmp_path):
+    damaged = tmp_path / "rwlock"
+    for left in (b"", b"\xff\xfe"):
+        damaged.write_bytes(left)
+        reproduce.mend_locks(tmp_path)
+        assert not damaged.exists()
     damaged = project / ".dvc" / "tmp" / "rwlock"
     damaged.parent.mkdir(exist_ok=True)
-    damaged.write_bytes(left)
+    damaged.write_bytes(b'{"write": {"')
     done = run(project, "--jobs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rwlock was damaged and is removed" in done.stderr
@@ -198,15 +206,16 @@ def test_stopped_it_leaves_no_stage_running(project, jobs, sent):
         tool.kill()
         (project / "hold").unlink()
     assert [line.split()[0] for line in log(project)] == ["begin", "stopped"]
-    assert run(project, "--jobs", "2").returncode == 0
-    assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
+    if jobs == "2":  # what is left of either is the same
+        assert run(project, "--jobs", "2").returncode == 0
+        assert (project / "table.out").read_text() == "dataarm-adataarm-btable"
 
 
 SLOW_TO_GO = """
 import signal, sys, time
 from pathlib import Path
 def end(*_):
-    time.sleep(1)
+    time.sleep(0.3)
     Path("gone").touch()
     sys.exit(143)
 signal.signal(signal.SIGTERM, end)
@@ -272,8 +281,9 @@ def test_what_was_shown_is_not_made_up_again_until_something_changed(reproduce, 
         (("--jobs", "0"), "reproduce: --jobs must be at least 1, not 0"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(project, words, message):
-    done = run(project, *words)
+def test_what_cannot_be_is_one_sentence(tmp_path, words, message):
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    done = run(tmp_path, *words)
     assert (done.returncode, done.stderr.strip()) == (1, message)
 
 

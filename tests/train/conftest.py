@@ -73,11 +73,11 @@ def dataset(tmp_path: Path) -> tuple[Path, Path]:
     return write(tmp_path / "data")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_dataset() -> Callable[..., tuple[Path, Path]]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def params() -> Callable[..., TrainParams]:
     return parameters

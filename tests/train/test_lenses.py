@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from d4lens.data import arrays
 from d4lens.errors import D4LensError
 from d4lens.simulator import substructure_convergence
-from d4lens.train.lenses import EpochBatches, InOrder, augment, epoch_seed, load_lenses
+from d4lens.train.lenses import EpochBatches, augment, epoch_seed, load_lenses
 
 EVERYTHING = ("counts", "residual", "significance", "fit")
 
@@ -40,11 +40,6 @@ def test_the_order_hangs_on_seed_and_epoch_alone():
 def test_no_two_epochs_seeds_or_ranks_share_their_random_numbers():
     seeds = {epoch_seed(seed, epoch, rank) for seed in range(5) for epoch in range(5) for rank in range(3)}
     assert len(seeds) == 75
-
-
-def test_selection_runs_in_order_with_a_ragged_end():
-    assert list(InOrder(7, 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert len(InOrder(7, 3)) == 3
 
 
 def test_a_batch_is_the_rows_asked_for(dataset):

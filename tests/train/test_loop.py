@@ -97,6 +97,14 @@ def test_the_same_again_gives_the_same_bytes_and_another_seed_others(dataset, tm
     assert outcome(tmp_path / "a")["model.safetensors"] != outcome(tmp_path / "c")["model.safetensors"]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(make_dataset, params, tmp_path_factory):
+    """What four epochs of PINN end with."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    run(make_dataset(root / "data"), root, PINN, params=params())
+    return outcome(root)
+
+
 @pytest.mark.parametrize("arm", [PINN, ("resnet18", {})])
 def test_two_epochs_and_two_are_four(dataset, tmp_path, params, arm):
     run(dataset, tmp_path / "whole", arm, params=params())
@@ -168,9 +176,8 @@ train_network(folder, fits, Path(root) / "out", Path(root) / "work", name, optio
     ],
 )
 def test_killed_at_any_moment_it_ends_as_if_it_never_was(
-    dataset, tmp_path, params, signal_name, moment, code, epochs_left
+    dataset, undisturbed, tmp_path, params, signal_name, moment, code, epochs_left
 ):
-    run(dataset, tmp_path / "whole", PINN, params=params())
     root = tmp_path / "killed"
     words = (str(root), *map(str, dataset), PINN, params().model_dump(), signal_name, moment)
     command = [sys.executable, "-c", textwrap.dedent(VICTIM), *map(json.dumps, words)]
@@ -178,7 +185,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_never_was(
     assert killed.returncode == code, killed.stderr[-2000:]
     assert sorted(path.name for path in (root / "work").glob("epoch-*")) == epochs_left
     run(dataset, root, PINN, params=params())
-    assert outcome(tmp_path / "whole") == outcome(root)
+    assert undisturbed == outcome(root)
 
 
 def test_a_changed_parameter_starts_afresh_saying_so(dataset, tmp_path, params, caplog):
@@ -192,7 +199,8 @@ def test_a_changed_parameter_starts_afresh_saying_so(dataset, tmp_path, params, 
 
 
 @pytest.mark.parametrize("arm", [PINN, ("d4lenspinn_published", {"fields": [1, 2], "head": "nano"}), ("resnet18", {})])
-def test_all_code_that_runs_in_a_training_is_in_its_fingerprint(dataset, tmp_path, params, arm):
+def test_all_code_that_runs_in_a_training_is_in_its_fingerprint(make_dataset, tmp_path, params, arm):
+    dataset = make_dataset(tmp_path / "data", {"train": 3, "select": 3, "test": 3})
     package, ran = imports.SOURCE / "d4lens", set()
 
     def note(frame, event, _):
@@ -418,26 +426,3 @@ def test_bfloat16_training_resumes_exactly_too(dataset, tmp_path, params):
         run(dataset, tmp_path / "parts", PINN, tracker=Listener(1), params=chosen)
     run(dataset, tmp_path / "parts", PINN, params=chosen)
     assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")
-
-
-TWO_RANKS = """
-import json, sys
-from d4lens.params import TrainParams
-from d4lens.train import train_network
-
-folder, fits, root, params = (json.loads(word) for word in sys.argv[1:])
-best = train_network(folder, fits, f"{root}/out", f"{root}/work", "d4cnn", {"fields": [1, 2]}, 1, TrainParams(**params), devices=2)
-print(json.dumps(best))
-"""
-
-
-def test_two_processes_train_one_network(dataset, tmp_path, params):
-    words = (*map(str, dataset), str(tmp_path), params(epochs=2, batch_size=4).model_dump())
-    (tmp_path / "script.py").write_text(TWO_RANKS)  # the second rank is the script, started again
-    command = [sys.executable, str(tmp_path / "script.py"), *map(json.dumps, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    history = pd.read_csv(tmp_path / "out" / "history.csv", float_precision="round_trip")
-    assert len(history) == 2
-    assert json.loads(done.stdout.splitlines()[0])["loss"] in history["loss"].tolist()
-    models.load(tmp_path / "out" / "model.safetensors")

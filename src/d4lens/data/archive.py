@@ -249,41 +249,10 @@ class Archive(SafeZip):
             self.read(member, MAX_TABLE_BYTES)
 
 
-class Writer:
-    """Writes a zip whose bytes depend on nothing but the names, the contents, their order and zlib's version.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-    level : int
-        zlib's.
-    """
-
-    def __init__(self, path: str | Path, level: int = 6) -> None:
-        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=level)
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._zip.close()
-
-    def add(self, name: str, data: bytes) -> None:
-        """Append one file.
-
-        Parameters
-        ----------
-        name : str
-            Its path in the archive, with forward slashes.
-        data : bytes
-            Its content.
-        """
-        self._zip.writestr(zip_member(name), data)
-
-
 def zip_member(name: str) -> zipfile.ZipInfo:
     """Describe a file of an archive, the same on every platform and at any time.
+
+    The archive's bytes then depend on nothing but names, contents, their order and zlib's version.
 
     Parameters
     ----------
@@ -431,11 +400,11 @@ def publish_archive(source: str | Path, destination: str | Path, limits: Limits 
 
 
 def _pack(entries: list[Entry], beside: dict[str, str], read: Callable[[str, int], bytes], path: Path) -> None:
-    with Writer(path) as writer:
+    with zipfile.ZipFile(path, "w") as file:
         for entry in with_progress(entries, desc="packing"):
-            writer.add(f"{TOP}/{entry.path}", read(entry.member, MAX_IMAGE_BYTES))
+            file.writestr(zip_member(f"{TOP}/{entry.path}"), read(entry.member, MAX_IMAGE_BYTES))
         for name, member in sorted(beside.items()):
-            writer.add(f"{TOP}/{name}", read(member, MAX_TABLE_BYTES))
+            file.writestr(zip_member(f"{TOP}/{name}"), read(member, MAX_TABLE_BYTES))
 
 
 def _walk(folder: Path) -> dict[str, Path]:

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from d4lens.classes import CLASSES
 from d4lens.data.truth import SUBHALO_COLUMNS, Truth
 from d4lens.errors import D4LensError
 from d4lens.observation import Observation
@@ -42,16 +41,14 @@ class Split:
     counts : memory map, (n, N, N)
         Read-only; uint16 counts, or float32 from 0 to 1.
     labels : ndarray, (n,) int64
-        Indices into `classes`.
+        Indices into CLASSES.
     paths : list of str
         The images' paths below the archive's `dataset/`.
-    classes : tuple of str
     """
 
     counts: NDArray[Any]
     labels: NDArray[np.int64]
     paths: list[str]
-    classes: tuple[str, ...] = CLASSES
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d4lens.data.archive import DEFAULT_LIMITS, Archive, Limits, publish_archive
-from d4lens.errors import D4LensError
+from d4lens.errors import D4LensError, reason_of
 from d4lens.files import atomic_path, sha256
 from d4lens.progress import Meter
 
@@ -87,7 +87,7 @@ def from_path(path: str | Path | None, destination: str | Path, limits: Limits =
     try:
         publish_archive(path, destination, limits)
     except OSError as error:
-        raise D4LensError(f"{destination} cannot be written: {_plain_os(error)}") from None
+        raise D4LensError(f"{destination} cannot be written: {reason_of(error)}") from None
 
 
 def from_drive(
@@ -144,7 +144,7 @@ def from_drive(
     except Timeout:
         raise D4LensError(f"another process is downloading to {cached}; wait for it to finish") from None
     except OSError as error:
-        raise D4LensError(f"{error.filename or cached} cannot be written: {_plain_os(error)}") from None
+        raise D4LensError(f"{error.filename or cached} cannot be written: {reason_of(error)}") from None
     return digest
 
 
@@ -265,7 +265,7 @@ def _transfer(url: str, partial: Path, patience: Patience) -> Path:
     except requests.exceptions.RequestException as error:
         raise _Again(_plain(error)) from None
     except OSError as error:
-        raise _Fatal(f"{partial} cannot be written: {_plain_os(error)}") from None
+        raise _Fatal(f"{partial} cannot be written: {reason_of(error)}") from None
     except (AssertionError, AttributeError, KeyError, ValueError) as error:  # gdown reading a page it does not know
         raise _Again(f"the server's answer makes no sense ({type(error).__name__})") from None
     finally:
@@ -278,10 +278,6 @@ def _plain(error: Exception) -> str:
     if "timeout" in name.lower() or "timed out" in str(error).lower():
         return "the server sent nothing for too long"
     return f"the connection failed ({name})"
-
-
-def _plain_os(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def _clear(partial: Path) -> None:

@@ -29,7 +29,7 @@ from d4lens.data.images import (
     prepare,
 )
 from d4lens.data.images.counts import MAX_COUNT, no_counts, normalised
-from d4lens.errors import D4LensError
+from d4lens.errors import D4LensError, reason_of
 from d4lens.files import held, sha256, sweep, write_json
 from d4lens.observation import Observation
 from d4lens.progress import with_progress
@@ -106,7 +106,7 @@ def build_arrays(
             with atomic_folder(folder) as temporary, held(temporary):
                 return _build(source, temporary, tables, otherwise, given, factor, select_fraction, seed)
         except OSError as error:
-            raise D4LensError(f"{folder} cannot be written: {(error.strerror or str(error)).lower()}") from None
+            raise D4LensError(f"{folder} cannot be written: {reason_of(error)}") from None
 
 
 def _build(

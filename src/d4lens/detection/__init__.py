@@ -5,7 +5,7 @@ from d4lens.detection.detectable import sensitivity_map
 from d4lens.detection.false_alarms import FalseAlarms, law, simulate_false_alarms
 from d4lens.detection.filters import PROFILES, MatchedFilter, Profile, matched_filter, power, whitened
 from d4lens.detection.masses import LensWithMasses
-from d4lens.detection.scenes import Scene, row_of, scene_of
+from d4lens.detection.scenes import Scene, scene_of
 
 __all__ = [
     "PROFILES",
@@ -19,7 +19,6 @@ __all__ = [
     "law",
     "matched_filter",
     "power",
-    "row_of",
     "scene_of",
     "search",
     "sensitivity_map",

@@ -4,15 +4,13 @@ It is the statistic of `d4lens.macrofit.significance`, for any profile and any n
 mass's strength at a place, its information, and the significance of trials with noise alone.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from d4lens.errors import D4LensError
-from d4lens.macrofit.significance import PRIOR_WIDTH
+from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
 from d4lens.macrofit.smooth_lens import SmoothLensModel
 
 Profile = Literal["point", "sis"]
@@ -77,7 +75,7 @@ class MatchedFilter:
         self.width = PRIOR_WIDTH ** (power(profile) / 2)
         self.root, self.n = root.float(), root.shape[-1]
         self._shift = (shift * root).float()
-        self._linear, self._squares = _kernels(2 * self.n, step, profile)
+        self._kernels = Kernels(self.n, step, profile)
         flat = (columns * root).flatten(1).double()
         self._scale = flat.norm(dim=1).clamp_min(1e-15)
         self._columns = flat / self._scale[:, None]
@@ -92,7 +90,7 @@ class MatchedFilter:
         overlap = overlap.flatten(1).double()
         self._absorbed = torch.linalg.solve(fisher, overlap)
         x, y = self._shift
-        products = self._correlate(torch.stack([x * x, x * y, y * y]), self._squares)
+        products = self._kernels.correlate(torch.stack([x * x, x * y, y * y]), slice(2, 5))
         left = products.flatten().double() - (overlap * self._absorbed).sum(0)
         self.information = left.clamp_min(0).view(self.n, self.n)
         """(N, N) float64, inverse variance of a mass's strength at each pixel's centre."""
@@ -199,33 +197,7 @@ class MatchedFilter:
 
     def _explained(self, residuals: Tensor) -> Tensor:
         """Inner products (K, N, N) of residuals with the template of a unit mass at each pixel's centre."""
-        return self._correlate(residuals[:, None] * self._shift, self._linear)
-
-    def _correlate(self, fields: Tensor, kernels: Tensor) -> Tensor:
-        """Sum of fields (..., k, N, N), each correlated with its kernel -> (..., N, N)."""
-        side = kernels.shape[-2]
-        spectrum = (torch.fft.rfft2(fields, s=(side, side)) * kernels).sum(-3)
-        whole: Tensor = torch.fft.irfft2(spectrum, s=(side, side))
-        return whole[..., : self.n, : self.n]
-
-
-@lru_cache(maxsize=32)
-def _kernels(side: int, step: float, profile: Profile) -> tuple[Tensor, Tensor]:
-    """Fourier transforms, conjugated, of a unit mass's deflection (2) and of its products (3) on a periodic grid.
-
-    A pixel softens the profile: no pixelated image tells a point from a blur.
-    """
-    at = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64) * step
-    y, x = torch.meshgrid(at, at, indexing="ij")
-    squared = x * x + y * y + step * step
-    below = squared if profile == "point" else squared.sqrt()
-    x, y = x / below, y / below
-
-    def transformed(planes: Sequence[Tensor]) -> Tensor:
-        spectrum: Tensor = torch.fft.rfft2(torch.stack(list(planes))).conj().to(torch.complex64)
-        return spectrum
-
-    return transformed((x, y)), transformed((x * x, 2 * x * y, y * y))
+        return self._kernels.correlate(residuals[:, None] * self._shift, slice(0, 2))
 
 
 def matched_filter(

@@ -4,7 +4,6 @@ A mass that the map shows joins a fit of everything: lens, source, and the sourc
 """
 
 import math
-from dataclasses import fields
 from typing import Protocol
 
 import torch
@@ -121,24 +120,6 @@ def scene_of(
         z, fitted = torch.cat([result.parameters[0], result.corrections[0]]), (result.columns[0, 0], result.chi2[0])
         return _Marginal(one, counts[0], z, (float(fitted[0]), float(fitted[1])), profile)
     return _Smooth(counts, result, lens, profile)
-
-
-def row_of(result: FitResult, i: int) -> FitResult:
-    """Take the fit of one image, of the kind that it is.
-
-    Parameters
-    ----------
-    result : FitResult
-        A fit of B images.
-    i : int
-        Number of the image.
-
-    Returns
-    -------
-    FitResult
-        The fit of this image alone (B = 1).
-    """
-    return type(result)(*(getattr(result, each.name)[i : i + 1] for each in fields(result)))
 
 
 def _with_masses(lens: SmoothLensModel, places: tuple[Place, ...], theta_E: float, profile: Profile) -> SmoothLensModel:

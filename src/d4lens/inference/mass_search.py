@@ -13,9 +13,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from d4lens.data import images
 from d4lens.data.images import ImageSource, Instrument, Prepared
-from d4lens.detection import Candidate, Found, Profile, Scene, power, row_of, scene_of, search, sensitivity_map
+from d4lens.detection import Candidate, Found, Profile, Scene, power, scene_of, search, sensitivity_map
 from d4lens.errors import D4LensError
 from d4lens.files import atomic_path
 from d4lens.flags import Flag, Raised, abstains, join_flags
@@ -101,26 +100,21 @@ class Wanted:
         return (theta_E / float(theta_E_point(1.0, self.z_lens, self.z_source))) ** 2
 
 
-def detect_table(
-    paths: Sequence[str | Path],
+def detect_sources(
+    sources: Sequence[ImageSource],
     *,
     instrument: Instrument = Instrument(),  # noqa: B008 - frozen
     free: Sequence[str] = (),
     model: str = AUTO,
     wanted: Wanted = Wanted(),
+    progress: bool = True,
 ) -> Answer:
-    """Look for masses beside the main lens in every image under paths.
+    """Look for masses beside the main lens in every image.
 
     Parameters
     ----------
-    paths : sequence of str or Path
-        Files, folders, zips and patterns.
-    instrument : Instrument
-        What is known of the instrument.
-    free : sequence of str
-        Parameters of the smooth lens to fit beyond the preset's.
-    model : str
-        The smooth lens, one of `d4lens.macrofit.world.MODELS`.
+    sources, instrument, free, model, progress
+        As `inference.pipeline.classify` takes them.
     wanted : Wanted
         What is looked for.
 
@@ -134,35 +128,7 @@ def detect_table(
     Raises
     ------
     D4LensError
-        For paths without images, and for a place where the maps cannot be written.
-    """
-    return detect_sources(list(images.find(paths)), instrument=instrument, free=free, model=model, wanted=wanted)
-
-
-def detect_sources(
-    sources: Sequence[ImageSource],
-    *,
-    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
-    free: Sequence[str] = (),
-    model: str = AUTO,
-    wanted: Wanted = Wanted(),
-    progress: bool = True,
-) -> Answer:
-    """Look for masses in images found already, as `detect_table` does.
-
-    Parameters
-    ----------
-    sources : sequence of ImageSource
-        The images.
-    instrument, free, model, wanted
-        As for `detect_table`.
-    progress : bool
-        Whether to show how far the work has come.
-
-    Returns
-    -------
-    Answer
-        As of `detect_table`.
+        For a place where the maps cannot be written.
     """
     rows: dict[str, list[dict[str, object]]] = {}
     failures, maps = [], {}
@@ -204,7 +170,7 @@ def scene(part: Fitted, i: int, profile: Profile = "point") -> Scene:
     """
     variance = part.images[i].variance
     noise = None if variance is None else torch.from_numpy(variance).sqrt()
-    return scene_of(part.counts[i : i + 1], row_of(part.result, i), part.lens, noise=noise, profile=profile)
+    return scene_of(part.counts[i : i + 1], part.result.rows(slice(i, i + 1)), part.lens, noise=noise, profile=profile)
 
 
 def _rival(part: Fitted) -> list[float]:

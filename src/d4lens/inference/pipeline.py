@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -235,58 +235,6 @@ def load_classifier(weights: str | Path | None = None) -> Classifier:
     return Classifier(exported(network), config)
 
 
-def predict_table(
-    paths: Sequence[str | Path],
-    weights: str | Path | None = None,
-    *,
-    tta: bool = True,
-    force_label: bool = False,
-    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
-    free: Sequence[str] = (),
-    model: str = AUTO,
-) -> Answer:
-    """Classify every image under paths.
-
-    Parameters
-    ----------
-    paths : sequence of str or Path
-        Files, folders, zips and patterns.
-    weights : str or Path, optional
-        A model.safetensors of this project; None takes the package's two.
-    tta : bool
-        Average over the eight symmetries of the square.
-    force_label : bool
-        Give a label also where a flag withholds it.
-    instrument : Instrument
-        What is known of the instrument.
-    free : sequence of str
-        Parameters of the smooth lens to fit beyond the preset's.
-    model : str
-        One of MODELS.
-
-    Returns
-    -------
-    Answer
-        Columns PREDICT_COLUMNS. `label` is empty where a flag withholds it; the probabilities stand all the same. `chi2`
-        is that of the smooth lens per pixel. `flag` is empty, or the words of the `d4lens.flags.Flag`s raised, joined by
-        "; ". `processing` says what was done to the image.
-
-    Raises
-    ------
-    D4LensError
-        For paths without images and for weights that cannot be used.
-    """
-    classifier = load_classifier(weights)
-    how: dict[str, Any] = {
-        "tta": tta,
-        "force_label": force_label,
-        "instrument": instrument,
-        "free": free,
-        "model": model,
-    }
-    return classify(list(images.find(paths)), classifier, **how)
-
-
 def classify(
     sources: Sequence[ImageSource],
     classifier: Classifier,
@@ -298,23 +246,33 @@ def classify(
     model: str = AUTO,
     progress: bool = True,
 ) -> Answer:
-    """Classify images found already, as `predict_table` does.
+    """Classify images.
 
     Parameters
     ----------
     sources : sequence of ImageSource
-        The images.
+        The images, as `data.images.find` finds them.
     classifier : Classifier
         The network.
-    tta, force_label, instrument, free, model
-        As `predict_table` takes them.
+    tta : bool
+        Average over the eight symmetries of the square.
+    force_label : bool
+        Give a label also where a flag withholds it.
+    instrument : Instrument
+        What is known of the instrument.
+    free : sequence of str
+        Parameters of the smooth lens to fit beyond the preset's.
+    model : str
+        One of MODELS.
     progress : bool
         Whether to show how far it has come.
 
     Returns
     -------
     Answer
-        As of `predict_table`.
+        Columns PREDICT_COLUMNS. `label` is empty where a flag withholds it; the probabilities stand all the same. `chi2`
+        is that of the smooth lens per pixel. `flag` is empty, or the words of the `d4lens.flags.Flag`s raised, joined by
+        "; ". `processing` says what was done to the image.
     """
     rows: dict[str, list[object]] = {}
     failures = []
@@ -337,35 +295,6 @@ def classify(
     return Answer(table, failures)
 
 
-def fit_table(
-    paths: Sequence[str | Path],
-    *,
-    instrument: Instrument = Instrument(),  # noqa: B008 - frozen
-    free: Sequence[str] = (),
-    model: str = AUTO,
-) -> Answer:
-    """Fit a smooth lens to every image under paths: the default preset's, or one whose source is marginalised.
-
-    Parameters
-    ----------
-    paths, instrument, free, model
-        As `predict_table` takes them.
-
-    Returns
-    -------
-    Answer
-        Columns FIT_TABLE_COLUMNS, lengths in arcsec; then `sigma_NAME`, the standard deviation, for each of FIT_COLUMNS; then
-        NAME and `sigma_NAME` for whatever else was fitted to any image, NaN where it was not; after a marginal fit
-        `arcs_chi2`, the chi2 a pixel where the source shines. An image that nothing fits has its chi2 and `converged` False.
-
-    Raises
-    ------
-    D4LensError
-        For paths without images.
-    """
-    return fit_sources(list(images.find(paths)), instrument=instrument, free=free, model=model)
-
-
 def fit_sources(
     sources: Sequence[ImageSource],
     *,
@@ -374,21 +303,19 @@ def fit_sources(
     model: str = AUTO,
     progress: bool = True,
 ) -> Answer:
-    """Fit images found already, as `fit_table` does.
+    """Fit a smooth lens to every image: the default preset's, or one whose source is marginalised.
 
     Parameters
     ----------
-    sources : sequence of ImageSource
-        The images.
-    instrument, free, model
-        As `fit_table` takes them.
-    progress : bool
-        Whether to show how far it has come.
+    sources, instrument, free, model, progress
+        As `classify` takes them.
 
     Returns
     -------
     Answer
-        As of `fit_table`.
+        Columns FIT_TABLE_COLUMNS, lengths in arcsec; then `sigma_NAME`, the standard deviation, for each of FIT_COLUMNS; then
+        NAME and `sigma_NAME` for whatever else was fitted to any image, NaN where it was not; after a marginal fit
+        `arcs_chi2`, the chi2 a pixel where the source shines. An image that nothing fits has its chi2 and `converged` False.
     """
     rows: dict[str, dict[str, object]] = {}
     failures = []
@@ -459,7 +386,7 @@ def way_of(model: str, instrument: Instrument, free: Sequence[str], classifier: 
     model : str
         One of MODELS; AUTO is MARGINAL for a network that was trained on such maps.
     instrument, free
-        As `predict_table` takes them.
+        As `classify` takes them.
     classifier : Classifier, optional
         Whose maps are to be made.
 
@@ -678,10 +605,9 @@ def _centred(part: Fitted) -> list[Fitted]:
 
 def _rows(part: Fitted, rows: list[int], *, with_rival: bool = False) -> Fitted:
     """Take some images of a specialist's part, with their rivals or without."""
-    result = FitResult(*(getattr(part.result, each.name)[rows] for each in fields(FitResult)))
     rival = _rows(part.rival, rows) if with_rival and part.rival else None
     names, taken = [part.names[i] for i in rows], [part.images[i] for i in rows]
-    return Fitted(names, taken, part.counts[rows], part.lens, result, rival)
+    return Fitted(names, taken, part.counts[rows], part.lens, part.result.rows(rows), rival)
 
 
 def centres_of(prepared: Sequence[Prepared]) -> Tensor:
@@ -1004,7 +930,7 @@ def _own_lens(
     constants = {**base.constants, "lens_x": centre[0], "lens_y": centre[1]}
     if scale is not None:
         constants |= {"amplitude": scale[0] / b**2, "sky": scale[1] / b**2}
-    return SmoothLensModel(observation, constants, names, base.priors, binning=b, psf_shape=shape)
+    return base.replaced(constants=constants, psf_shape=shape)
 
 
 def _near(value: float) -> float:

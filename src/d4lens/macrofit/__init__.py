@@ -1,4 +1,4 @@
-"""The smooth lens fitted to each image: where it sits, and what it cannot explain."""
+"""The fit of a smooth lens to each image, with its residual and its significance map."""
 
 from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.faintest import fit_faintest

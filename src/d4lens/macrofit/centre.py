@@ -34,26 +34,12 @@ def freed(lens: SmoothLensModel, names: tuple[str, ...] = CENTRE) -> SmoothLensM
     SmoothLensModel
         A copy.
     """
-    return _with(lens, lens.constants, (*lens.free, *names))
+    return lens.replaced(free=(*lens.free, *names))
 
 
 @lru_cache(maxsize=64)
 def _at_origin(lens: SmoothLensModel) -> SmoothLensModel:
-    return _with(lens, {**lens.constants, "lens_x": 0.0, "lens_y": 0.0}, lens.free)
-
-
-def _with(lens: SmoothLensModel, constants: dict[str, float], free: tuple[str, ...]) -> SmoothLensModel:
-    return SmoothLensModel(
-        lens.observation,
-        constants,
-        free,
-        lens.priors,
-        binning=lens.binning,
-        sampling=lens.sampling,
-        psf_shape=lens.psf_shape,
-        dtype=lens.dtype,
-        device=lens.device,
-    )
+    return lens.replaced(constants={**lens.constants, "lens_x": 0.0, "lens_y": 0.0})
 
 
 def promise(
@@ -83,15 +69,11 @@ def promise(
     """
     model, n = freed(lens, names), len(lens.free)
     at, score, curvature = slope(counts, result, lens, names)
-    lower, upper = (
-        torch.tensor([getattr(model.priors[name], end) for name in model.free], dtype=torch.float64)
-        for end in ("lower", "upper")
-    )
     step, gain = gained(score, curvature, n)
     step = step.nan_to_num(0.0, 0.0, 0.0)
     most = lens.observation.half_width / 8
     step[:, n:] = step[:, n:].clamp(-most, most)
-    return gain, (at + step).clamp(lower, upper)
+    return gain, (at + step).clamp(*model.walls)
 
 
 def slope(

@@ -62,7 +62,7 @@ def fit_faintest(
     rows, sky = torch.tensor(doubtful), torch.tensor(skies, dtype=torch.float64)
     tried = {i: {0} for i in doubtful}
     for _ in range(_TRIES):
-        missing = _missing(counts[rows], _rows(result, rows), model, lift[rows], sky[rows])
+        missing = _missing(counts[rows], result.rows(rows), model, lift[rows], sky[rows])
         # Towards the whole number that is missing, or the neighbour where a part of one is.
         steps = [int(math.copysign(max(1, round(abs(by))), by)) if abs(by) > _DOUBT else 0 for by in missing.tolist()]
         tries = [raised[i] + by not in tried[i] for i, by in zip(rows.tolist(), steps, strict=True)]
@@ -84,10 +84,6 @@ def fit_faintest(
         if not len(rows):
             break
     return counts, result, raised
-
-
-def _rows(result: FitResult, rows: Tensor) -> FitResult:
-    return FitResult(*(getattr(result, field.name)[rows] for field in fields(FitResult)))
 
 
 def _missing(counts: Tensor, result: FitResult, model: SmoothLensModel, lift: Tensor, sky: Tensor) -> Tensor:

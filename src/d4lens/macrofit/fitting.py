@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Self
 
 import pandas as pd
 import torch
@@ -52,6 +53,37 @@ class FitResult:
     def sigma(self) -> Tensor:  # numpydoc ignore=RT01
         """(B, F) standard deviations of the parameters."""
         return torch.diagonal(self.covariance, dim1=1, dim2=2).clamp_min(0).sqrt()
+
+    def rows(self, which: Tensor | slice | list[int]) -> Self:
+        """Take some of the images.
+
+        Parameters
+        ----------
+        which : Tensor, slice or list of int
+            Which of the B.
+
+        Returns
+        -------
+        FitResult
+            Their fit, of the same kind.
+        """
+        return type(self)(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Put fits of the same parameters together.
+
+        Parameters
+        ----------
+        parts : sequence of FitResult
+            At least one, all of this kind.
+
+        Returns
+        -------
+        FitResult
+            All their images, in order.
+        """
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def table(self, paths: Sequence[str]) -> pd.DataFrame:
         """Return the fit as a table.
@@ -131,8 +163,7 @@ def fit_smooth_lens(
         begin = initial[rows].double() if initial is not None else None
         return _fit_batch(counts[rows], model, begin, coarse_iterations, fine_iterations, max_starts)
 
-    results = in_threads(work, range(0, len(counts), size), threads)
-    return FitResult(*(torch.cat([getattr(part, field.name) for part in results]) for field in fields(FitResult)))
+    return FitResult.joined(in_threads(work, range(0, len(counts), size), threads))
 
 
 def _fit_batch(
@@ -147,8 +178,7 @@ def _fit_batch(
     good = torch.isfinite(counts)
     counts = counts.where(good, math.nan)
     seen = good.sum((1, 2)).cpu()
-    walls = [[model.priors[name].lower for name in model.free], [model.priors[name].upper for name in model.free]]
-    lower, upper = torch.tensor(walls, dtype=torch.float64)
+    lower, upper = model.walls
     if begin is None:
         coarse = _coarser(model)
         small = bin_pixels(counts, coarse.binning // model.binning)
@@ -165,17 +195,12 @@ def _fit_batch(
     (expected,) = in_groups(lambda parameters: (model.image(parameters),), model, end.parameters)
     residual = ((counts - expected) * expected.rsqrt()).where(good, 0.0)
     chi2 = (residual * residual).reshape(len(counts), -1).sum(1, dtype=torch.float64).cpu() / seen
-    columns = torch.tensor([model.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
-    columns = columns.repeat(len(counts), 1)
-    for i, name in enumerate(FIT_COLUMNS):
-        if name in model.free:
-            columns[:, i] = end.parameters[:, model.free.index(name)]
     return FitResult(
         parameters=end.parameters,
         covariance=covariance(end.curvature),
         chi2=torch.where(torch.isfinite(chi2), chi2, math.inf),
         converged=end.converged & (seen > 0),
-        columns=columns,
+        columns=model.columns(end.parameters),
         model_counts=expected.float().cpu(),
         residual=residual.float().cpu(),
     )

@@ -14,7 +14,7 @@ in one image of 300.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -22,12 +22,11 @@ from torch import Tensor
 
 from d4lens.errors import PhysicsError
 from d4lens.macrofit import likelihood
-from d4lens.macrofit.columns import FIT_COLUMNS
 from d4lens.macrofit.fitting import FitResult
 from d4lens.macrofit.lens_light import LIGHT_NAMES, LensLight, first_guesses
 from d4lens.macrofit.lens_light import core as lens_light_core
 from d4lens.macrofit.levenberg import minimise
-from d4lens.macrofit.significance import PRIOR_WIDTH, Kernels
+from d4lens.macrofit.significance import PRIOR_WIDTH, kernels_of
 from d4lens.macrofit.smooth_lens import ONE_GAUSSIAN, PARAMETERS, Prior, SmoothLensModel, bands, bounds, total
 from d4lens.macrofit.source_modes import SourceModes
 from d4lens.macrofit.start import VARIANTS, moments, starting_point
@@ -159,13 +158,12 @@ def arcs(model: SmoothLensModel, parameters: Tensor, corrections: Tensor, modes:
 
 def fit_marginal(
     counts: Tensor,
-    model: SmoothLensModel | Observation,
+    model: SmoothLensModel,
     *,
     noise: Tensor | None = None,
     einstein_radius: Tensor | None = None,
     modes: SourceModes | None = None,
     iterations: int = 3,
-    initial: Tensor | None = None,
     threads: int | None = None,
 ) -> MarginalFit:
     """Fit lens, source and whatever the source is beyond its profile to images.
@@ -177,9 +175,8 @@ def fit_marginal(
     ----------
     counts : Tensor
         (B, N, N) photons. Counts that are not finite are no data.
-    model : SmoothLensModel or Observation
-        The smooth lens with its free parameters, source_x and source_y among them. An observation stands for
-        `open_model` of it.
+    model : SmoothLensModel
+        The smooth lens with its free parameters, source_x and source_y among them, as `open_model` returns it.
     noise : Tensor, optional
         (B, N, N) standard deviations in counts, infinite where there are no data; by default those of photons.
     einstein_radius : Tensor, optional
@@ -190,8 +187,6 @@ def fit_marginal(
         The source's corrections; by default `SourceModes()`.
     iterations : int
         Of Levenberg and Marquardt after the smooth fit.
-    initial : Tensor, optional
-        (B, F) where they start, unless the galaxy shines; by default the smooth fit of the same parameters.
     threads : int, optional
         Images at once on a CPU; by default torch's number of threads.
 
@@ -205,19 +200,15 @@ def fit_marginal(
     PhysicsError
         For shapes that do not fit, or noise that is not above 0.
     """
-    if isinstance(model, Observation):
-        model = open_model(model)
     n = model.n_pixels
     if counts.ndim != 3 or counts.shape[1:] != (n, n) or not len(counts):
         raise PhysicsError(f"counts must be (B, {n}, {n}) as the model's, B of 1 or more, not {tuple(counts.shape)}")
     if noise is not None and noise.shape != counts.shape:
         raise PhysicsError(f"noise must have the counts' shape {tuple(counts.shape)}, not {tuple(noise.shape)}")
-    if initial is not None and initial.shape != (len(counts), len(model.free)):
-        raise PhysicsError(f"initial must be {(len(counts), len(model.free))}, not {tuple(initial.shape)}")
-    if einstein_radius is not None:
-        if einstein_radius.shape != (len(counts),) or not (einstein_radius.nan_to_num(1.0) > 0).all():
-            raise PhysicsError(f"einstein_radius must be {len(counts)} numbers above 0, one an image")
-        initial = None
+    if einstein_radius is not None and not (
+        einstein_radius.shape == (len(counts),) and (einstein_radius.nan_to_num(1.0) > 0).all()
+    ):
+        raise PhysicsError(f"einstein_radius must be {len(counts)} numbers above 0, one an image")
     if noise is not None and not (noise > 0).all():
         raise PhysicsError("noise must be above 0 in every pixel; give inf where there is no data")
     noises = [None] * len(counts) if noise is None else list(noise)
@@ -226,8 +217,6 @@ def fit_marginal(
 
     def work(i: int) -> MarginalFit:
         try:
-            if initial is not None:
-                return _fit_one(images[i], initial[i], optics, iterations)
             if einstein_radius is not None:
                 return _fit_with_light(images[i], model, modes, float(einstein_radius[i]))
             return _fit_from_anywhere(images[i], optics, iterations)
@@ -238,22 +227,6 @@ def fit_marginal(
     threads = (threads or torch.get_num_threads()) if model.device.type == "cpu" else 1
     rows = in_threads(work, range(len(counts)), threads)
     return MarginalFit(*(torch.stack([getattr(row, field.name) for row in rows]) for field in fields(MarginalFit)))
-
-
-def join_fits(fits: Sequence[MarginalFit]) -> MarginalFit:
-    """Put fits of the same parameters together.
-
-    Parameters
-    ----------
-    fits : sequence of MarginalFit
-        At least one.
-
-    Returns
-    -------
-    MarginalFit
-        All their images, in order.
-    """
-    return MarginalFit(*(torch.cat([getattr(each, field.name) for each in fits]) for field in fields(MarginalFit)))
 
 
 class _Image:
@@ -290,7 +263,7 @@ class _Optics:
     """What all images share: the model, the modes, the kernels of the significance and where it is computed."""
 
     def __init__(self, model: SmoothLensModel, modes: SourceModes, light: LensLight | None = None) -> None:
-        self.model, self.modes, self.light, self.kernels = model, modes, light, Kernels(model)
+        self.model, self.modes, self.light, self.kernels = model, modes, light, kernels_of(model)
         priors = [model.priors[name] for name in model.free]
         priors += light.priors.values() if light else []
         self.n_lens, self.n_dense = len(model.free), len(priors)
@@ -477,11 +450,10 @@ def _starts(image: _Image, model: SmoothLensModel) -> list[Tensor]:
     if "amplitude" in model.free:  # a tenth of the brightest pixel, as of the published images
         brightest = float(small.nan_to_num(0.0).max()) - coarse.constants["sky"] * coarse.binning**2
         coarse.constants["amplitude"] = max(brightest / (10 * coarse.binning**2), 1e-3)
-    walls = [[model.priors[name].lower for name in model.free], [model.priors[name].upper for name in model.free]]
     found = minimise(
         likelihood.objective(small.expand(len(VARIANTS), -1, -1), coarse),
         torch.cat([starting_point(seen, coarse, variant) for variant in range(len(VARIANTS))]),
-        *torch.tensor(walls, dtype=torch.float64),
+        *model.walls,
         max_iterations=_COARSE_ITERATIONS,
         tolerance=_TOLERANCE,
     )
@@ -499,19 +471,7 @@ def _brighter(model: SmoothLensModel, scale: float) -> SmoothLensModel:
     for name in _BRIGHTNESS:
         p = priors[name]
         priors[name] = Prior(*(value * scale for value in (p.lower, p.upper, p.mean, p.sigma)))
-    return _with(model, constants, priors)
-
-
-def _with(model: SmoothLensModel, constants: Mapping[str, float], priors: Mapping[str, Prior]) -> SmoothLensModel:
-    return SmoothLensModel(
-        model.observation,
-        constants,
-        model.free,
-        priors,
-        binning=model.binning,
-        psf_shape=model.psf_shape,
-        dtype=model.dtype,
-    )
+    return model.replaced(constants=constants, priors=priors)
 
 
 def _fit_from_anywhere(image: _Image, optics: _Optics, iterations: int) -> MarginalFit:
@@ -600,7 +560,7 @@ def _following(model: SmoothLensModel, shape: Tensor) -> SmoothLensModel:
         priors["sky"] = replace(priors["sky"], sigma=priors["sky"].mean)
     for name in ("gamma1", "gamma2"):
         priors[name] = Prior(-_SHEAR * 3, _SHEAR * 3, 0.0, _SHEAR)
-    return _with(model, model.constants, priors)
+    return model.replaced(priors=priors)
 
 
 def _step(z: Tensor, normal: _Normal, damping: float, optics: _Optics) -> Tensor | None:
@@ -653,17 +613,13 @@ def _finish(
         significance = _significance(state, normal, residual, step, factored, optics)
     walls = ((parameters <= optics.lower[:n]) | (parameters >= optics.upper[:n]))[: optics.n_lens]
     at_wall = any(wall and name not in NUISANCE for wall, name in zip(walls.tolist(), model.free, strict=True))
-    columns = torch.tensor([model.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
-    for i, name in enumerate(FIT_COLUMNS):
-        if name in model.free:
-            columns[i] = parameters[model.free.index(name)]
     number = lambda value: torch.tensor(value, dtype=torch.float64)  # noqa: E731
     return MarginalFit(
         parameters=parameters,
         covariance=spread,
         chi2=number(chi2 if math.isfinite(chi2) else math.inf),
         converged=torch.tensor(math.isfinite(chi2) and min(gained, promised) < _CONVERGED * n_pixels and not at_wall),
-        columns=columns,
+        columns=model.columns(parameters),
         model_counts=state.expected.float(),
         residual=residual.float(),
         arcs_chi2=number(arcs_chi2),
@@ -679,14 +635,13 @@ def _failed(counts: Tensor, optics: _Optics, *, with_light: bool) -> MarginalFit
     model = optics.model
     known = torch.tensor([model.constants.get(name, math.nan) for name in model.free], dtype=torch.float64)
     parameters = torch.cat([known, torch.full((len(LIGHT_NAMES) if with_light else 0,), math.nan, dtype=torch.float64)])
-    columns = torch.tensor([model.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
     infinite, nothing = torch.tensor(math.inf, dtype=torch.float64), torch.zeros(counts.shape)
     return MarginalFit(
         parameters=parameters,
         covariance=infinite.expand(len(parameters), len(parameters)).clone(),
         chi2=infinite,
         converged=torch.tensor(False),
-        columns=columns,
+        columns=model.columns(known),
         model_counts=nothing + model.constants["sky"] * model.binning**2,
         residual=nothing,
         arcs_chi2=infinite,

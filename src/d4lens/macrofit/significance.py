@@ -12,6 +12,8 @@ deviations from none. S^2 is the chi-squared gained. All places at once cost a f
 gravitational imaging of Koopmans (2005) and Vegetti & Koopmans (2009), which invert for the potential instead.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def significance_maps(counts: Tensor, parameters: Tensor, model: SmoothLensModel
     Tensor
         (B, N, N) float32, in standard deviations.
     """
-    kernels = Kernels(model)
+    kernels = kernels_of(model)
     threads = torch.get_num_threads() if model.device.type == "cpu" else 1
     rows = list(zip(counts, parameters, strict=True))
     found = in_threads(lambda row: _one(*row, model, kernels), rows, threads)
@@ -52,23 +54,24 @@ def significance_maps(counts: Tensor, parameters: Tensor, model: SmoothLensModel
 
 
 class Kernels:
-    """Fourier transforms of a_x, a_y and their products on a grid of twice the image's side, so that nothing wraps.
+    """Fourier transforms of a unit mass's deflection and of its products on a grid of twice the image's side: nothing wraps.
+
+    A pixel softens the profile, since no pixelated image tells a point from a blur.
 
     Parameters
     ----------
-    model : SmoothLensModel
-        Its pixels and device.
+    n_pixels : int
+        Side N of the image.
+    step : float
+        arcsec per pixel.
+    profile : str
+        Of the mass: "point", whose deflection goes as 1/r, or "sis", whose is constant.
+    device : torch.device or str
+        Where they are.
     """
 
-    def __init__(self, model: SmoothLensModel) -> None:
-        self.n, scale = model.n_pixels, model.observation.pixel_scale * model.binning
-        step = torch.fft.fftfreq(2 * self.n, 1 / (2 * self.n), dtype=torch.float64) * scale
-        y, x = torch.meshgrid(step, step, indexing="ij")
-        squared = x * x + y * y + scale * scale
-        a_x, a_y = x / squared, y / squared
-        planes = torch.stack([a_x, a_y, a_x * a_x, 2 * a_x * a_y, a_y * a_y])
-        # Conjugated: sums over theta of f(theta) a(theta - p) are correlations.
-        self.planes = torch.fft.rfft2(planes).conj().to(model.device, torch.complex64)
+    def __init__(self, n_pixels: int, step: float, profile: str = "point", device: torch.device | str = "cpu") -> None:
+        self.n, self.planes = n_pixels, _planes(2 * n_pixels, step, profile).to(device)
 
     def correlate(self, fields: Tensor, planes: slice) -> Tensor:
         """Sum fields correlated with as many kernels.
@@ -89,6 +92,36 @@ class Kernels:
         spectrum = (torch.fft.rfft2(fields, s=size) * self.planes[planes]).sum(-3)
         correlated: Tensor = torch.fft.irfft2(spectrum, s=size)
         return correlated[..., : self.n, : self.n]
+
+
+def kernels_of(model: SmoothLensModel) -> Kernels:
+    """Return the kernels of a point mass on a model's pixels.
+
+    Parameters
+    ----------
+    model : SmoothLensModel
+        The model.
+
+    Returns
+    -------
+    Kernels
+        The kernels.
+    """
+    return Kernels(model.n_pixels, model.observation.pixel_scale * model.binning, device=model.device)
+
+
+@lru_cache(maxsize=32)
+def _planes(side: int, step: float, profile: str) -> Tensor:
+    """Return transforms (5, side, side // 2 + 1) of a_x and a_y, and of a_x², 2 a_x a_y and a_y²."""
+    at = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64) * step
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    squared = x * x + y * y + step * step
+    below = squared if profile == "point" else squared.sqrt()
+    a_x, a_y = x / below, y / below
+    planes = torch.stack([a_x, a_y, a_x * a_x, 2 * a_x * a_y, a_y * a_y])
+    # Conjugated: sums over theta of f(theta) a(theta - p) are correlations.
+    transformed: Tensor = torch.fft.rfft2(planes).conj().to(torch.complex64)
+    return transformed
 
 
 def _one(counts: Tensor, parameters: Tensor, model: SmoothLensModel, kernels: Kernels) -> Tensor:

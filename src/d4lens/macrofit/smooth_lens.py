@@ -182,17 +182,38 @@ class SmoothLensModel:
         SmoothLensModel
             The same lens.
         """
-        return SmoothLensModel(
-            self.observation,
-            self.constants,
-            self.free,
-            self.priors,
-            binning=binning,
-            sampling=sampling,
-            psf_shape=self.psf_shape,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        return self.replaced(binning=binning, sampling=sampling)
+
+    def replaced(self, **changes: Any) -> "SmoothLensModel":
+        """Return a copy with other arguments than the ones this lens was made with.
+
+        Parameters
+        ----------
+        **changes
+            Arguments of the class, by name.
+
+        Returns
+        -------
+        SmoothLensModel
+            The copy.
+
+        Raises
+        ------
+        PhysicsError
+            As the class does.
+        """
+        own: dict[str, Any] = {
+            "observation": self.observation,
+            "constants": self.constants,
+            "free": self.free,
+            "priors": self.priors,
+            "binning": self.binning,
+            "sampling": self.sampling,
+            "psf_shape": self.psf_shape,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+        return SmoothLensModel(**own | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides what the model computes, as plain values.
@@ -214,6 +235,35 @@ class SmoothLensModel:
             "dtype": str(self.dtype),
             "device": self.device.type,
         }
+
+    @property
+    def walls(self) -> tuple[Tensor, Tensor]:  # numpydoc ignore=RT01
+        """The hard bounds of the free parameters: the lower and the upper ones, each (F,) float64."""
+        lower, upper = (
+            torch.tensor([getattr(self.priors[name], end) for name in self.free], dtype=torch.float64)
+            for end in ("lower", "upper")
+        )
+        return lower, upper
+
+    def columns(self, parameters: Tensor) -> Tensor:
+        """Return the seven columns of a fit's table, fitted or known.
+
+        Parameters
+        ----------
+        parameters : Tensor
+            (..., F), in the order of `free`; what follows is left alone.
+
+        Returns
+        -------
+        Tensor
+            (..., 7) float64 in the order of FIT_COLUMNS; NaN where nothing is known.
+        """
+        known = torch.tensor([self.constants.get(name, math.nan) for name in FIT_COLUMNS], dtype=torch.float64)
+        found = known.repeat(*parameters.shape[:-1], 1)
+        for i, name in enumerate(FIT_COLUMNS):
+            if name in self.free:
+                found[..., i] = parameters[..., self.free.index(name)]
+        return found
 
     def pixel_centres(self) -> tuple[Tensor, Tensor]:
         """Return the coordinates of the counts' pixels, from the native image's centre.
@@ -245,21 +295,6 @@ class SmoothLensModel:
         """
         return self._evaluate(parameters, modulation, derivatives=False)[:, 0]
 
-    def jacobian(self, parameters: Tensor) -> Tensor:
-        """Compute the derivatives of the mean counts by each free parameter.
-
-        Parameters
-        ----------
-        parameters : Tensor
-            The free parameters (B, F), in the order of `free`.
-
-        Returns
-        -------
-        Tensor
-            (B, F, N, N) photons per pixel and unit of the parameter.
-        """
-        return self._evaluate(parameters, None, derivatives=True)[:, 1:]
-
     def image_and_jacobian(self, parameters: Tensor, modulation: Modulation | None = None) -> Tensor:
         """Compute the mean counts and their derivatives together, which share most of the work.
 
@@ -273,7 +308,7 @@ class SmoothLensModel:
         Returns
         -------
         Tensor
-            (B, 1 + F, N, N): `image`, then `jacobian`.
+            (B, 1 + F, N, N): `image`, then the derivative by each parameter, in photons per pixel and unit of the parameter.
         """
         return self._evaluate(parameters, modulation, derivatives=True)
 

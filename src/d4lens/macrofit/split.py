@@ -20,7 +20,7 @@ from d4lens.errors import D4LensError
 from d4lens.files import atomic_path, write_json
 from d4lens.macrofit.columns import MAPS
 from d4lens.macrofit.fitting import fit_smooth_lens
-from d4lens.macrofit.marginal import MarginalFit, fit_marginal, join_fits, open_model
+from d4lens.macrofit.marginal import MarginalFit, fit_marginal, open_model
 from d4lens.macrofit.presets import pseudo_counts
 from d4lens.macrofit.significance import significance_maps
 from d4lens.macrofit.smooth_lens import SmoothLensModel
@@ -162,7 +162,7 @@ def _fitted(
             def alone(i: int) -> MarginalFit:
                 return fit_marginal(pixels[i : i + 1], open_model(observations[i], model.binning), threads=1)
 
-            result = join_fits(in_threads(alone, range(len(pixels)), torch.get_num_threads()))
+            result = MarginalFit.joined(in_threads(alone, range(len(pixels)), torch.get_num_threads()))
         return {"residual": result.residual, "significance": result.significance}, result.table
     first = fit_smooth_lens(pixels, model, **options)
     found = {"residual": first.residual, "significance": significance_maps(pixels, first.parameters, model)}

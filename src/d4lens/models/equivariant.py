@@ -261,8 +261,8 @@ class EquivariantLayers(Layers):
         return EquivariantConv(scalars_in=scalars, fields_out=fields, kernel_size=kernel_size, padding=padding)
 
     @override
-    def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        return EquivariantConv(fields_in=fields_in, fields_out=fields_out, kernel_size=kernel_size)
+    def conv(self, fields_in: int, fields_out: int) -> nn.Module:
+        return EquivariantConv(fields_in=fields_in, fields_out=fields_out)
 
     @override
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:

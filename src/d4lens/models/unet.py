@@ -60,15 +60,13 @@ class Layers(Protocol):
         """
         ...
 
-    def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
-        """Make a convolution between fields that keeps the size.
+    def conv(self, fields_in: int, fields_out: int) -> nn.Module:
+        """Make a convolution of 3 x 3 pixels between fields that keeps the size.
 
         Parameters
         ----------
         fields_in, fields_out : int
             Fields in and out.
-        kernel_size : int
-            Side of the kernel in pixels, odd.
 
         Returns
         -------
@@ -167,9 +165,9 @@ class PlainLayers(Layers):
         return nn.Conv2d(scalars, self.channels(fields), kernel_size, padding=padding, bias=False)
 
     @override
-    def conv(self, fields_in: int, fields_out: int, kernel_size: int = 3) -> nn.Module:
+    def conv(self, fields_in: int, fields_out: int) -> nn.Module:
         widths = self.channels(fields_in), self.channels(fields_out)
-        return nn.Conv2d(*widths, kernel_size, padding=kernel_size // 2, bias=False)
+        return nn.Conv2d(*widths, 3, padding=1, bias=False)
 
     @override
     def project(self, fields: int, scalars: int, kernel_size: int, padding: int) -> nn.Module:

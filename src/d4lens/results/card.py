@@ -220,7 +220,7 @@ matter (`sphere`) or a vortex of superfluid dark matter (`vort`). {description["
 | | |
 |---|---|
 | training | profile `{profile}`, seed {description["seed"]}, epoch {description["epoch"]}, fingerprint `{description["fingerprint"][:16]}` |
-| input | {seen["n_pixels"]} × {seen["n_pixels"]} pixels of {seen["pixel_scale"]:g} arcsec, photon counts; Gaussian PSF of {seen["psf_sigma"]:g} arcsec, sky {seen["sky"]:g} counts a pixel |
+| input | {seen["n_pixels"]} × {seen["n_pixels"]} pixels of {seen["pixel_scale"]:g} arcsec, photon counts; Gaussian PSF of σ = {seen["psf_sigma"]:g} arcsec, sky {seen["sky"]:g} counts a pixel |
 | output | three probabilities, and the convergence of the substructure that it infers |
 | packages | {versions} |
 | licence | MIT, weights and code |
@@ -237,24 +237,24 @@ On {scores["n_test"]:,} test images of the simulation it was trained on, which n
 
 ## Training data
 
-{scores["n_train"]:,} images of the preset `deeplense` of this project's simulator, which imitates the published DeepLense set: a
+{scores["n_train"]:,} images of the preset `deeplense` of this project's simulator ([some turned](../DATA.md)), which imitates the published DeepLense set: a
 singular isothermal sphere with external shear, a Sérsic source, Poisson counts, and 25 point masses or one rod as substructure
 ([DATA.md](../DATA.md)). No genuine image was used for training, or to choose an epoch or an arm.{shipped}
 
-The constants of the simulator were fitted to genuine images of the published set, possibly the same ones as above. So those
-images test whether a network trained on simulations works on genuine ones. They do not test the simulator independently.
+The constants of the simulator were fitted to genuine images of the published set. So a test on such images shows whether a network
+trained on simulations works on genuine ones. It does not test the simulator independently.
 
 ## Intended use
 
 Research and teaching on images like those it was trained on: one galaxy-scale lens, one band, the light of the lens galaxy
 absent or subtracted, Poisson noise, and the pixel scale and PSF above. `d4lens predict` first fits a smooth lens and gives its
-`chi2`. This network answers where the fit is that of its training. Do not use an answer that has a `flag`.
+`chi2`. This network answers where `processing` says `fitted: specialist`. Do not use an answer that has a `flag`.
 
 `predict` gives probabilities but no label in these cases:
 
 - The fit did not converge, ended at a bound or saw too little of the ring.
 - No network was trained on the maps of the fit. That is so where the light of the lens galaxy was fitted too.
-- No class has a probability of three quarters, or what the second network asks for.
+- No class is likely enough: three quarters, or what the second network asks for.
 
 `--force-label` gives a label all the same.
 

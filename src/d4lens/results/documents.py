@@ -29,9 +29,9 @@ from d4lens.results.tables import (
 )
 
 HEADLINE = {
-    "d4lenspinn_published": "the image alone, by the published recipe",
-    "d4cnn_residual": "the residual of a smooth lens",
-    "d4lenspinn": "the same, and how significant one more mass would be",
+    "d4lenspinn_published": "the image alone (the published pipeline)",
+    "d4cnn_residual": "the residual of a smooth-lens fit",
+    "d4lenspinn": "this residual, and the significance of one more mass at each place",
 }
 """Arms of the first page's table, and what each reads."""
 _BLOCK = re.compile(r"<!-- (\w+):([\w-]+):(begin|end) -->")

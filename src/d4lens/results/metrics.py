@@ -201,9 +201,8 @@ def compare_all(
     result = {}
     for a, b in pairs:
         difference = values[a] - values[b]
-        tail = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
         low, high = interval(difference)
-        p_value = round(min(1.0, 2 * (tail + 1) / (n_resamples + 1)), DECIMALS)
+        p_value = round(two_sided(difference), DECIMALS)
         seeds = min(len(predictions[a]), len(predictions[b]))
         result[a, b] = Difference(metric, round(observed[a] - observed[b], DECIMALS), low, high, p_value, seeds)
     return result
@@ -385,6 +384,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def two_sided(drawn: Array) -> float:
+    """Return the two-sided p-value of a bootstrapped difference from zero.
+
+    Parameters
+    ----------
+    drawn : ndarray
+        Its value in each resample.
+
+    Returns
+    -------
+    float
+        At least 2 over the number of resamples and one.
+    """
+    tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return min(1.0, 2 * (tail + 1) / (len(drawn) + 1))
+
+
 def roc_curves(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
     """Draw up one-vs-rest ROC curves on equal steps of the false positive rate.
 
@@ -419,31 +435,6 @@ def roc_curves(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
         curve = np.interp(grid, np.r_[0.0, false], np.r_[0.0, true])
         frames.append(pd.DataFrame({"class": name, "fpr": grid.round(DECIMALS), "tpr": curve.round(DECIMALS)}))
     return pd.concat(frames, ignore_index=True)
-
-
-def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
-    """Count images by true and most probable class.
-
-    Parameters
-    ----------
-    labels : array_like
-        True classes, (n,), indices into CLASSES.
-    probabilities : array_like
-        (n, C).
-
-    Returns
-    -------
-    numpy.ndarray
-        (C, C): row the true class, column the most probable one.
-
-    Raises
-    ------
-    D4LensError
-        As `score`.
-    """
-    labels, probabilities = checked(labels, probabilities)
-    n = len(CLASSES)
-    return np.bincount(labels * n + probabilities.argmax(axis=1), minlength=n * n).reshape(n, n)
 
 
 def _resample_weights(labels: NDArray[np.int64], n_resamples: int, seed: int) -> Iterator[Array]:

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 
 from d4lens.classes import CLASSES
 from d4lens.files import atomic_path
@@ -52,7 +53,8 @@ def confusions(tables: Mapping[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for (arm, seed), table in tables.items():
-        counts = metrics.confusion(*predictions.of_view(table, "tta")[1:])
+        _, labels, probabilities = predictions.of_view(table, "tta")
+        counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(CLASSES)))
         rows += [
             {"arm": arm, "seed": seed, "actual": actual, "predicted": predicted, "images": int(counts[i, j])}
             for i, actual in enumerate(CLASSES)

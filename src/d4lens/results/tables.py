@@ -404,7 +404,7 @@ def without_network(baselines: Baselines) -> list[str]:
     list of str
         An empty line, a sentence, another empty line, and an item each.
     """
-    lines = ["", "Macro AUC without a network, of a random forest on numbers of the smooth fit:", ""]
+    lines = ["", "Macro AUC of a random forest that sees only these numbers of the smooth fit:", ""]
     for name, measured in baselines.items():
         auc = measured["auc_macro"]
         lines.append(f"- {name}: {auc['value']:.4f} [{auc['low']:.4f}, {auc['high']:.4f}]")
@@ -530,8 +530,8 @@ def compared(results: pd.DataFrame, comparisons: Sequence[Mapping[str, Any]]) ->
     averaged = results[results["tta"]].groupby("arm", sort=False)["auc_macro"].mean()
     best = averaged.idxmax()
     lines += [
-        f"For orientation, macro AUC with TTA of {best} minus that of the others on the same test images (paired bootstrap over "
-        f"{over}; no choice of pairs was fixed, so there is no p):",
+        f"Macro AUC with TTA of {best} minus that of each other arm, on the same test images (paired bootstrap over {over}). The "
+        "pairs were not fixed in advance, so no p-value is given:",
         "",
     ]
     for pair in comparisons:

@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from d4lens.data.archive import ARCHIVE_SPLITS, DARKEST, PRESET_FILE, TABLES, TOP, Limits, SafeZip, zip_member
-from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS, Truth
+from d4lens.data.truth import COLUMNS, OWN_COLUMNS, SUBHALO_COLUMNS
 from d4lens.errors import D4LensError, PhysicsError
 from d4lens.files import atomic_path
 from d4lens.parallel import Ranks, together
@@ -213,23 +213,6 @@ def join_shards(paths: Iterable[str | Path], out: str | Path) -> None:
             ) as error:
                 raise D4LensError(f"{path} is damaged ({error}); simulate that shard again") from error
         archive.finish(preset, {**first, "start": 0, "stop": total})
-
-
-def read_truth(path: str | Path) -> Truth:
-    """Read the truth tables of an archive, exact to the last bit.
-
-    Parameters
-    ----------
-    path : str or Path
-        A zip of `write_archive`.
-
-    Returns
-    -------
-    Truth
-        Its images and masses.
-    """
-    with zipfile.ZipFile(path) as file, file.open(TRUTH) as images, file.open(SUBHALOS) as subhalos:
-        return Truth.from_csv(images, subhalos)
 
 
 def _description(preset: Preset, train_presets: Iterable[Preset]) -> dict[str, Any]:

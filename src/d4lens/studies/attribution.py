@@ -24,6 +24,7 @@ from d4lens.progress import with_progress
 from d4lens.results import metrics
 from d4lens.results.outcome import Outcome, record
 from d4lens.studies.error_bars import interval_drawing
+from d4lens.studies.recovery import correlations
 from d4lens.studies.samples import Samples, distance, simulate_samples
 from d4lens.studies.study import Drawing, Inputs, Study
 
@@ -32,8 +33,6 @@ Array = NDArray[np.float64]
 TOLERANCE = 0.3
 """Arcsec from the most massive subhalo, or from the rod, at which a point still hits."""
 METHODS = ("integrated_gradients", "gradient")
-BASELINES = ("random", "random_on_ring", "centre", "significance", "residual")
-"""Points chosen without a network: any pixel, any pixel of the fitted ring, the image's centre, the maps' extremes."""
 _RING = 0.5  # arcsec to either side of the fitted Einstein radius
 CELLS, HALF_WIDTH = 5, 2.25
 """Cells a side, and half the side in arcsec, of the square around the lens that is patched cell by cell."""
@@ -81,7 +80,8 @@ def baseline_hits(samples: Samples) -> dict[str, Array]:
     Returns
     -------
     dict of str to ndarray
-        Hits (B,) by name of BASELINES; those of random points are the chances of one.
+        Hits (B,) by name: `random` and `random_on_ring`, the chance of any pixel and of any on the fitted ring; `centre` of the image;
+        `significance` and `residual`, the maps' extremes.
     """
     near = (distance(samples) <= TOLERANCE).double()
     x, y = lensing.grid(samples.observation.n_pixels, samples.observation.pixel_scale, torch.float64)
@@ -231,10 +231,7 @@ def spearman(a: Array, b: Array) -> Array:
     ndarray
         (n,), NaN for a row without spread.
     """
-    ranks = [rankdata(values, axis=1) for values in (a, b)]
-    x, y = (rank - rank.mean(1, keepdims=True) for rank in ranks)
-    with np.errstate(invalid="ignore"):
-        return np.asarray((x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1)))
+    return correlations(*(rankdata(values, axis=1) for values in (a, b)))
 
 
 def records(

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from d4lens import flags
 from d4lens.classes import CLASSES
 from d4lens.data import arrays
-from d4lens.data.images import recover_counts
 from d4lens.macrofit import (
     FIT_COLUMNS,
     FitResult,
@@ -204,50 +203,19 @@ def fits(case: Case, native_counts: Tensor, native: Observation, binning: int) -
         counts = bin_pixels(native_counts.double(), binning).float()
         models: dict[str, Callable[[], SmoothLensModel]] = {"default": lambda: standard}
         if case.known is not None:
-            models["known"] = lambda: with_constants(standard, case.known or {})
+            models["known"] = lambda: standard.replaced(constants={**standard.constants, **(case.known or {})})
         models["freed"] = lambda: preset_model("deeplense", native, binning, free=(*FIT_COLUMNS, *case.freed))
         for constants, make in models.items():
             yield _fitted(constants, counts, make())
         return
-    # As a user meets them: scaled to [0, 1]. `predict` takes them for photon counts over the training's sky; who knows
-    # that the photon scale is lost has the preprocessing raise them until the background is Poisson's.
-    scaled = _normalised(native_counts)
-    taken = [bin_pixels(recover_counts(image, native.sky).k, binning) for image in scaled.numpy()]
-    yield _fitted("default", torch.from_numpy(np.stack(taken).astype(np.float32)), standard)
-    raised = pseudo_counts(_normalised(bin_pixels(scaled.double(), binning)))
+    # As a user meets them: scaled to [0, 1], the photon scale lost. `predict` raises them until the background is Poisson's.
+    raised = pseudo_counts(_normalised(bin_pixels(native_counts.double(), binning)))
+    yield _fitted("default", raised, preset_model("deeplense", native, binning, units="normalised"))
     source = preset(case.simulator).observation
     its_own = replace(native, psf_sigma=source.psf_sigma)
     yield _fitted("known", raised, preset_model(case.simulator, its_own, binning, units="normalised"))
     freed = preset_model("deeplense", native, binning, free=(*FIT_COLUMNS, *case.freed), units="normalised")
     yield _fitted("freed", raised, freed)
-
-
-def with_constants(model: SmoothLensModel, values: Mapping[str, float]) -> SmoothLensModel:
-    """Copy a smooth lens with other constants.
-
-    Parameters
-    ----------
-    model : SmoothLensModel
-        The lens.
-    values : mapping of str to float
-        The constants that are to be others.
-
-    Returns
-    -------
-    SmoothLensModel
-        The copy.
-    """
-    constants = {**model.constants, **values}
-    return SmoothLensModel(
-        model.observation,
-        constants,
-        model.free,
-        model.priors,
-        binning=model.binning,
-        psf_shape=model.psf_shape,
-        dtype=model.dtype,
-        device=model.device,
-    )
 
 
 def _fitted(constants: str, counts: Tensor, lens: SmoothLensModel) -> CaseFit:

@@ -285,9 +285,7 @@ def p_value(values: Sequence[Array], resamples: int, seed: int) -> float:
     kept = _enough(values)
     if not len(kept):
         return 1.0
-    drawn = metrics.drawn_means(kept, resamples, seed)
-    tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return min(1.0, 2 * (tail + 1) / (resamples + 1))
+    return metrics.two_sided(metrics.drawn_means(kept, resamples, seed))
 
 
 def equivalence_bound(values: Sequence[Array], resamples: int, seed: int) -> float:

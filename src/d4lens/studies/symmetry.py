@@ -116,24 +116,6 @@ def largest(several: Iterable[Mapping[Layer, float]]) -> dict[Layer, float]:
     return worst
 
 
-def broken(found: Mapping[Layer, float], dtype: torch.dtype) -> list[str]:
-    """Name the layers that promise equivariance and miss it by more than rounding.
-
-    Parameters
-    ----------
-    found : mapping of Layer to float
-        Errors by layer.
-    dtype : torch.dtype
-        Precision of the network.
-
-    Returns
-    -------
-    list of str
-        Names, in the order the layers are met.
-    """
-    return [layer.name for layer, off in found.items() if layer.kind in PROMISED and not off <= bound(dtype)]
-
-
 @torch.inference_mode()
 def orbit(network: nn.Module, batches: Iterable[LensBatch]) -> Tensor:
     """Predict all images under each element of D4.

@@ -1,4 +1,4 @@
-"""MLflow as a mirror of what is trained: it shows, the committed metrics files are the truth.
+"""Results copied to MLflow, where they are looked at; the files in metrics/ are what counts.
 
 A run is found again by its fingerprint (of parameters, data and code), so repeating a training or evaluating it later
 continues its run instead of making a twin. Nothing here may stop or delay a training: without MLflow, or with a store

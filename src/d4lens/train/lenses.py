@@ -242,28 +242,6 @@ class EpochBatches(Sampler[list[int]]):
             yield np.resize(rows, len(rows) + missing)[self.rank :: self.world].tolist()
 
 
-class InOrder(Sampler[list[int]]):
-    """All rows in order, in batches.
-
-    Parameters
-    ----------
-    size : int
-        Number of rows.
-    batch : int
-        Rows in a batch; the last may hold fewer.
-    """
-
-    def __init__(self, size: int, batch: int) -> None:
-        self.size, self.batch = size, batch
-
-    def __len__(self) -> int:
-        return -(-self.size // self.batch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, self.size, self.batch):
-            yield list(range(start, min(start + self.batch, self.size)))
-
-
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     """Derive the seed of everything random within one epoch but the order of the images.
 

@@ -14,10 +14,9 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from d4lens import models
 from d4lens.data import arrays
@@ -28,7 +27,7 @@ from d4lens.models import weights
 from d4lens.parallel import Ranks, ranks, together
 from d4lens.params import TrainParams
 from d4lens.train import checkpoint
-from d4lens.train.lenses import EpochBatches, InOrder, Lenses, epoch_seed, load_lenses
+from d4lens.train.lenses import EpochBatches, Lenses, epoch_seed, load_lenses
 from d4lens.train.module import SELECTION, TrainingModule
 from d4lens.train.norms import synchronise
 
@@ -59,7 +58,6 @@ def fingerprint(
     options: dict[str, Any],
     seed: int,
     params: TrainParams,
-    devices: int = 1,
     start: str | Path | None = None,
 ) -> str:
     """Name the result of `train_network` with these arguments.
@@ -70,8 +68,6 @@ def fingerprint(
     ----------
     arrays_folder, macrofit_folder, network_name, options, seed, params
         As for `train_network`.
-    devices : int
-        Number of processes.
     start : str or Path, optional
         As for `train_network`.
 
@@ -80,9 +76,7 @@ def fingerprint(
     str
         SHA-256 in hexadecimal.
     """
-    return checkpoint.combined(
-        _digests(arrays_folder, macrofit_folder, network_name, options, seed, params, devices, start)
-    )
+    return checkpoint.combined(_digests(arrays_folder, macrofit_folder, network_name, options, seed, params, start))
 
 
 def _digests(
@@ -92,7 +86,6 @@ def _digests(
     options: dict[str, Any],
     seed: int,
     params: TrainParams,
-    devices: int,
     start: str | Path | None = None,
 ) -> checkpoint.Digests:
     parameters = {"network": network_name, "options": options, "seed": seed, "train": params.model_dump()}
@@ -102,14 +95,8 @@ def _digests(
     for folder in folders:
         if not Path(folder).is_dir():
             raise D4LensError(f"there is no folder {folder}; run the stage that makes it")
-    setting = {"processes": _processes(devices), "device": _device(), "precision": precision(params.precision)}
+    setting = {"processes": ranks().world, "device": _device(), "precision": precision(params.precision)}
     return checkpoint.digests(parameters, setting, *folders)
-
-
-def _processes(devices: int) -> int:
-    """Return how many processes train together: torchrun's where it has started any, else `devices`."""
-    world = ranks().world
-    return world if world > 1 else devices
 
 
 def _device() -> str:
@@ -139,10 +126,12 @@ def train_network(
     seed: int,
     params: TrainParams,
     tracker: Mirror | None = None,
-    devices: int = 1,
     start: str | Path | None = None,
 ) -> dict[str, float]:
     """Train one network and keep the epoch with the best score on the `select` split.
+
+    Under torchrun and its like (`d4lens.parallel`) several processes train it together, each with its own share of a batch as many
+    times as large: one accelerator each, or one CPU process each where there is none. All end where one does.
 
     Parameters
     ----------
@@ -164,10 +153,6 @@ def train_network(
         Group `train` of the parameters.
     tracker : Mirror, optional
         Receives each epoch's row.
-    devices : int
-        Processes of a distributed training, each with its own share of a batch `devices` times as large: one accelerator
-        each, or one CPU process each where there is none. Under torchrun and its like (`d4lens.parallel`) their
-        processes count instead, on all machines, and all end where one does.
     start : str or Path, optional
         Weights of the same network, as this function writes them, to start from instead of first ones.
 
@@ -182,11 +167,11 @@ def train_network(
         For unusable folders, options or parameters, for a loss that is not finite, and while another process trains in
         `work_folder`.
     """
-    digests = _digests(arrays_folder, macrofit_folder, network_name, options, seed, params, devices, start)
+    digests = _digests(arrays_folder, macrofit_folder, network_name, options, seed, params, start)
     observation = arrays.load_observation(arrays_folder)
     out_folder, work_folder = Path(out_folder), Path(work_folder)
-    # Lightning starts the other ranks as further processes of this same script.
-    is_main, own_ranks = getattr(rank_zero_only, "rank", 0) == 0, ranks()
+    own_ranks = ranks()
+    is_main = own_ranks.is_main
     _agree(digests, own_ranks)
     with sole_writer(work_folder) if is_main else nullcontext():
         # The network is built before the checkpoint is looked at, so that a fresh start and a resumed one draw alike.
@@ -226,7 +211,7 @@ def train_network(
             if params.limit is not None:
                 images = images.first(params.limit, seed)
             progress.n_images = len(images)
-            _fit(module, images, select, devices, keeper)
+            _fit(module, images, select, keeper)
         elif is_main:
             keeper.mirror(progress.history)
         best = progress.history[progress.best_epoch - 1]
@@ -257,19 +242,18 @@ def precision(wanted: str) -> str:
     return "bf16-mixed" if cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported() else "32-true"
 
 
-def _fit(module: TrainingModule, images: Lenses, select: Lenses, devices: int, keeper: "_Keeper") -> None:
+def _fit(module: TrainingModule, images: Lenses, select: Lenses, keeper: "_Keeper") -> None:
     params = module.params
     shown = sys.stderr.isatty()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     own_ranks = ranks()
-    processes = _processes(devices)
-    if processes > 1:
+    if own_ranks.world > 1:
         synchronise(module.net)
     trainer = L.Trainer(
         max_epochs=params.epochs - module.first,
-        devices=own_ranks.local_world if own_ranks.world > 1 else devices,
+        devices=own_ranks.local_world if own_ranks.world > 1 else 1,
         num_nodes=own_ranks.machines,
-        strategy="ddp" if processes > 1 else "auto",
+        strategy="ddp" if own_ranks.world > 1 else "auto",
         # Not guessed: other launchers set the same.
         plugins=[TorchElasticEnvironment()] if own_ranks.world > 1 else None,
         precision=precision(params.precision),  # type: ignore[arg-type]
@@ -296,10 +280,11 @@ def _fit(module: TrainingModule, images: Lenses, select: Lenses, devices: int, k
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, of torch's names
         try:
+            in_order = BatchSampler(SequentialSampler(range(len(select))), 2 * params.batch_size, drop_last=False)
             trainer.fit(
                 module,
                 DataLoader(images, sampler=batches, batch_size=None),
-                DataLoader(select, sampler=InOrder(len(select), 2 * params.batch_size), batch_size=None),
+                DataLoader(select, sampler=in_order, batch_size=None),
             )
         except (SIGTERMException, RuntimeError):
             if not trainer.received_sigterm:

@@ -233,7 +233,7 @@ def prepare(
         instrument.psf is not None
         and _psf_residual(pixels, variance, photons, ratio, instrument.psf, scale, grid) > _PSF_RESIDUAL
     ):
-        flags += (Raised(Flag.NOT_GAUSSIAN),)
+        flags += (Raised(Flag.NOT_ROUND),)
     if photons.units == NORMALISED:
         pixels = normalised(pixels)
     square = raw.pixels.shape[0] == raw.pixels.shape[1]

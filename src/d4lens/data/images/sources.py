@@ -14,7 +14,7 @@ from d4lens.data.archive import DEFAULT_LIMITS, MAX_IMAGE_BYTES, Limits, SafeZip
 from d4lens.data.images.counts import as_image
 from d4lens.data.images.formats import READERS, Array, Band, Raw, Reader, parse_npy, reader_of
 from d4lens.data.images.masks import MASKS, Mask, without
-from d4lens.errors import D4LensError
+from d4lens.errors import D4LensError, reason_of
 from d4lens.files import readable
 
 _MAGIC = frozenset("*?[")
@@ -98,7 +98,7 @@ def _bytes(path: Path) -> bytes:
             raise D4LensError(f"{path} is larger than {MAX_IMAGE_BYTES / 1e6:.0f} MB, too large for one image")
         return path.read_bytes()
     except OSError as error:
-        raise D4LensError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise D4LensError(f"{path} cannot be read: {reason_of(error)}") from None
 
 
 def find(paths: Iterable[str | Path], limits: Limits = DEFAULT_LIMITS) -> Iterator[ImageSource]:
