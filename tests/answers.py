@@ -10,7 +10,8 @@ from d4lens.inference.pipeline import Answer, classify, fit_sources, load_classi
 
 def predict_paths(paths: Sequence[str | Path], weights: str | Path | None = None, **how: Any) -> Answer:
     """`d4lens predict`."""
-    return classify(list(images.find(paths)), load_classifier(weights), **how)
+    classifier = load_classifier(weights)
+    return classify(list(images.find(paths)), classifier, **how)
 
 
 def fit_paths(paths: Sequence[str | Path], **how: Any) -> Answer:

@@ -12,7 +12,7 @@ for path in sys.argv[1:]:
         runpy.run_path(path, run_name="__main__")
     except SystemExit as stop:
         assert not stop.code, path
-        print("started", path)
+    print("started", path)
 """
 
 

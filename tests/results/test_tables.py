@@ -112,7 +112,7 @@ def test_comparisons_are_told_from_the_best_arm_whichever_side_it_stood_on():
         {"a": "d4cnn", "b": "d4lenspinn", "difference": 0.1, "low": -0.01, "high": 0.2},
     ]
     lines = tables.results_markdown(tables.table(rows), "", [{**pair, "seeds": 1} for pair in pairs]).splitlines()
-    assert lines[-4].startswith("For orientation, macro AUC with TTA of d4cnn minus")
+    assert lines[-4].startswith("Macro AUC with TTA of d4cnn minus that of each other arm")
     assert "over images;" in lines[-4]
     assert lines[-2:] == ["- resnet18: +0.2000 [+0.1000, +0.2500]", "- d4lenspinn: +0.1000 [-0.0100, +0.2000]"]
     assert lines[-8].startswith("Contrasts fixed before the first run")
@@ -174,7 +174,7 @@ def test_families_are_tables_of_their_own_with_their_own_comparisons(tmp_path):
     assert "| d4cnn_300 |" not in own
     assert "| d4cnn_300 | D4 |" in further
     assert "| d4cnn |" not in further
-    assert "macro AUC with TTA of d4cnn_300 minus" in further
+    assert "Macro AUC with TTA of d4cnn_300 minus" in further
     assert "- resnet18_300: +0.1000 [+0.0500, +0.2000]" in further
     said = tables.table_text(tmp_path / "quick")
     assert said.index("d4cnn ") < said.index("Grid curve, 300 images.") < said.index("resnet18_300")

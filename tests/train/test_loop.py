@@ -125,7 +125,7 @@ def test_even_the_optimiser_is_the_same_after_a_resume(dataset, tmp_path, params
     with pytest.raises(SystemExit):
         run(dataset, tmp_path / "parts", tracker=Listener(3), params=params())
     run(dataset, tmp_path / "parts", params=params())
-    digests = loop._digests(*dataset, *CNN, 1, params(), 1)
+    digests = loop._digests(*dataset, *CNN, 1, params())
     whole, parts = (checkpoint.latest(tmp_path / name / "work", digests) for name in ("whole", "parts"))
     assert whole.epoch == parts.epoch == 4
     assert whole.history == parts.history
