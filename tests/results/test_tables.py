@@ -113,7 +113,7 @@ def test_comparisons_are_told_from_the_best_arm_whichever_side_it_stood_on():
     ]
     lines = tables.results_markdown(tables.table(rows), "", [{**pair, "seeds": 1} for pair in pairs]).splitlines()
     assert lines[-4].startswith("Macro AUC with TTA of d4cnn minus that of each other arm")
-    assert "over images;" in lines[-4]
+    assert "over images)." in lines[-4]
     assert lines[-2:] == ["- resnet18: +0.2000 [+0.1000, +0.2500]", "- d4lenspinn: +0.1000 [-0.0100, +0.2000]"]
     assert lines[-8].startswith("Contrasts fixed before the first run")
     assert "p corrected for these 1 after Holm" in lines[-8]
