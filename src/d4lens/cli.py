@@ -19,6 +19,7 @@ from d4lens.table_files import check_suffix, write_table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from d4lens.data.images import ImageSource
     from d4lens.inference.pipeline import Answer
 
 _CLOSED = "standard output is closed, so the answer would be lost; open it or name a file: -o FILE"
@@ -360,44 +361,46 @@ def _override(text: str) -> tuple[str, bool | float | list[float]]:
     return name, numbers[0] if len(numbers) == 1 else numbers
 
 
-def _predict(arguments: argparse.Namespace) -> int:
+def _found(arguments: argparse.Namespace) -> "list[ImageSource]":
     from d4lens.data import images
+
+    return list(images.find(arguments.paths))
+
+
+def _predict(arguments: argparse.Namespace) -> int:
     from d4lens.inference.pipeline import classify, load_classifier
 
     known = _known(arguments) | {"tta": not arguments.no_tta, "force_label": arguments.force_label}
     classifier = load_classifier(arguments.weights)
-    return _write(classify(list(images.find(arguments.paths)), classifier, **known), arguments)
+    return _write(classify(_found(arguments), classifier, **known), arguments)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from d4lens.data import images
     from d4lens.inference.pipeline import fit_sources
 
     known = _known(arguments)
-    return _write(fit_sources(list(images.find(arguments.paths)), **known), arguments)
+    return _write(fit_sources(_found(arguments), **known), arguments)
 
 
 def _detect(arguments: argparse.Namespace) -> int:
-    from d4lens.data import images
     from d4lens.inference.mass_search import Wanted, detect_sources
 
     names = ("profile", "p_false", "z_lens", "z_source", "sensitivity", "sigma", "force")
     wanted = Wanted(**{name: getattr(arguments, name) for name in names})
     _check_out(arguments.sensitivity, "a map")
     known = _known(arguments)
-    return _write(detect_sources(list(images.find(arguments.paths)), wanted=wanted, **known), arguments)
+    return _write(detect_sources(_found(arguments), wanted=wanted, **known), arguments)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     """Draw every image; one that fails is named, and the rest goes on."""
-    from d4lens.data import images
     from d4lens.inference.explain import explain_source
     from d4lens.inference.picture import draw_explanation, places_for
     from d4lens.inference.pipeline import load_classifier
 
     known = _known(arguments)
     classifier = load_classifier(arguments.weights)
-    found = list(images.find(arguments.paths))
+    found = _found(arguments)
     places = places_for([source.name for source in found], arguments.out)
     sources = known["instrument"].joined(found)
     failed = 0
